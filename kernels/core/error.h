@@ -19,10 +19,10 @@ class Error : public std::runtime_error {
   virtual int exit_code() const noexcept { return 1; }
 };
 
-#define RWKV_DEFINE_ERROR(Name, code)                       \
-  class Name : public Error {                               \
-   public:                                                  \
-    using Error::Error;                                     \
+#define RWKV_DEFINE_ERROR(Name, code)                        \
+  class Name : public Error {                                \
+   public:                                                   \
+    using Error::Error;                                      \
     int exit_code() const noexcept override { return code; } \
   }
 
@@ -49,10 +49,10 @@ std::string str(Args&&... args) {
 }  // namespace rwkv
 
 /// Always on. `RWKV_CHECK(cond, ErrorType, parts...)` throws ErrorType with the joined parts.
-#define RWKV_CHECK(cond, ErrorType, ...)                        \
-  do {                                                          \
-    if (!(cond)) [[unlikely]]                                   \
-      throw ::rwkv::ErrorType(::rwkv::str(__VA_ARGS__));        \
+#define RWKV_CHECK(cond, ErrorType, ...)                 \
+  do {                                                   \
+    if (!(cond)) [[unlikely]]                            \
+      throw ::rwkv::ErrorType(::rwkv::str(__VA_ARGS__)); \
   } while (0)
 
 /// Always on, for invariants of our own code: throws InternalError with place and expression.

@@ -35,8 +35,8 @@ Rng::Rng(uint64_t seed, uint64_t purpose, uint64_t step) : step_(static_cast<uin
 }
 
 std::array<uint32_t, 4> Rng::block(uint64_t index, uint32_t lane) const {
-  return philox4x32(
-      {static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), step_, lane}, key_);
+  return philox4x32({static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), step_, lane},
+                    key_);
 }
 
 uint64_t Rng::u64(uint64_t index) const {

@@ -25,10 +25,10 @@ class Rng {
   /// purpose: any 64-bit number, usually hash_name("what this is for"); step < 2^32.
   Rng(uint64_t seed, uint64_t purpose, uint64_t step = 0);
 
-  uint64_t u64(uint64_t index) const;                  ///< uniform over all 64-bit numbers
-  double uniform(uint64_t index) const;                ///< [0, 1), 53 bits
-  uint64_t below(uint64_t index, uint64_t n) const;    ///< [0, n), unbiased; n >= 1
-  double normal(uint64_t index) const;                 ///< N(0, 1), Box-Muller in double
+  uint64_t u64(uint64_t index) const;                ///< uniform over all 64-bit numbers
+  double uniform(uint64_t index) const;              ///< [0, 1), 53 bits
+  uint64_t below(uint64_t index, uint64_t n) const;  ///< [0, n), unbiased; n >= 1
+  double normal(uint64_t index) const;               ///< N(0, 1), Box-Muller in double
 
   /// Sequential draws: the same numbers as index 0, 1, 2, ...
   uint64_t next_u64() { return u64(next_++); }

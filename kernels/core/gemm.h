@@ -1,0 +1,41 @@
+#pragma once
+/// Matrix products behind one call, for every backend.
+
+#include <cstdint>
+
+#include "kernels/core/dtype.h"
+
+namespace rwkv {
+
+class Context;
+
+/// C (m, n) = op(A) (m, k) * op(B) (k, n), or C += with kAdd. All row-major.
+/// A is stored (m, k), or (k, m) when `trans_a`; B is stored (k, n), or (n, k) when `trans_b`.
+/// lda, ldb, ldc are row strides in elements of the stored matrices.
+struct GemmCall {
+  int64_t m = 0, n = 0, k = 0;
+  const void* a = nullptr;
+  const void* b = nullptr;
+  void* c = nullptr;
+  int64_t lda = 0, ldb = 0, ldc = 0;
+  bool trans_a = false, trans_b = false;
+  Accum mode = Accum::kWrite;
+  DType dtype = DType::kF32;
+};
+
+/// Runs the product on the context's device. f32 on the CPU. Deterministic: every element of C is
+/// summed in an order that depends on the shapes only, never on the number of threads.
+/// mode kSkip does nothing.
+void gemm(Context& ctx, const GemmCall& call);
+
+/// y (rows, out) = x (rows, in) W^T with W stored (out, in), contiguous f32: the linear layers.
+void gemm_nt(Context& ctx, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
+             float* c, Accum mode);
+/// C (m, n) = A (m, k) B (k, n).
+void gemm_nn(Context& ctx, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
+             float* c, Accum mode);
+/// C (m, n) = A^T B with A stored (k, m), B (k, n): weight gradients.
+void gemm_tn(Context& ctx, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
+             float* c, Accum mode);
+
+}  // namespace rwkv

@@ -1,0 +1,2 @@
+#include "kernels/core/context.h"
+#include "kernels/core/gemm.h"

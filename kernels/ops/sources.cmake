@@ -1,0 +1,4 @@
+set(RWKV_OP_SOURCES
+  ops/op.cpp
+  ops/op_table.cpp
+)

@@ -1,0 +1,3 @@
+set(RWKV_WKV_SOURCES
+  wkv/registry.cpp
+)
