@@ -24,7 +24,7 @@ endif()
 add_library(rwkv_flags INTERFACE)
 target_include_directories(rwkv_flags INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/generated)
 target_compile_options(rwkv_flags INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Werror>)
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wno-missing-field-initializers;-Werror>)
 if(RWKV_CPU_ARCH AND NOT RWKV_CPU_ARCH STREQUAL "generic")
   target_compile_options(rwkv_flags INTERFACE
     $<$<COMPILE_LANGUAGE:CXX>:-march=${RWKV_CPU_ARCH}>)

@@ -1,0 +1,196 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+
+#include "kernels/core/parallel.h"
+#include "model/graph/plan.h"
+
+namespace rwkv {
+
+TensorView Plan::view(int32_t b) const {
+  if (b < 0) return {};
+  const auto& buf = buffers_[static_cast<size_t>(b)];
+  return arena_.at(buf.offset, buf.spec);
+}
+
+void Plan::bind(Context& ctx, std::span<const TensorView> values,
+                std::span<const TensorView> grads) {
+  RWKV_ASSERT(values.size() == graph_->params().size(), values.size(), " parameters");
+  RWKV_ASSERT(!training_ || grads.size() == values.size(), grads.size(), " gradients");
+  for (size_t p = 0; p < values.size(); ++p)
+    RWKV_ASSERT(values[p].spec == graph_->params()[p].spec, graph_->params()[p].name);
+  ctx.reserve_workspace(workspace_bytes_);
+  arena_ = Arena(ctx.device(), arena_bytes_, "activations");
+  exec_.clear();
+  exec_.reserve(steps_.size());
+  const auto views = [this](const std::vector<int32_t>& buffers) {
+    std::vector<TensorView> out;
+    for (const int32_t b : buffers) out.push_back(view(b));
+    return out;
+  };
+  for (const PlanStep& s : steps_) {
+    const auto& n = graph_->nodes()[static_cast<size_t>(s.node)];
+    const bool backward = s.kind == PlanStep::Kind::kBackward;
+    ExecStep& e = exec_.emplace_back();
+    e.kind = s.kind;
+    e.op = n.op;
+    e.node = &n;
+    e.finishes_block = s.finishes_block;
+    e.in = views(s.in);
+    e.out = views(s.out);
+    e.saved = views(s.saved);
+    e.dout = views(s.dout);
+    e.din = views(s.din);
+    e.din_mode = s.din_mode;
+    e.first_mode = s.dparam_mode;
+    for (const Accum m : s.dparam_mode)
+      e.later_mode.push_back(m == Accum::kSkip ? Accum::kSkip : Accum::kAdd);
+    for (const ParamId p : n.params) {
+      e.param.push_back(values[static_cast<size_t>(p)]);
+      if (backward) e.dparam.push_back(grads[static_cast<size_t>(p)]);
+    }
+    if (s.kind == PlanStep::Kind::kZero) continue;
+    const auto& kernels = backward ? n.op->backward : n.op->forward;
+    e.fn = kernels[static_cast<size_t>(ctx.device())];
+    RWKV_CHECK(e.fn != nullptr, DeviceError, "op ", n.op->name, " has no ",
+               device_name(ctx.device()), backward ? " backward" : " forward",
+               " kernel in this build");
+    e.call = {.in = e.in,
+              .param = e.param,
+              .out = e.out,
+              .saved = e.saved,
+              .dout = e.dout,
+              .din = e.din,
+              .dparam = e.dparam,
+              .din_mode = e.din_mode,
+              .dparam_mode = e.first_mode,
+              .attrs = n.attrs.get()};
+  }
+}
+
+namespace {
+
+template <class Named>
+int32_t find_named(const std::vector<Named>& list, std::string_view name, const char* what) {
+  std::string known;
+  for (const auto& n : list) {
+    if (n.name == name) return n.buffer;
+    known += str(known.empty() ? "" : ", ", n.name);
+  }
+  throw ConfigError(str("the plan has no ", what, " called '", name, "'; there are: ", known));
+}
+
+}  // namespace
+
+TensorView Plan::input(std::string_view name) const {
+  return view(find_named(inputs_, name, "input"));
+}
+TensorView Plan::output(std::string_view name) const {
+  return view(find_named(outputs_, name, "output"));
+}
+TensorView Plan::input_grad(std::string_view name) const {
+  return view(find_named(input_grads_, name, "input gradient"));
+}
+bool Plan::has_output(std::string_view name) const {
+  return std::ranges::find(outputs_, name, &NamedBuffer::name) != outputs_.end();
+}
+
+void Plan::forward(Context& ctx) {
+  run(ctx, 0, forward_steps_, true, nullptr);
+}
+
+void Plan::backward(Context& ctx, float scale, bool first_micro_batch,
+                    const std::function<void(int32_t)>& grads_ready) {
+  RWKV_ASSERT(training_);
+  *view(loss_grad_).f32() = scale;
+  run(ctx, forward_steps_, exec_.size(), first_micro_batch, grads_ready ? &grads_ready : nullptr);
+  if (grads_ready) grads_ready(-1);
+}
+
+void Plan::run(Context& ctx, size_t begin, size_t end, bool first_micro_batch,
+               const std::function<void(int32_t)>* grads_ready) {
+  RWKV_ASSERT(exec_.size() == steps_.size(), "the plan was not bound");
+  for (size_t i = begin; i < end; ++i) {
+    ExecStep& e = exec_[i];
+    if (e.kind == PlanStep::Kind::kZero) {
+      const TensorView& v = e.out[0];
+      std::memset(v.data, 0, v.bytes());
+      continue;
+    }
+    {
+      const TraceScope trace(ctx.tracer(), e.op->name);
+      e.call.dparam_mode = first_micro_batch ? e.first_mode : e.later_mode;
+      e.fn(ctx, e.call);
+    }
+    if (check_finite_) check_step(e);
+    if (grads_ready != nullptr && e.finishes_block >= 0) (*grads_ready)(e.finishes_block);
+  }
+}
+
+void Plan::check_step(const ExecStep& e) const {
+  const auto check = [&](const TensorView& v, const char* what, size_t k) {
+    if (!v || v.spec.dtype != DType::kF32) return;
+    const float* p = v.f32();
+    for (int64_t i = 0; i < v.numel(); ++i)
+      RWKV_CHECK(std::isfinite(p[i]), NonFiniteError, e.node->label, ": ", what, " ", k, " is ",
+                 p[i], " at element ", i, " of ", to_string(v.spec));
+  };
+  if (e.kind == PlanStep::Kind::kBackward) {
+    for (size_t k = 0; k < e.din.size(); ++k) check(e.din[k], "gradient of input", k);
+    for (size_t k = 0; k < e.dparam.size(); ++k)
+      if (e.first_mode[k] != Accum::kSkip) check(e.dparam[k], "gradient of parameter", k);
+  } else {
+    for (size_t k = 0; k < e.out.size(); ++k) check(e.out[k], "output", k);
+  }
+}
+
+size_t Plan::unpacked_bytes() const {
+  size_t sum = 0;
+  for (const auto& b : buffers_) sum += align_up(b.spec.bytes());
+  return sum;
+}
+
+std::string Plan::dump() const {
+  std::string out;
+  const auto one = [&](int32_t b) {
+    const auto& buf = buffers_[static_cast<size_t>(b)];
+    char text[64];
+    std::snprintf(text, sizeof text, "[%.2f MiB @%.2f]",
+                  static_cast<double>(buf.spec.bytes()) / (1 << 20),
+                  static_cast<double>(buf.offset) / (1 << 20));
+    return buf.label + " " + text;
+  };
+  const auto many = [&](const char* title, const std::vector<int32_t>& buffers) {
+    std::string s;
+    for (const int32_t b : buffers)
+      if (b >= 0) s += str(s.empty() ? str("  ", title, " ") : ", ", one(b));
+    return s;
+  };
+  constexpr const char* kKinds[] = {"forward", "recompute", "zero", "backward"};
+  constexpr const char* kModes[] = {"skip", "write", "add"};
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const PlanStep& s = steps_[i];
+    const auto& n = graph_->nodes()[static_cast<size_t>(s.node)];
+    out += str(i, " ", kKinds[static_cast<size_t>(s.kind)], " ", n.label, " (", n.op->name, ")");
+    if (s.block >= 0) out += " in " + graph_->blocks()[static_cast<size_t>(s.block)];
+    out += many("in", s.in) + many("out", s.out) + many("saved", s.saved) + many("dout", s.dout);
+    for (size_t k = 0; k < s.din.size(); ++k)
+      if (s.din[k] >= 0)
+        out += str("  ", kModes[static_cast<size_t>(s.din_mode[k])], " ", one(s.din[k]));
+    for (size_t k = 0; k < s.dparam_mode.size(); ++k)
+      if (s.dparam_mode[k] != Accum::kSkip)
+        out += str("  ", kModes[static_cast<size_t>(s.dparam_mode[k])], " d",
+                   graph_->params()[static_cast<size_t>(n.params[k])].name);
+    if (s.finishes_block >= 0)
+      out += "  (gradients of " + graph_->blocks()[static_cast<size_t>(s.finishes_block)] +
+             " complete)";
+    out += "\n";
+  }
+  out += str(steps_.size(), " steps, ", buffers_.size(), " buffers of ",
+             format_bytes(unpacked_bytes()), " packed into ", format_bytes(arena_bytes_),
+             ", workspace ", format_bytes(workspace_bytes_), "\n");
+  return out;
+}
+
+}  // namespace rwkv

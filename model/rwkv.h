@@ -1,0 +1,67 @@
+#pragma once
+/// A model: its parameters and its forward description. Read this first.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "model/graph/graph.h"
+#include "model/params.h"
+
+namespace rwkv {
+
+/// What a graph is recorded for.
+struct GraphOptions {
+  int64_t batch = 1, tokens = 1;
+  enum class Mode : uint8_t {
+    kLoss,        ///< outputs "loss" (scalar) and "token_loss" (B, T); input "targets"
+    kLogits,      ///< output "logits" (B, T, V)
+    kLastLogits,  ///< output "logits" (B, 1, V): those after the last token only
+  } mode = Mode::kLoss;
+  /// Recurrent state comes in and goes out: inputs and outputs of the same names, those of
+  /// Model::state_specs.
+  bool state = false;
+  bool l2wrap = true;  ///< kLoss only
+  int64_t loss_chunk_tokens =
+      0;                     ///< kLoss only: 0 keeps all logits, n recomputes n tokens at a time
+  std::string wkv = "auto";  ///< WKV variant, see select_wkv
+  Device device = Device::kCpu;
+  /// kLogits only: also name intermediates of this block as outputs, for tests ("layer/r", ...).
+  int64_t expose_layer = -1;
+};
+
+/// One architecture at one size. Inputs of every graph: "tokens" (B, T) i32.
+class Model {
+ public:
+  virtual ~Model() = default;
+  const ModelConfig& config() const { return config_; }
+  const ParamRegistry& params() const { return params_; }
+
+  /// Records the forward. The model must outlive the graph. Throws ConfigError or ShapeError if
+  /// the options do not fit (no WKV variant, say).
+  virtual Graph build(const GraphOptions& options) const = 0;
+
+  /// Recurrent state of `batch` sequences, by name, in a fixed order; zero for a fresh sequence.
+  struct StateSpec {
+    std::string name;
+    TensorSpec spec;  ///< f32, leading dimension = batch
+  };
+  virtual std::vector<StateSpec> state_specs(int64_t batch) const = 0;
+
+  /// Writes the initial values of spec section 1.3 (a pure function of seed and tensor name).
+  virtual void init_params(ParamStore& values, uint64_t seed) const = 0;
+
+  /// Name of the WKV variant that build() resolves to.
+  virtual std::string wkv_name(const GraphOptions& options) const = 0;
+
+ protected:
+  explicit Model(ModelConfig config) : config_(std::move(config)) {}
+  ModelConfig config_;
+  ParamRegistry params_;
+};
+
+/// By config.architecture. Throws ConfigError for an unknown one.
+std::unique_ptr<Model> make_model(const ModelConfig& config);
+
+}  // namespace rwkv
