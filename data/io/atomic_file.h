@@ -1,0 +1,51 @@
+#pragma once
+/// Files that appear complete or not at all.
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+namespace rwkv {
+
+/// Reserves a temporary name beside the target; `commit` makes it the target.
+///
+///   AtomicFile out("step-100.h5");
+///   auto file = Hdf5File::create(out.temp_path());  ...  file.close();
+///   out.commit();
+///
+/// Without commit (exception, early return) the destructor removes the temporary, and a file that
+/// already had the target name stays as it was. After SIGKILL a temporary can be left behind:
+/// `remove_stale_temporaries` clears those.
+class AtomicFile {
+ public:
+  /// Creates nothing yet except checking that the directory exists (else IoError).
+  /// The temporary is called TARGET.PID-NUMBER.tmp.
+  explicit AtomicFile(std::string target);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  const std::string& target() const { return target_; }
+  const std::string& temp_path() const { return temp_; }
+
+  /// fsync of the temporary, rename, fsync of the directory. The writer must have closed the file.
+  /// Throws IoError; the temporary is then removed and the target untouched (unless the very last
+  /// fsync of the directory failed: then the new file is in place but may not survive a crash).
+  void commit();
+
+ private:
+  std::string target_, temp_;
+  bool done_ = false;
+};
+
+/// Writes a whole small file by way of AtomicFile.
+void write_file_atomic(const std::string& path, std::string_view content);
+
+/// Reads a whole file. Throws IoError that says what is wrong with the path.
+std::string read_file(const std::string& path);
+
+/// Removes temporaries of `target` whose process no longer runs on this machine; returns how many.
+/// Only for targets that one process at a time writes.
+size_t remove_stale_temporaries(const std::string& target);
+
+}  // namespace rwkv
