@@ -1,1 +1,3 @@
 rwkv_test(data_hdf5_test LABEL unit SOURCES unit/data_hdf5_test.cpp DEPS rwkv_data)
+rwkv_test(data_tokenizer_test LABEL unit SOURCES unit/data_tokenizer_test.cpp
+          DEPS rwkv_data nlohmann_json::nlohmann_json)

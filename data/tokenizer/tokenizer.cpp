@@ -1,0 +1,123 @@
+#include "data/tokenizer/tokenizer.h"
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "data/io/atomic_file.h"
+#include "data/io/hdf5_file.h"
+#include "data/io/sha256.h"
+#include "data/tokenizer/world_tokenizer.h"
+#include "kernels/core/error.h"
+
+namespace fs = std::filesystem;
+
+namespace rwkv {
+
+std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
+  std::vector<int32_t> ids;
+  encode_to(text, ids);
+  return ids;
+}
+
+std::string Tokenizer::decode(std::span<const int32_t> ids) const {
+  std::string out;
+  for (const int32_t id : ids) out += token_bytes(id);
+  return out;
+}
+
+ByteTokenizer::ByteTokenizer() {
+  for (int b = 0; b < 256; ++b) bytes_ += static_cast<char>(b);
+  hash_ = sha256_hex("greylag bytes: 0 end of document, byte + 1");
+}
+
+std::string_view ByteTokenizer::token_bytes(int32_t id) const {
+  if (id < 1 || id > 256) return {};
+  return std::string_view(bytes_).substr(static_cast<size_t>(id - 1), 1);
+}
+
+void ByteTokenizer::encode_to(std::string_view text, std::vector<int32_t>& ids) const {
+  ids.reserve(ids.size() + text.size());
+  for (const char c : text) ids.push_back(static_cast<unsigned char>(c) + 1);
+}
+
+std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name, std::string vocabulary,
+                                                const std::string& origin) {
+  if (name == "bytes") return std::make_shared<ByteTokenizer>();
+  if (name == "world") return std::make_shared<WorldTokenizer>(std::move(vocabulary), origin);
+  throw ConfigError(str("unknown tokenizer \"", name, "\"; known are bytes and world"));
+}
+
+namespace {
+
+fs::path cache_folder() {
+  const char* xdg = std::getenv("XDG_CACHE_HOME");
+  if (xdg != nullptr && *xdg != '\0') return fs::path(xdg) / "greylag";
+  const char* home = std::getenv("HOME");
+  if (home != nullptr && *home != '\0') return fs::path(home) / ".cache" / "greylag";
+  return {};
+}
+
+std::string find_world_vocabulary(const VocabularyPlaces& places) {
+  if (!places.file.empty()) return places.file;
+  std::string tried;
+  const auto here = [&](const fs::path& folder) {
+    const fs::path file = folder / kWorldVocabularyFile;
+    std::error_code ec;
+    if (fs::is_regular_file(file, ec)) return file.string();
+    tried += (tried.empty() ? "" : ", ") + file.string();
+    return std::string();
+  };
+  if (!places.beside.empty()) {
+    const std::string found = here(fs::path(places.beside).parent_path());
+    if (!found.empty()) return found;
+  }
+  if (const fs::path cache = cache_folder(); !cache.empty()) {
+    const std::string found = here(cache);
+    if (!found.empty()) return found;
+  }
+  throw IoError(str("the World vocabulary was not found; looked for ", tried,
+                    ". It is not part of this program: the Python package rwkv ships it. Run "
+                    "tools/fetch_vocab.sh once, or give the file with --vocab"));
+}
+
+}  // namespace
+
+std::shared_ptr<const Tokenizer> load_tokenizer(std::string_view name,
+                                                const VocabularyPlaces& places) {
+  if (name != "world") return make_tokenizer(name, "");
+  const std::string path = find_world_vocabulary(places);
+  return make_tokenizer(name, read_file(path), path);
+}
+
+void write_tokenizer(Hdf5File& file, std::string_view group, const Tokenizer& tokenizer) {
+  const std::string at = std::string(group) + "/";
+  file.write_string(at + "name", tokenizer.name());
+  file.write_string(at + "hash", tokenizer.hash());
+  const std::string_view v = tokenizer.vocabulary();
+  if (v.empty()) return;
+  const auto* bytes = reinterpret_cast<const uint8_t*>(v.data());
+  file.write<uint8_t>(at + "vocabulary", {static_cast<int64_t>(v.size())},
+                      std::span<const uint8_t>(bytes, v.size()), {.deflate = 9});
+}
+
+std::shared_ptr<const Tokenizer> read_tokenizer(const Hdf5File& file, std::string_view group) {
+  const std::string at = std::string(group) + "/";
+  const std::string name = file.read_string(at + "name"), hash = file.read_string(at + "hash");
+  std::string vocabulary;
+  if (file.exists(at + "vocabulary")) {
+    const auto bytes = file.read<uint8_t>(at + "vocabulary");
+    vocabulary.assign(bytes.begin(), bytes.end());
+  }
+  std::shared_ptr<const Tokenizer> tokenizer;
+  try {
+    tokenizer = make_tokenizer(name, std::move(vocabulary), file.path());
+  } catch (const ConfigError& e) {
+    throw IoError(str("reading ", at, " from ", file.path(), ": ", e.what()));
+  }
+  RWKV_CHECK(tokenizer->hash() == hash, IoError, "reading ", at, " from ", file.path(),
+             ": the vocabulary has hash ", tokenizer->hash(), ", stored is ", hash,
+             "; the file is damaged or was written by another version");
+  return tokenizer;
+}
+
+}  // namespace rwkv
