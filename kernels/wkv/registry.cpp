@@ -1,7 +1,99 @@
-#include "kernels/wkv/wkv.h"
+#include "kernels/wkv/registry.h"
+
+#include <algorithm>
+#include <array>
+
+#include "kernels/wkv/cpu/wkv7_serial.h"
 
 namespace rwkv {
+namespace {
 
-std::span<const WkvKernel* const> all_wkv_kernels() { return {}; }
+/// The variant that "auto" takes first.
+std::string_view preferred(std::string_view op, Device device, const WkvShape& shape) {
+  (void)op;
+  (void)device;
+  (void)shape;
+  return "wkv7.cpu.serial.f32";
+}
+
+std::string shape_text(const WkvShape& s) {
+  return str("batch ", s.batch, ", tokens ", s.tokens, ", heads ", s.heads, ", head size ",
+             s.head_size);
+}
+
+std::string head_sizes_text(const WkvKernel& kernel) {
+  std::string text;
+  for (const int n : kernel.head_sizes) text += str(text.empty() ? "" : "/", n);
+  return text;
+}
+
+}  // namespace
+
+std::span<const WkvKernel* const> all_wkv_kernels() {
+  // In the order of preference inside a family.
+  static constexpr std::array kernels = {
+      &cpu::kWkv7CpuSerial,
+  };
+  return kernels;
+}
+
+std::string wkv_misfit(const WkvKernel& kernel, std::string_view op, Device device, DType io,
+                       const WkvShape& shape) {
+  if (kernel.op != op) return str("it computes ", kernel.op, ", not ", op);
+  if (kernel.device != device)
+    return str("it runs on ", device_name(kernel.device), ", not on ", device_name(device));
+  if (kernel.io != io)
+    return str("its vectors are ", dtype_name(kernel.io), ", not ", dtype_name(io));
+  const auto& sizes = kernel.head_sizes;
+  if (std::find(sizes.begin(), sizes.end(), shape.head_size) == sizes.end())
+    return str("head size ", shape.head_size, " is not one of ", head_sizes_text(kernel));
+  if (shape.tokens % kernel.t_multiple != 0)
+    return str(shape.tokens, " tokens are not a multiple of ", kernel.t_multiple);
+  return {};
+}
+
+const WkvKernel& select_wkv(std::string_view op, Device device, DType io, const WkvShape& shape,
+                            std::string_view wanted) {
+  std::string reasons;
+  const auto fits = [&](const WkvKernel& kernel) {
+    const std::string why = wkv_misfit(kernel, op, device, io, shape);
+    if (!why.empty()) reasons += str("\n  ", kernel.name, ": ", why);
+    return why.empty();
+  };
+  if (wanted == "auto") {
+    const std::string_view first = preferred(op, device, shape);
+    for (const WkvKernel* kernel : all_wkv_kernels())
+      if (kernel->name == first && fits(*kernel)) return *kernel;
+    reasons.clear();
+  }
+  for (const WkvKernel* kernel : all_wkv_kernels()) {
+    const bool named = kernel->name == wanted || kernel->family == wanted || wanted == "auto";
+    if (!named) {
+      reasons += str("\n  ", kernel->name, ": not asked for");
+      continue;
+    }
+    if (fits(*kernel)) return *kernel;
+  }
+  throw ConfigError(
+      str("choosing a ", op, " kernel on ", device_name(device), " for ", shape_text(shape), ", ",
+          dtype_name(io), " vectors: '", wanted,
+          "' gives none; use auto, a family (serial, chunk) or a full name:", reasons));
+}
+
+std::string list_wkv(const WkvShape& shape) {
+  std::string text = str("for ", shape_text(shape), ":\n");
+  const auto pad = [](std::string s, size_t width) {
+    s.resize(std::max(width, s.size()), ' ');
+    return s;
+  };
+  for (const WkvKernel* kernel : all_wkv_kernels()) {
+    const std::string why = wkv_misfit(*kernel, kernel->op, kernel->device, kernel->io, shape);
+    text += str(pad(std::string(kernel->name), 24), " family ", pad(std::string(kernel->family), 7),
+                " head sizes ", pad(head_sizes_text(*kernel), 10), " tokens x", kernel->t_multiple,
+                kernel->deterministic ? "  deterministic  " : "  not deterministic  ",
+                why.empty() ? "fits" : str("does not fit: ", why), "\n    ", kernel->note, "\n");
+  }
+  return text;
+}
 
 }  // namespace rwkv

@@ -60,8 +60,9 @@ struct Wkv7Attrs {
 ///   decay = exp(-exp(-1/2) * sigmoid(w_logit))
 /// in r, w_logit, k, v, a, b (B, T, C) [, s0 (B, H, N, N) f32]
 /// out y (B, T, C) [, s_out (B, H, N, N) f32, present iff s0 is]
-/// saved one f32 tensor of the variant's saved_bytes. backward reads: all in; its gradients are
-/// those of every input, s0 included, with the gradient of s_out as the last dout.
+/// saved one f32 tensor of the variant's saved_bytes; null or absent where no backward follows (one
+/// token then takes the variant's step, and s_out may be s0 itself). backward reads: in but s0; its
+/// gradients are those of every input, s0 included, with the gradient of s_out as the last dout.
 /// source: spec rwkv7 3.4, 4.1-4.3; kernels/ref/wkv7_ref.h
 extern const Op kWkv7;
 
