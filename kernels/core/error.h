@@ -39,7 +39,7 @@ RWKV_DEFINE_ERROR(InternalError, 1);   ///< a broken invariant: a defect of this
 template <class... Args>
 std::string str(Args&&... args) {
   std::ostringstream out;
-  (out << ... << std::forward<Args>(args));
+  ((void)(out << std::forward<Args>(args)), ...);
   return out.str();
 }
 
@@ -59,7 +59,7 @@ std::string str(Args&&... args) {
 #define RWKV_ASSERT(cond, ...)                                                        \
   do {                                                                                \
     if (!(cond)) [[unlikely]]                                                         \
-      ::rwkv::throw_internal(__FILE__, __LINE__, #cond, ::rwkv::str("" __VA_ARGS__)); \
+      ::rwkv::throw_internal(__FILE__, __LINE__, #cond, ::rwkv::str(__VA_ARGS__)); \
   } while (0)
 
 /// Debug builds only.

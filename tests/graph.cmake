@@ -1,0 +1,1 @@
+rwkv_test(graph_test LABEL unit SOURCES unit/graph_test.cpp DEPS rwkv_graph)
