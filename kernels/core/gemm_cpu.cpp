@@ -1,2 +1,254 @@
+// f32 matrix products on Eigen's single-threaded GEMM, cut into tiles of C that threads share.
+//
+// Work split: C is cut into tiles of at most 256 x 768, smaller (down to 128 x 192) while there are
+// fewer than kTiles of them. Every tile is one Eigen product over the whole of k, so an element's
+// summation order depends on m, n and k alone. A tile costs packing of its rows of A and columns of
+// B; these sizes keep that below a tenth of the arithmetic at k >= 256.
+// Few rows (decoding) are limited by reading the weights: they get dot products or row updates that
+// read B once.
+
+#ifndef EIGEN_DONT_PARALLELIZE
+#define EIGEN_DONT_PARALLELIZE
+#endif
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <cstring>
+
 #include "kernels/core/context.h"
+#include "kernels/core/error.h"
 #include "kernels/core/gemm.h"
+#include "kernels/core/parallel.h"
+
+namespace rwkv {
+namespace {
+
+using Stride = Eigen::OuterStride<>;
+using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using Input = Eigen::Map<const RowMajor, 0, Stride>;
+using Output = Eigen::Map<RowMajor, 0, Stride>;
+
+struct Product {
+  int64_t m, n, k;
+  const float *a, *b;
+  float* c;
+  int64_t lda, ldb, ldc;
+  bool trans_a, trans_b, add;
+};
+
+constexpr int64_t kMaxRows = 256, kMinRows = 128;
+constexpr int64_t kMaxCols = 768, kMinCols = 192;
+constexpr int64_t kTiles = 8;
+constexpr int64_t kFewRows = 4;
+
+int64_t pieces(int64_t n, int64_t size) {
+  return (n + size - 1) / size;
+}
+
+/// Equal pieces of at most `size`, their length a multiple of 16 (a full vector of outputs).
+int64_t balanced(int64_t n, int64_t size) {
+  const int64_t piece = pieces(n, pieces(n, size));
+  return (piece + 15) / 16 * 16;
+}
+
+void tile(const Product& p, int64_t i, int64_t rows, int64_t j, int64_t cols) {
+  Output c(p.c + i * p.ldc + j, rows, cols, Stride(p.ldc));
+  const auto multiply = [&](const auto& a, const auto& b) {
+    if (p.add)
+      c.noalias() += a * b;
+    else
+      c.noalias() = a * b;
+  };
+  const Input a = p.trans_a ? Input(p.a + i, p.k, rows, Stride(p.lda))
+                            : Input(p.a + i * p.lda, rows, p.k, Stride(p.lda));
+  const Input b = p.trans_b ? Input(p.b + j * p.ldb, cols, p.k, Stride(p.ldb))
+                            : Input(p.b + j, p.k, cols, Stride(p.ldb));
+  if (p.trans_a && p.trans_b)
+    multiply(a.transpose(), b.transpose());
+  else if (p.trans_a)
+    multiply(a.transpose(), b);
+  else if (p.trans_b)
+    multiply(a, b.transpose());
+  else
+    multiply(a, b);
+}
+
+void tiled(const Product& p) {
+  int64_t rows = balanced(p.m, kMaxRows), cols = balanced(p.n, kMaxCols);
+  const auto count = [&] { return pieces(p.m, rows) * pieces(p.n, cols); };
+  // The longer side in units of its limit is halved first; both shapes of tile were measured.
+  while (count() < kTiles && (rows > kMinRows || cols > kMinCols)) {
+    if (cols > kMinCols && (cols >= 2 * rows || rows <= kMinRows))
+      cols = balanced(p.n, std::max(kMinCols, (cols + 1) / 2));
+    else
+      rows = balanced(p.m, std::max(kMinRows, (rows + 1) / 2));
+  }
+  const int64_t down = pieces(p.m, rows), across = pieces(p.n, cols);
+  parallel_for(down * across, 1, [&](int64_t t, int64_t) {
+    // Neighbouring tiles share columns of B, usually the larger operand.
+    const int64_t i = t % down * rows, j = t / down * cols;
+    tile(p, i, std::min(rows, p.m - i), j, std::min(cols, p.n - j));
+  });
+}
+
+/// M rows of A against rows of B (stored (n, k)): M dot products per row, B read once.
+template <int M>
+void dots(const Product& p, int64_t begin, int64_t end) {
+  constexpr int kLanes = 16;
+  for (int64_t j = begin; j < end; ++j) {
+    const float* __restrict b = p.b + j * p.ldb;
+    float acc[M][2][kLanes] = {};
+    int64_t x = 0;
+    for (; x + 2 * kLanes <= p.k; x += 2 * kLanes)
+      for (int i = 0; i < M; ++i) {
+        const float* __restrict a = p.a + i * p.lda + x;
+        for (int l = 0; l < kLanes; ++l) acc[i][0][l] += a[l] * b[x + l];
+        for (int l = 0; l < kLanes; ++l) acc[i][1][l] += a[kLanes + l] * b[x + kLanes + l];
+      }
+    for (int i = 0; i < M; ++i) {
+      float rest = 0;
+      for (int64_t y = x; y < p.k; ++y) rest += p.a[i * p.lda + y] * b[y];
+      float* s = acc[i][0];
+      for (int l = 0; l < kLanes; ++l) s[l] += acc[i][1][l];
+      for (int w = kLanes / 2; w > 0; w /= 2)
+        for (int l = 0; l < w; ++l) s[l] += s[l + w];
+      float& c = p.c[i * p.ldc + j];
+      c = (p.add ? c : 0.0f) + (s[0] + rest);
+    }
+  }
+}
+
+/// M rows of A against B (stored (k, n)), columns [begin, end): B is read once, row by row.
+void row_updates(const Product& p, int64_t begin, int64_t end) {
+  constexpr int64_t kWidth = 256;
+  for (int64_t j = begin; j < end; j += kWidth) {
+    const int64_t width = std::min(kWidth, end - j);
+    float acc[kFewRows][kWidth] = {};
+    for (int64_t x = 0; x < p.k; ++x) {
+      const float* __restrict b = p.b + x * p.ldb + j;
+      for (int64_t i = 0; i < p.m; ++i) {
+        const float a = p.a[i * p.lda + x];
+        float* __restrict s = acc[i];
+        for (int64_t l = 0; l < width; ++l) s[l] += a * b[l];
+      }
+    }
+    for (int64_t i = 0; i < p.m; ++i) {
+      float* c = p.c + i * p.ldc + j;
+      for (int64_t l = 0; l < width; ++l) c[l] = (p.add ? c[l] : 0.0f) + acc[i][l];
+    }
+  }
+}
+
+void few_rows(const Product& p) {
+  // About 128 KiB of B per chunk: enough to hide the start of a chunk, few enough to share out.
+  const int64_t grain = std::max<int64_t>(16, 32768 / std::max<int64_t>(p.k, 1) / 16 * 16);
+  parallel_for(p.n, grain, [&](int64_t begin, int64_t end) {
+    if (!p.trans_b) return row_updates(p, begin, end);
+    switch (p.m) {
+      case 1:
+        return dots<1>(p, begin, end);
+      case 2:
+        return dots<2>(p, begin, end);
+      case 3:
+        return dots<3>(p, begin, end);
+      default:
+        return dots<4>(p, begin, end);
+    }
+  });
+}
+
+/// Products too small for Eigen's kernel. Its own fallback for them picks loops by the alignment of
+/// the operands, so its rounding would depend on addresses.
+void tiny(const Product& p) {
+  for (int64_t i = 0; i < p.m; ++i)
+    for (int64_t j = 0; j < p.n; ++j) {
+      float sum = 0;
+      for (int64_t x = 0; x < p.k; ++x)
+        sum += (p.trans_a ? p.a[x * p.lda + i] : p.a[i * p.lda + x]) *
+               (p.trans_b ? p.b[j * p.ldb + x] : p.b[x * p.ldb + j]);
+      float& c = p.c[i * p.ldc + j];
+      c = (p.add ? c : 0.0f) + sum;
+    }
+}
+
+void check(const GemmCall& g) {
+  RWKV_CHECK(g.dtype == DType::kF32, DTypeError, "matrix product on the CPU: found ",
+             dtype_name(g.dtype), ", expected f32");
+  RWKV_ASSERT(g.m >= 0 && g.n >= 0 && g.k >= 0, "gemm ", g.m, " x ", g.n, " x ", g.k);
+  RWKV_ASSERT(g.lda >= (g.trans_a ? g.m : g.k), "gemm: lda ", g.lda, " for ", g.m, " x ", g.k);
+  RWKV_ASSERT(g.ldb >= (g.trans_b ? g.k : g.n), "gemm: ldb ", g.ldb, " for ", g.k, " x ", g.n);
+  RWKV_ASSERT(g.ldc >= g.n, "gemm: ldc ", g.ldc, " for ", g.m, " x ", g.n);
+}
+
+}  // namespace
+
+void gemm(Context& ctx, const GemmCall& g) {
+  if (g.mode == Accum::kSkip) return;
+  check(g);
+  if (g.m == 0 || g.n == 0) return;
+  const TraceScope trace(
+      ctx.tracer(), "gemm",
+      2.0 * static_cast<double>(g.m) * static_cast<double>(g.n) * static_cast<double>(g.k));
+  const Product p{g.m,
+                  g.n,
+                  g.k,
+                  static_cast<const float*>(g.a),
+                  static_cast<const float*>(g.b),
+                  static_cast<float*>(g.c),
+                  g.lda,
+                  g.ldb,
+                  g.ldc,
+                  g.trans_a,
+                  g.trans_b,
+                  g.mode == Accum::kAdd};
+  if (g.k == 0) {
+    if (!p.add)
+      for (int64_t i = 0; i < p.m; ++i)
+        std::memset(p.c + i * p.ldc, 0, static_cast<size_t>(p.n) * sizeof(float));
+  } else if (p.m <= kFewRows && !p.trans_a) {
+    few_rows(p);
+  } else if (p.m * p.n * p.k <= 8 * 8 * 8 || p.m == 1 || p.n == 1 || p.m + p.n + p.k < 20) {
+    tiny(p);
+  } else {
+    tiled(p);
+  }
+}
+
+void gemm_nt(Context& ctx, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
+             float* c, Accum mode) {
+  gemm(ctx, {.m = m,
+             .n = n,
+             .k = k,
+             .a = a,
+             .b = b,
+             .c = c,
+             .lda = k,
+             .ldb = k,
+             .ldc = n,
+             .trans_b = true,
+             .mode = mode});
+}
+
+void gemm_nn(Context& ctx, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
+             float* c, Accum mode) {
+  gemm(
+      ctx,
+      {.m = m, .n = n, .k = k, .a = a, .b = b, .c = c, .lda = k, .ldb = n, .ldc = n, .mode = mode});
+}
+
+void gemm_tn(Context& ctx, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
+             float* c, Accum mode) {
+  gemm(ctx, {.m = m,
+             .n = n,
+             .k = k,
+             .a = a,
+             .b = b,
+             .c = c,
+             .lda = m,
+             .ldb = n,
+             .ldc = n,
+             .trans_a = true,
+             .mode = mode});
+}
+
+}  // namespace rwkv

@@ -1,4 +1,25 @@
 set(RWKV_OP_SOURCES
+  ops/checks.cpp
   ops/op.cpp
   ops/op_table.cpp
+  ops/elementwise.cpp
+  ops/embedding.cpp
+  ops/key_prepare.cpp
+  ops/layer_norm.cpp
+  ops/linear.cpp
+  ops/linear_cross_entropy.cpp
+  ops/low_rank.cpp
+  ops/token_shift.cpp
+  ops/value_residual.cpp
+  ops/wkv7_output.cpp
+  cpu/elementwise.cpp
+  cpu/embedding.cpp
+  cpu/key_prepare.cpp
+  cpu/layer_norm.cpp
+  cpu/linear.cpp
+  cpu/linear_cross_entropy.cpp
+  cpu/low_rank.cpp
+  cpu/rows.cpp
+  cpu/token_shift.cpp
+  cpu/wkv7_output.cpp
 )

@@ -12,7 +12,8 @@ struct Wkv7OutputAttrs {
 ///   o = GroupNorm(y) * weight + bias (H groups of N channels);  beta = sum_j r_j k_j r_k[h, j]
 ///   out = (o + beta * v) * gate
 /// in y, r, k, v, gate (B, T, C)   param weight (C), bias (C), r_k (H, N)   out (B, T, C)
-/// saved mean, rstd (B, T, H) f32
+/// saved mean, rstd (B, T, H) f32. backward reads: all inputs, saved.
+/// N from 1 to 256, C a multiple of it (ConfigError otherwise).
 /// source: spec rwkv7 2.2, 3.1, 3.3; kernels/ref/wkv7_output_ref.h
 extern const Op kWkv7Output;
 

@@ -1,0 +1,23 @@
+// The linear layer is three matrix products (kernels/core/gemm_cpu.cpp).
+
+#include "kernels/core/gemm.h"
+#include "kernels/cpu/kernels.h"
+#include "kernels/cpu/rows.h"
+
+namespace rwkv::cpu {
+
+void linear_forward(Context& ctx, const OpCall& call) {
+  const TensorView& w = call.param[0];
+  gemm_nt(ctx, call.in[0].rows(), w.dim(0), w.dim(1), call.in[0].f32(), w.f32(), call.out[0].f32(),
+          Accum::kWrite);
+}
+
+void linear_backward(Context& ctx, const OpCall& call) {
+  const TensorView& w = call.param[0];
+  const int64_t rows = call.dout[0].rows(), n = w.dim(0), k = w.dim(1);
+  const float* dy = call.dout[0].f32();
+  gemm_nn(ctx, rows, k, n, dy, w.f32(), at(call.din[0], 0), call.din_mode[0]);
+  gemm_tn(ctx, n, k, rows, dy, call.in[0].f32(), at(call.dparam[0], 0), call.dparam_mode[0]);
+}
+
+}  // namespace rwkv::cpu

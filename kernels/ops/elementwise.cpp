@@ -1,0 +1,44 @@
+#include "kernels/ops/elementwise.h"
+
+#include "kernels/cpu/kernels.h"
+#include "kernels/ops/checks.h"
+
+namespace rwkv {
+namespace {
+
+void infer_add(ShapeCall& call) {
+  constexpr std::string_view op = "add";
+  checks::counts(call, op, 2, 2, 0, 0);
+  checks::any_rank(op, "x", call.in[0]);
+  checks::same(op, "y", call.in[1], "x", call.in[0]);
+  call.out = {call.in[0]};
+}
+
+void infer_squared_relu(ShapeCall& call) {
+  constexpr std::string_view op = "squared_relu";
+  checks::counts(call, op, 1, 1, 0, 0);
+  checks::any_rank(op, "x", call.in[0]);
+  call.out = {call.in[0]};
+}
+
+}  // namespace
+
+constinit const Op kAdd = {
+    .name = "add",
+    .infer = infer_add,
+    .backward_reads_in = 0,
+    .backward_reads_out = 0,
+    .forward = {cpu::add_forward, nullptr},
+    .backward = {cpu::add_backward, nullptr},
+};
+
+constinit const Op kSquaredRelu = {
+    .name = "squared_relu",
+    .infer = infer_squared_relu,
+    .backward_reads_in = 0b1,
+    .backward_reads_out = 0,
+    .forward = {cpu::squared_relu_forward, nullptr},
+    .backward = {cpu::squared_relu_backward, nullptr},
+};
+
+}  // namespace rwkv

@@ -1,0 +1,47 @@
+#include "kernels/ops/linear.h"
+
+#include "kernels/cpu/kernels.h"
+#include "kernels/ops/checks.h"
+
+namespace rwkv {
+namespace {
+
+/// (..., K) with its last dimension replaced by n.
+TensorSpec with_last(TensorSpec spec, int64_t n) {
+  spec.dim[static_cast<size_t>(spec.rank - 1)] = n;
+  return spec;
+}
+
+void infer(ShapeCall& call) {
+  constexpr std::string_view op = "linear";
+  checks::counts(call, op, 1, 1, 1, 1);
+  const TensorSpec &x = call.in[0], &weight = call.param[0];
+  checks::any_rank(op, "x", x);
+  checks::rank(op, "weight", weight, 2);
+  checks::shape(op, "weight", weight, {weight[0], x.last()},
+                "stored (out, in), in = last dimension of x");
+  call.out = {with_last(x, weight[0])};
+}
+
+double forward_flops(const ShapeCall& call) {
+  return 2.0 * static_cast<double>(call.in[0].rows()) * static_cast<double>(call.param[0].numel());
+}
+
+double backward_flops(const ShapeCall& call) {
+  return 2.0 * forward_flops(call);
+}
+
+}  // namespace
+
+constinit const Op kLinear = {
+    .name = "linear",
+    .infer = infer,
+    .backward_reads_in = 0b1,
+    .backward_reads_out = 0,
+    .forward = {cpu::linear_forward, nullptr},
+    .backward = {cpu::linear_backward, nullptr},
+    .forward_flops = forward_flops,
+    .backward_flops = backward_flops,
+};
+
+}  // namespace rwkv

@@ -1,0 +1,54 @@
+#include "kernels/ops/low_rank.h"
+
+#include "kernels/cpu/kernels.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/ops/checks.h"
+
+namespace rwkv {
+namespace {
+
+void infer(ShapeCall& call) {
+  constexpr std::string_view op = "low_rank";
+  checks::counts(call, op, 1, 1, 2, 3);
+  checks::attrs(op, call);
+  const TensorSpec &x = call.in[0], &w1 = call.param[0], &w2 = call.param[1];
+  checks::any_rank(op, "x", x);
+  checks::rank(op, "W1", w1, 2);
+  checks::shape(op, "W1", w1, {x.last(), w1[1]}, "stored (in, rank), in = last dimension of x");
+  checks::rank(op, "W2", w2, 2);
+  checks::shape(op, "W2", w2, {w1[1], w2[1]}, "stored (rank, out), rank as in W1");
+  const int64_t rows = x.rows(), rank = w1[1], n = w2[1];
+  TensorSpec out = x;
+  out.dim[static_cast<size_t>(out.rank - 1)] = n;
+  call.out = {out};
+  call.saved = {TensorSpec({rows, rank})};
+  call.workspace_bytes = align_up(static_cast<size_t>(rows * rank) * sizeof(float));
+  if (call.param.size() == 3) {
+    checks::shape(op, "bias", call.param[2], {1, 1, n}, "one value per output channel");
+    call.workspace_bytes += cpu::partial_bytes(rows, n);
+  }
+}
+
+double forward_flops(const ShapeCall& call) {
+  return 2.0 * static_cast<double>(call.in[0].rows()) *
+         static_cast<double>(call.param[0].numel() + call.param[1].numel());
+}
+
+double backward_flops(const ShapeCall& call) {
+  return 2.0 * forward_flops(call);
+}
+
+}  // namespace
+
+constinit const Op kLowRank = {
+    .name = "low_rank",
+    .infer = infer,
+    .backward_reads_in = 0b1,
+    .backward_reads_out = 0,
+    .forward = {cpu::low_rank_forward, nullptr},
+    .backward = {cpu::low_rank_backward, nullptr},
+    .forward_flops = forward_flops,
+    .backward_flops = backward_flops,
+};
+
+}  // namespace rwkv
