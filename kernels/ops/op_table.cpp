@@ -3,6 +3,7 @@
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/embedding.h"
 #include "kernels/ops/key_prepare.h"
+#include "kernels/ops/last_token.h"
 #include "kernels/ops/layer_norm.h"
 #include "kernels/ops/linear.h"
 #include "kernels/ops/linear_cross_entropy.h"
@@ -19,6 +20,7 @@ std::span<const Op* const> all_ops() {
   static constexpr const Op* kOps[] = {
       &kEmbedding,   &kLayerNorm,  &kTokenShift,    &kLinear, &kLowRank,    &kAdd,
       &kSquaredRelu, &kKeyPrepare, &kValueResidual, &kWkv7,   &kWkv7Output, &kLinearCrossEntropy,
+      &kLastToken,
   };
   return kOps;
 }

@@ -5,6 +5,7 @@ set(RWKV_OP_SOURCES
   ops/elementwise.cpp
   ops/embedding.cpp
   ops/key_prepare.cpp
+  ops/last_token.cpp
   ops/layer_norm.cpp
   ops/linear.cpp
   ops/linear_cross_entropy.cpp
@@ -15,6 +16,7 @@ set(RWKV_OP_SOURCES
   cpu/elementwise.cpp
   cpu/embedding.cpp
   cpu/key_prepare.cpp
+  cpu/last_token.cpp
   cpu/layer_norm.cpp
   cpu/linear.cpp
   cpu/linear_cross_entropy.cpp
