@@ -1,0 +1,100 @@
+// crc32 and files that appear complete or not at all.
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "data/io/atomic_file.h"
+#include "data/io/crc32.h"
+#include "kernels/core/error.h"
+#include "kernels/core/rng.h"
+#include "tests/unit/data_test_util.h"
+
+namespace rwkv {
+namespace {
+
+using test::error_of;
+using test::TempDir;
+
+uint32_t crc_of(std::string_view text, uint32_t before = 0) {
+  return crc32_of<char>(std::span<const char>(text.data(), text.size()), before);
+}
+
+TEST(Crc32, KnownAnswers) {
+  EXPECT_EQ(crc_of(""), 0u);
+  EXPECT_EQ(crc_of("123456789"), 0xCBF43926u);
+  EXPECT_EQ(crc_of("a"), 0xE8B7BE43u);
+  EXPECT_EQ(crc_of("The quick brown fox jumps over the lazy dog"), 0x414FA339u);
+  EXPECT_EQ(crc_of(std::string(32, '\0')), 0x190A55ADu);
+}
+
+TEST(Crc32, EqualsTheBitwiseDefinitionForAllSplits) {
+  std::string data;
+  const Rng rng(3, 4);
+  for (uint64_t i = 0; i < 137; ++i) data += static_cast<char>(rng.below(i, 256));
+  uint32_t slow = ~0u;
+  for (const char ch : data) {
+    slow ^= static_cast<unsigned char>(ch);
+    for (int bit = 0; bit < 8; ++bit) slow = (slow >> 1) ^ ((slow & 1) ? 0xEDB88320u : 0);
+  }
+  slow = ~slow;
+  for (size_t cut = 0; cut <= data.size(); ++cut) {
+    const std::string_view v(data);
+    ASSERT_EQ(crc_of(v.substr(cut), crc_of(v.substr(0, cut))), slow) << cut;
+  }
+}
+
+TEST(AtomicFile, CommitReplacesAndAbandonKeeps) {
+  TempDir dir;
+  const std::string target = dir.file("a.txt");
+  write_file_atomic(target, "one");
+  {
+    AtomicFile out(target);
+    std::ofstream(out.temp_path()) << "half";
+    EXPECT_EQ(read_file(target), "one");
+  }
+  EXPECT_EQ(read_file(target), "one");
+  write_file_atomic(target, "two");
+  EXPECT_EQ(read_file(target), "two");
+  size_t files = 0;
+  for ([[maybe_unused]] const auto& e : std::filesystem::directory_iterator(dir.path())) ++files;
+  EXPECT_EQ(files, 1u);
+}
+
+TEST(AtomicFile, ErrorsNameThePath) {
+  TempDir dir;
+  const auto text = [&](const std::string& target) {
+    return error_of<IoError>([&] { write_file_atomic(target, "x"); });
+  };
+  EXPECT_NE(text(dir.file("no/a.txt")).find("does not exist"), std::string::npos);
+  std::filesystem::create_directory(dir.file("folder"));
+  EXPECT_NE(text(dir.file("folder")).find("a folder has that name"), std::string::npos);
+  EXPECT_NE(error_of<IoError>([&] { read_file(dir.file("none")); }).find("none"),
+            std::string::npos);
+  AtomicFile nothing(dir.file("b.txt"));
+  EXPECT_THROW(nothing.commit(), IoError);  // no temporary was written
+  EXPECT_FALSE(std::filesystem::exists(dir.file("b.txt")));
+}
+
+TEST(AtomicFile, RemovesTemporariesOfDeadProcessesOnly) {
+  TempDir dir;
+  const std::string target = dir.file("run.h5");
+  const pid_t pid = ::fork();
+  if (pid == 0) ::_exit(0);
+  ::waitpid(pid, nullptr, 0);
+  const std::string dead = target + "." + std::to_string(pid) + "-0.tmp";
+  const std::string alive = target + "." + std::to_string(::getpid()) + "-99.tmp";
+  const std::string other = dir.file("other.h5." + std::to_string(pid) + "-0.tmp");
+  const std::string foreign = target + ".backup.tmp";
+  for (const auto& f : {dead, alive, other, foreign}) std::ofstream(f) << "x";
+  EXPECT_EQ(remove_stale_temporaries(target), 1u);
+  EXPECT_FALSE(std::filesystem::exists(dead));
+  for (const auto& f : {alive, other, foreign}) EXPECT_TRUE(std::filesystem::exists(f)) << f;
+  EXPECT_EQ(remove_stale_temporaries(dir.file("no/such/folder/x")), 0u);
+}
+
+}  // namespace
+}  // namespace rwkv
