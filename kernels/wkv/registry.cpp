@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "kernels/wkv/cpu/wkv7_chunk.h"
 #include "kernels/wkv/cpu/wkv7_serial.h"
 
 namespace rwkv {
@@ -33,6 +34,9 @@ std::span<const WkvKernel* const> all_wkv_kernels() {
   // In the order of preference inside a family.
   static constexpr std::array kernels = {
       &cpu::kWkv7CpuSerial,
+      &cpu::kWkv7CpuChunk16,
+      &cpu::kWkv7CpuChunk32,
+      &cpu::kWkv7CpuChunk64,
   };
   return kernels;
 }

@@ -3,4 +3,7 @@ set(RWKV_WKV_SOURCES
   wkv/wkv7_op.cpp
   wkv/cpu/wkv7_common.cpp
   wkv/cpu/wkv7_serial.cpp
+  wkv/cpu/wkv7_chunk16.cpp
+  wkv/cpu/wkv7_chunk32.cpp
+  wkv/cpu/wkv7_chunk64.cpp
 )

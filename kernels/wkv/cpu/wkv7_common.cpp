@@ -17,7 +17,8 @@ Wkv7Call unpack_inputs(const OpCall& call) {
   c.v = call.in[3].f32();
   c.a = call.in[4].f32();
   c.b = call.in[5].f32();
-  if (call.in.size() > 6) c.s0 = call.in[6].f32();
+  c.has_state = call.in.size() > 6;
+  if (c.has_state) c.s0 = call.in[6].f32();
   if (!call.saved.empty()) c.saved = call.saved[0].f32();
   return c;
 }

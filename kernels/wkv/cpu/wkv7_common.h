@@ -18,7 +18,8 @@ inline constexpr float kDecayScale = 0.60653065971263342f;
 struct Wkv7Call {
   int64_t batch, tokens, heads, stride;
   const float *r, *w, *k, *v, *a, *b;
-  const float* s0;  ///< null: zero
+  bool has_state;   ///< the call has an s0
+  const float* s0;  ///< null without a state, and in the backward
   float *y, *s_out;
   float* saved;  ///< null in a forward without backward: nothing is saved
   // backward only; order of the gradients: r, w, k, v, a, b, s0
@@ -26,7 +27,6 @@ struct Wkv7Call {
   float* grad[7];
   Accum mode[7];
 
-  WkvShape shape(int64_t n) const { return {batch, tokens, heads, n, s0 != nullptr}; }
   /// Offset of the head's first channel at the sequence's first token.
   int64_t origin(int64_t head_index) const {
     return head_index / heads * tokens * stride + head_index % heads * (stride / heads);
