@@ -14,6 +14,7 @@ set(RWKV_OP_SOURCES
   ops/value_residual.cpp
   ops/wkv7_output.cpp
   cpu/elementwise.cpp
+  cpu/eigen_reference.cpp
   cpu/embedding.cpp
   cpu/key_prepare.cpp
   cpu/last_token.cpp
