@@ -90,22 +90,26 @@ for run in "${runs[@]}"; do
       text = substr($0, RSTART, RLENGTH); sub(/.*: */, "", text); return text
     }
     function field(value) { return value == "" ? "-" : value }
-    {
+    # elapsed_s starts again with every process: a resumed run goes on where the one before ended.
+    function hours(seconds) {
+      if (seconds + 0 < before + 0) earlier += before
+      before = seconds
+      return (earlier + seconds) / 3600
+    }
+    /^[{]"type": *"step"/ {
       step = get("step")
-      if (step == "") next
-      x = step
-      if (axis == "tokens") { x = get("tokens"); if (x != "") x /= 1e6 }
-      if (axis == "hours") { x = get("time_s"); if (x != "") x /= 3600 }
-      if (x == "") next
-      if (get("loss") != "") {
-        if (!(step in loss)) steps[++n] = step
-        at[step] = x; loss[step] = get("loss")
-        rest[step] = field(get("tokens_per_s")) " " field(get("lr")) " " field(get("grad_norm"))
-      }
-      if (get("valid_loss") != "") {
-        if (!(step in valid_loss)) valid_steps[++m] = step
-        valid_at[step] = x; valid_loss[step] = get("valid_loss")
-      }
+      x = axis == "tokens" ? get("tokens") / 1e6 : axis == "hours" ? hours(get("elapsed_s")) : step
+      if (get("loss") == "") next
+      if (!(step in loss)) steps[++n] = step
+      at[step] = x; loss[step] = get("loss")
+      rest[step] = field(get("tokens_per_s")) " " field(get("lr")) " " field(get("grad_norm"))
+    }
+    /^[{]"type": *"valid"/ {
+      step = get("step")
+      if (get("valid_loss") == "") next
+      if (!(step in valid_loss)) valid_steps[++m] = step
+      # Validation follows the training step of the same number.
+      valid_at[step] = axis == "step" ? step : x; valid_loss[step] = get("valid_loss")
     }
     END {
       printf "" >train; printf "" >valid
