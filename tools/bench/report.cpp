@@ -1,0 +1,108 @@
+#include "tools/bench/report.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "kernels/core/error.h"
+#include "kernels/core/parallel.h"
+#include "kernels/core/trace.h"
+
+#ifndef RWKV_GIT_DESCRIBE
+#define RWKV_GIT_DESCRIBE "unknown"
+#endif
+
+namespace rwkv::bench {
+
+Environment environment() {
+  Environment env;
+  env.commit = RWKV_GIT_DESCRIBE;
+  env.cpu = "unknown processor";
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (line.rfind("model name", 0) == 0) {
+      const size_t colon = line.find(':');
+      if (colon != std::string::npos && colon + 2 < line.size()) env.cpu = line.substr(colon + 2);
+      break;
+    }
+  }
+  env.threads = num_threads();
+  return env;
+}
+
+std::string to_string(const Environment& env) {
+  return str("commit ", env.commit, ", ", env.cpu, ", ", env.threads,
+             env.threads == 1 ? " thread" : " threads");
+}
+
+Timing summarize(std::vector<double> seconds) {
+  RWKV_ASSERT(!seconds.empty(), "no repeats to summarize");
+  std::sort(seconds.begin(), seconds.end());
+  const size_t n = seconds.size();
+  const double median = n % 2 == 1 ? seconds[n / 2] : 0.5 * (seconds[n / 2 - 1] + seconds[n / 2]);
+  return {median, seconds.front(), (seconds.back() - seconds.front()) / median};
+}
+
+void CacheFlusher::flush() {
+  ++value_;
+  const int64_t pieces = 64;
+  const auto bytes = static_cast<int64_t>(buffer_.size());
+  parallel_for(pieces, 1, [&](int64_t i, int64_t) {
+    const int64_t begin = i * bytes / pieces, end = (i + 1) * bytes / pieces;
+    std::memset(buffer_.data() + begin, value_, static_cast<size_t>(end - begin));
+  });
+}
+
+double copy_bandwidth() {
+  constexpr int64_t bytes = int64_t{128} << 20, piece = int64_t{1} << 20;
+  std::vector<char> from(bytes, 1), to(bytes, 2);
+  double best = 1e30;
+  for (int i = 0; i < 6; ++i) {
+    const double start = now_seconds();
+    parallel_for(bytes, piece, [&](int64_t begin, int64_t end) {
+      std::memcpy(to.data() + begin, from.data() + begin, static_cast<size_t>(end - begin));
+    });
+    best = std::min(best, now_seconds() - start);
+  }
+  return 2.0 * static_cast<double>(bytes) / best;
+}
+
+void write_file(const std::string& path, const std::string& text) {
+  std::ofstream out(path, std::ios::binary);
+  out << text;
+  out.close();
+  RWKV_CHECK(out.good(), IoError, "writing ", path,
+             ": failed; does the folder exist, and is there room?");
+}
+
+std::string with_extension(const std::string& path, const std::string& extension) {
+  return std::filesystem::path(path).replace_extension(extension).string();
+}
+
+void write_plot(const std::string& path, const std::string& script) {
+  const std::string gp = with_extension(path, ".gp");
+  write_file(gp, script);
+  if (std::filesystem::path(path).extension() != ".png") {
+    std::printf("plot script: %s\n", gp.c_str());
+    return;
+  }
+  const pid_t child = fork();
+  if (child == 0) {
+    execlp("gnuplot", "gnuplot", gp.c_str(), static_cast<char*>(nullptr));
+    _exit(127);
+  }
+  int status = 0;
+  const bool ran = child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) &&
+                   WEXITSTATUS(status) == 0;
+  if (ran)
+    std::printf("plot: %s\n", path.c_str());
+  else
+    std::printf("plot script: %s (run gnuplot on it to get %s)\n", gp.c_str(), path.c_str());
+}
+
+}  // namespace rwkv::bench

@@ -1,0 +1,50 @@
+#pragma once
+/// Shared by the benchmarks: what machine and code ran, statistics of repeats, copy bandwidth.
+
+#include <cstddef>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace rwkv::bench {
+
+struct Environment {
+  std::string commit;  ///< git describe when configured; "unknown" outside a checkout
+  std::string cpu;
+  int threads = 1;
+};
+Environment environment();
+/// One line: version, commit, processor, threads.
+std::string to_string(const Environment& env);
+
+/// Of some repeats, in seconds. spread = (largest - smallest) / median.
+struct Timing {
+  double median = 0, minimum = 0, spread = 0;
+};
+Timing summarize(std::vector<double> seconds);
+
+/// Writes through a buffer larger than the private caches, so that the next run starts without its
+/// data there (a last-level cache of hundreds of MiB keeps some).
+class CacheFlusher {
+ public:
+  explicit CacheFlusher(size_t bytes = size_t{64} << 20) : buffer_(bytes) {}
+  void flush();
+
+ private:
+  std::vector<char> buffer_;
+  char value_ = 0;
+};
+
+/// Bytes per second, read plus written, of the best of some parallel copies of 128 MiB.
+double copy_bandwidth();
+
+/// Writes a text file; throws IoError.
+void write_file(const std::string& path, const std::string& text);
+
+/// Writes `script` to FILE.gp. If `path` ends in .png the script is also run by gnuplot, when there
+/// is one; otherwise a line says what to do. `script` must set its own output to FILE.png.
+void write_plot(const std::string& path, const std::string& script);
+/// `path` with its extension replaced.
+std::string with_extension(const std::string& path, const std::string& extension);
+
+}  // namespace rwkv::bench

@@ -1,0 +1,48 @@
+// rwkv-bench: measures the parts of the project. Parses and dispatches; see tools/bench/.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "kernels/core/error.h"
+#include "tools/bench/bench.h"
+
+namespace {
+
+void add_common(CLI::App* app, rwkv::bench::CommonOptions& o) {
+  app->add_option("--threads", o.threads, "threads (default: all this process may use)")
+      ->check(CLI::Range(1, 4096));
+  app->add_option("--repeats", o.repeats, "timed runs per row")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  app->add_option("--json", o.json, "also write the rows to this file");
+  app->add_option("--plot", o.plot, "write a gnuplot script (FILE.gp) or a picture (FILE.png)");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Benchmarks. Results are checked against a double-precision reference first.");
+  app.require_subcommand(1);
+
+  rwkv::bench::WkvOptions wkv;
+  CLI::App* wkv_app = app.add_subcommand("wkv", "WKV variants, forward and backward");
+  add_common(wkv_app, wkv);
+  wkv_app->add_flag("--list", wkv.list, "list all variants, and which fit, without timing");
+  wkv_app->add_option("--variant", wkv.variants,
+                      "variant or family to time, repeatable (default: all that fit)");
+  wkv_app->add_option("--shape", wkv.shapes,
+                      "B,T,H,N: batch, tokens, heads, head size; repeatable; T = 1 decodes");
+
+  try {
+    app.parse(argc, argv);
+    if (wkv_app->parsed()) return rwkv::bench::run_wkv(wkv);
+    return 0;
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  } catch (const rwkv::Error& e) {
+    std::fprintf(stderr, "rwkv-bench: %s\n", e.what());
+    return e.exit_code();
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "rwkv-bench: %s\n", e.what());
+    return 1;
+  }
+}
