@@ -1,0 +1,87 @@
+#pragma once
+/// Runs a model forward, sequence by sequence or many at once, and keeps the plans for it.
+
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "kernels/core/context.h"
+#include "model/params.h"
+#include "model/rwkv.h"
+#include "model/state.h"
+
+namespace rwkv {
+
+struct EngineOptions {
+  std::string wkv = "auto";  ///< WKV variant, see select_wkv
+  /// Longest piece that the parallel form takes at once: bounds the memory for activations.
+  int64_t prefill_tokens = 256;
+  /// Plans are made per (batch, tokens, outputs) and the least recently used one is dropped.
+  int64_t max_plans = 24;
+};
+
+/// Prefill and decode on borrowed weights: training may change their values between calls, the
+/// engine then uses the new ones. One thread at a time. The state belongs to the caller; its batch
+/// says how many sequences a call advances, and token ids come as (B, T), row-major.
+///
+/// A long input is cut into pieces of prefill_tokens and a rest, so results depend on the lengths
+/// that a sequence was fed in only by rounding, and never on the other sequences' tokens.
+///
+/// Every call throws ShapeError if the number of ids is not a multiple of the batch, ConfigError
+/// for ids outside of the vocabulary.
+class Engine {
+ public:
+  /// Model and weights must outlive the engine and stay where they are.
+  /// Throws ConfigError if no WKV variant fits.
+  Engine(const Model& model, const ParamStore& weights, EngineOptions options = {});
+
+  const Model& model() const { return model_; }
+  const EngineOptions& options() const { return options_; }
+  RnnState new_state(int64_t batch = 1) const { return RnnState(model_, batch); }
+
+  /// Parallel form: advances the state by T >= 1 tokens per sequence.
+  /// Returns the logits after the last one, (B, V) f32, valid until the next call.
+  TensorView prefill(RnnState& state, std::span<const int32_t> ids);
+  /// Recurrent form: one token per sequence. Result like prefill's.
+  TensorView decode(RnnState& state, std::span<const int32_t> ids);
+
+  /// Called with the index of the piece's first token and the logits (B, n, V) after its n tokens.
+  using LogitsSink = std::function<void(int64_t first, TensorView logits)>;
+  /// Parallel form with the logits after every token, in order, piece by piece.
+  void all_logits(RnnState& state, std::span<const int32_t> ids, const LogitsSink& sink);
+
+  /// Parallel form; loss (B, T) becomes -log p(target | tokens up to there) in nats.
+  /// Throws ShapeError unless ids, targets and loss have the same size.
+  void token_loss(RnnState& state, std::span<const int32_t> ids, std::span<const int32_t> targets,
+                  std::span<float> loss);
+
+  /// Activations of the plans that are in memory now.
+  size_t plan_bytes() const;
+  size_t plan_count() const { return plans_.size(); }
+  Context& context() { return ctx_; }
+
+ private:
+  struct Entry;
+  Entry& plan_for(int64_t batch, int64_t tokens, GraphOptions::Mode mode);
+  /// Runs one piece. `offset` and `stride` say where its tokens lie in ids (B, T).
+  Entry& run_piece(RnnState& state, std::span<const int32_t> ids, int64_t offset, int64_t stride,
+                   int64_t tokens, GraphOptions::Mode mode, std::span<const int32_t> targets = {});
+  /// Checks sizes and ids; returns T.
+  int64_t check_ids(const RnnState& state, std::span<const int32_t> ids, const char* doing) const;
+
+  const Model& model_;
+  const ParamStore& weights_;
+  EngineOptions options_;
+  Context ctx_;
+  std::list<std::unique_ptr<Entry>> plans_;  ///< most recently used first
+
+ public:
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+  ~Engine();
+};
+
+}  // namespace rwkv

@@ -1,0 +1,31 @@
+#pragma once
+/// Opens model files and training checkpoints for inference.
+
+#include <memory>
+#include <string>
+
+#include "data/tokenizer/tokenizer.h"
+#include "model/params.h"
+#include "model/rwkv.h"
+
+namespace rwkv {
+
+/// A model with its weights and, if the file names one, its tokenizer. Move-only; the addresses of
+/// model and weights stay, so an Engine may refer to them as long as this lives.
+struct LoadedModel {
+  std::unique_ptr<Model> model;
+  std::unique_ptr<ParamStore> weights;
+  std::shared_ptr<const Tokenizer> tokenizer;  ///< null if the file has none and none was given
+  std::string path;
+
+  /// Throws ConfigError that says how to give one if there is no tokenizer.
+  const Tokenizer& need_tokenizer() const;
+};
+
+/// Reads a file that model/weights.h describes (checkpoints are such files). `vocab`, unless empty,
+/// is a vocabulary file to use: for files without one, and as a check for files with one.
+/// Throws IoError for missing, foreign, truncated or corrupt files, for a vocabulary that is not
+/// the one the model was trained with, and for one with more ids than the model has rows.
+LoadedModel load_model(const std::string& path, const std::string& vocab = "");
+
+}  // namespace rwkv

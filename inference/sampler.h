@@ -1,0 +1,90 @@
+#pragma once
+/// From logits to the next token: penalties, filters and the draw, in the order of the reference
+/// implementation (the rwkv package; spec formats a.6). See docs/generation.md.
+
+#include <cstdint>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+namespace rwkv {
+
+/// The defaults draw from the model's own distribution. The order in which they act:
+///   1. repetition penalty, then presence and frequency penalties, on the logits
+///   2. softmax at temperature 1
+///   3. top_p, top_k, min_p: each looks at the probabilities of step 2
+///   4. p^(1/temperature) of what is left, normalised
+///   5. the draw
+/// Unlike in most servers the temperature acts after top_p: a high temperature flattens the
+/// candidates but never adds one.
+struct SamplingOptions {
+  /// > 0; 0 takes the largest logit after step 1 (the lowest id among equals), filters ignored.
+  double temperature = 1;
+  /// (0, 1]. Keeps every token at least as probable as the one at which the sum over tokens of
+  /// descending probability reaches top_p; equally probable tokens are all kept.
+  double top_p = 1;
+  /// Keeps the k most probable of those (the lower ids among equals); 0 keeps all.
+  int64_t top_k = 0;
+  /// [0, 1]. Keeps tokens of at least min_p times the probability of the most probable one.
+  double min_p = 0;
+  /// > 0. Logits of tokens seen in prompt or output are divided by it if positive and multiplied
+  /// by it if negative (Keskar et al. 2019, CTRL). 1 is off.
+  double repetition_penalty = 1;
+  /// For every generated token: logit -= presence_penalty + occurrences * frequency_penalty.
+  double presence_penalty = 0;
+  double frequency_penalty = 0;
+  /// (0, 1]. All occurrences are multiplied by it after each token, before the new one counts as
+  /// 1. 1 forgets nothing, the reference uses 0.996.
+  double penalty_decay = 1;
+  /// Tokens that pay the presence penalty but whose occurrences stay 0, so that they may repeat:
+  /// the reference exempts pieces of " \t0123456789" (number_tokens in inference/generate.h).
+  std::vector<int32_t> uncounted_tokens;
+  uint64_t seed = 0;
+
+  /// Throws ConfigError naming the option, its value and the allowed range.
+  void check() const;
+};
+
+/// One token that may be drawn, with its probability among those that may.
+struct Candidate {
+  int32_t token;
+  double probability;
+};
+
+/// Steps 2 to 4 on logits that carry their penalties already, in ascending order of token; the
+/// probabilities sum to 1. Logits of -infinity are never drawn. temperature 0 gives one candidate.
+/// Throws NonFiniteError if a logit is NaN or +infinity, or none is finite.
+std::vector<Candidate> candidates(std::span<const float> logits, const SamplingOptions& options);
+
+/// The state of one sequence: what it has generated and how far it is. The draw at position n of
+/// sequence s is a pure function of (seed, s, n) and the logits, so neither the other sequences of
+/// a batch nor the number of threads can change it. Not thread-safe.
+class TokenSampler {
+ public:
+  /// Throws what options.check() throws.
+  explicit TokenSampler(SamplingOptions options, uint64_t sequence = 0);
+
+  /// Marks tokens of the prompt as seen. Only the repetition penalty looks at them.
+  void see(std::span<const int32_t> prompt);
+  /// Draws the next token from logits (V), as the model gave them, and counts it.
+  /// Throws NonFiniteError like candidates().
+  int32_t next(std::span<const float> logits);
+  /// Counts a token that was chosen elsewhere as if next() had drawn it.
+  void count(int32_t token);
+
+  int64_t position() const { return position_; }  ///< tokens counted so far
+  const SamplingOptions& options() const { return options_; }
+
+ private:
+  struct Seen {
+    double occurrences = 0;
+    bool generated = false;
+  };
+  SamplingOptions options_;
+  uint64_t sequence_;
+  int64_t position_ = 0;
+  std::unordered_map<int32_t, Seen> seen_;
+  std::vector<float> logits_;  ///< with penalties
+};
+
+}  // namespace rwkv
