@@ -1,0 +1,101 @@
+// rwkv-train: trains a model from a config. See docs/training.md.
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "inference/generate.h"
+#include "tools/cli_common.h"
+#include "trainer/dry_run.h"
+#include "trainer/lr_range.h"
+#include "trainer/smoke.h"
+#include "trainer/trainer.h"
+
+namespace {
+
+struct Flags {
+  std::string config, wkv, init, device = "cpu";
+  std::vector<std::string> settings;
+  bool smoke = false, resume = false, dry_run = false, print_config = false, dump_plan = false;
+  bool find_lr = false, quiet = false;
+  int threads = 0;
+  rwkv::LrRangeOptions range;
+};
+
+void add_options(CLI::App& app, Flags& f) {
+  app.add_option("--config", f.config, "config: a path, or the name of a preset such as pile169m");
+  app.add_option("--set", f.settings, "key=value, overrides the config; may be repeated")
+      ->allow_extra_args(false);
+  app.add_flag("--resume", f.resume, "continue from the newest good checkpoint of the run folder");
+  app.add_option("--init", f.init, "start from the weights of this model file or checkpoint");
+  app.add_flag("--smoke", f.smoke,
+               "2 epochs of 50 steps, batch 2, context 1024, timed; synthetic tokens without data");
+  app.add_flag("--find-lr", f.find_lr, "learning-rate range test instead of training");
+  app.add_option("--lr-min", f.range.lr_min, "--find-lr: first rate")->capture_default_str();
+  app.add_option("--lr-max", f.range.lr_max, "--find-lr: last rate")->capture_default_str();
+  app.add_option("--lr-steps", f.range.steps, "--find-lr: steps")->capture_default_str();
+  app.add_flag("--dry-run", f.dry_run, "print sizes, memory and plan summary, start nothing");
+  app.add_flag("--print-config", f.print_config, "print every value with its origin");
+  app.add_flag("--dump-plan", f.dump_plan, "print every step of the plan");
+  app.add_option("--wkv", f.wkv, "WKV variant, as --set kernels.wkv7=NAME");
+  app.add_option("--device", f.device, "cpu")->check(CLI::IsMember({"cpu"}));
+  rwkv::add_threads_flag(app, f.threads);
+  app.add_flag("--quiet", f.quiet, "nothing on stdout but errors on stderr");
+}
+
+std::string draw_sample(const rwkv::SampleRequest& r) {
+  rwkv::Engine engine(r.model, r.values);
+  rwkv::GenerateOptions o;
+  o.sampling.temperature = r.temperature;
+  o.sampling.top_p = r.top_p;
+  o.sampling.seed = r.seed;
+  o.max_tokens = r.tokens;
+  const auto ids = rwkv::prompt_ids(r.tokenizer, r.prompt);
+  return r.prompt + rwkv::generate(engine, &r.tokenizer, ids, o).text;
+}
+
+int run(Flags& f) {
+  rwkv::use_threads(f.threads);
+  if (!f.wkv.empty()) f.settings.push_back("kernels.wkv7=" + f.wkv);
+  rwkv::TrainConfig config = rwkv::load_config(f.config, f.settings);
+  rwkv::TrainerOptions options;
+  options.resume = f.resume;
+  options.init_file = f.init;
+  options.quiet = f.quiet;
+  options.sample = draw_sample;
+  if (f.smoke) config = rwkv::smoke_config(config);
+
+  const bool only_print = f.print_config || f.dry_run || f.dump_plan;
+  if (f.print_config) std::fputs(rwkv::print_config(config).c_str(), stdout);
+  if (f.dry_run) std::fputs(rwkv::dry_run_report(config, options.device).c_str(), stdout);
+  if (f.dump_plan) std::fputs(rwkv::dump_plan(config, options.device).c_str(), stdout);
+  if (only_print) return 0;
+
+  if (f.find_lr) {
+    const auto r = rwkv::find_lr(config, options, f.range);
+    std::printf("loss lowest at lr %.3g, falling fastest at %.3g: try optimizer.lr=%.2g\n%s %s\n",
+                r.lowest, r.steepest, r.suggestion, r.json_path.c_str(), r.picture_path.c_str());
+    return 0;
+  }
+  if (f.smoke) {
+    const auto r = rwkv::run_smoke(config, options);
+    std::printf(
+        "first epoch %.1f ms/step, second epoch %.1f ms/step (mean of %lld steps), "
+        "%.0f tokens/s, model-flops utilisation %.1f%%, loss %.4f -> %.4f\n",
+        r.first_epoch_ms, r.second_epoch_ms, static_cast<long long>(r.steps_per_epoch),
+        r.tokens_per_s, 100 * r.mfu, r.first_loss, r.last_loss);
+    return 0;
+  }
+  rwkv::run_training(config, options);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Trains a model from a config", "rwkv-train"};
+  Flags flags;
+  add_options(app, flags);
+  return rwkv::run_program(app, argc, argv, [&] { return run(flags); });
+}

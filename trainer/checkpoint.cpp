@@ -1,0 +1,260 @@
+#include "trainer/checkpoint.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "data/io/atomic_file.h"
+#include "data/io/crc32.h"
+#include "data/io/hdf5_file.h"
+#include "kernels/core/error.h"
+
+namespace rwkv {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kFormat = "greylag-checkpoint 1";
+constexpr std::string_view kPrefix = "step_", kSuffix = ".h5";
+
+uint32_t crc_of(const Hdf5File& file, const std::string& name) {
+  if (file.type(name) == H5Type::kString) {
+    const std::string text = file.read_string(name);
+    return crc32_of(std::span<const char>(text));
+  }
+  const auto bytes = file.read<uint8_t>(name);
+  return crc32_of(std::span<const uint8_t>(bytes));
+}
+
+/// Datasets outside of the parameter groups, which carry their own checksums.
+std::vector<std::string> small_datasets(const Hdf5File& file) {
+  std::vector<std::string> names;
+  for (const char* group : {"model", "tokenizer", "trainer"})
+    if (file.exists(group))
+      for (const auto& name : file.list_datasets(group)) names.push_back(str(group, "/", name));
+  return names;
+}
+
+void require_checksums(const Hdf5File& file, const char* group) {
+  for (const auto& name : file.list_datasets(group))
+    RWKV_CHECK(file.has_attr(str(group, "/", name), "crc32"), IoError, "loading ", group, "/", name,
+               " from ", file.path(), ": it has no checksum; was the file changed by a tool?");
+}
+
+/// Everything that should hold before any number of the file is believed.
+void check_checkpoint(const Hdf5File& file) {
+  for (const char* name : {"trainer/format", "trainer/state", "trainer/config", "model/config"})
+    RWKV_CHECK(file.exists(name), IoError, "loading ", file.path(), ": there is no ", name,
+               "; expected a training checkpoint (use --init for a file with weights only)");
+  const std::string format = file.read_string("trainer/format");
+  RWKV_CHECK(format == kFormat, IoError, "loading ", file.path(), ": trainer/format is '", format,
+             "', this version reads '", kFormat, "'");
+  for (const auto& name : small_datasets(file)) {
+    RWKV_CHECK(file.has_attr(name, "crc32"), IoError, "loading ", name, " from ", file.path(),
+               ": it has no checksum; was the file changed by a tool?");
+    RWKV_CHECK(static_cast<uint32_t>(file.attr_int(name, "crc32")) == crc_of(file, name), IoError,
+               "loading ", name, " from ", file.path(),
+               ": the checksum does not match: the file is corrupt");
+  }
+}
+
+std::string state_json(const TrainerState& s) {
+  Json j;
+  j["step"] = s.step;
+  j["updates"] = s.updates;
+  j["samples"] = s.samples;
+  j["tokens"] = s.tokens;
+  j["nonfinite_total"] = s.nonfinite_total;
+  j["nonfinite_in_a_row"] = s.nonfinite_in_a_row;
+  j["loss_avg"] = s.loss_avg;
+  j["loss_avg_weight"] = s.loss_avg_weight;
+  j["last_valid_loss"] = s.last_valid_loss;
+  j["best_valid_loss"] = s.best_valid_loss;
+  j["best_valid_step"] = s.best_valid_step;
+  j["seed"] = s.seed;
+  j["sampler"] = s.sampler;
+  j["data_hash"] = s.data_hash;
+  j["data_tokens"] = s.data_tokens;
+  j["wkv"] = s.wkv;
+  j["code_version"] = s.code_version;
+  return j.dump();
+}
+
+TrainerState parse_state(const std::string& text, const std::string& path) {
+  try {
+    const Json j = Json::parse(text);
+    TrainerState s;
+    j.at("step").get_to(s.step);
+    j.at("updates").get_to(s.updates);
+    j.at("samples").get_to(s.samples);
+    j.at("tokens").get_to(s.tokens);
+    j.at("nonfinite_total").get_to(s.nonfinite_total);
+    j.at("nonfinite_in_a_row").get_to(s.nonfinite_in_a_row);
+    j.at("loss_avg").get_to(s.loss_avg);
+    j.at("loss_avg_weight").get_to(s.loss_avg_weight);
+    j.at("last_valid_loss").get_to(s.last_valid_loss);
+    j.at("best_valid_loss").get_to(s.best_valid_loss);
+    j.at("best_valid_step").get_to(s.best_valid_step);
+    j.at("seed").get_to(s.seed);
+    j.at("sampler").get_to(s.sampler);
+    j.at("data_hash").get_to(s.data_hash);
+    j.at("data_tokens").get_to(s.data_tokens);
+    j.at("wkv").get_to(s.wkv);
+    j.at("code_version").get_to(s.code_version);
+    return s;
+  } catch (const nlohmann::json::exception& e) {
+    throw IoError(str("loading trainer/state from ", path, ": ", e.what()));
+  }
+}
+
+void check_same_model(const std::string& path, const ModelConfig& found,
+                      const ModelConfig& expected) {
+  RWKV_CHECK(found == expected, ConfigError, "loading ", path, ": it holds the model ",
+             model_config_json(found), ", the config asks for ", model_config_json(expected),
+             "; use the config that the run was started with, or another checkpoint.dir");
+}
+
+}  // namespace
+
+void write_checkpoint(const std::string& path, const CheckpointContent& content,
+                      const TrainerState& state, const std::string& config_json,
+                      const TokenizerBlob& tokenizer) {
+  AtomicFile out(path);
+  auto file = Hdf5File::create(out.temp_path());
+  write_model(file, content.model, content.params, content.values, tokenizer);
+  write_param_group(file, "optimizer/m", content.params, content.m);
+  write_param_group(file, "optimizer/v", content.params, content.v);
+  file.write_string("trainer/format", kFormat);
+  file.write_string("trainer/state", state_json(state));
+  file.write_string("trainer/config", config_json);
+  for (const auto& name : small_datasets(file)) file.write_attr(name, "crc32", crc_of(file, name));
+  file.close();
+  out.commit();
+}
+
+TrainerState read_checkpoint(const std::string& path, const CheckpointContent& content) {
+  auto file = Hdf5File::open(path);
+  check_checkpoint(file);
+  check_same_model(path, read_model_config(file), content.model);
+  for (const char* group : {"weights", "optimizer/m", "optimizer/v"})
+    if (file.exists(group)) require_checksums(file, group);
+  read_weights(file, content.params, content.values);
+  read_param_group(file, "optimizer/m", content.params, content.m);
+  read_param_group(file, "optimizer/v", content.params, content.v);
+  return parse_state(file.read_string("trainer/state"), path);
+}
+
+TrainerState read_checkpoint_state(const std::string& path, std::string* config_json) {
+  const auto file = Hdf5File::open(path);
+  check_checkpoint(file);
+  if (config_json != nullptr) *config_json = file.read_string("trainer/config");
+  return parse_state(file.read_string("trainer/state"), path);
+}
+
+void read_initial_weights(const std::string& path, const ModelConfig& model,
+                          const ParamRegistry& params, ParamStore& values) {
+  auto file = Hdf5File::open(path);
+  check_same_model(path, read_model_config(file), model);
+  read_weights(file, params, values);
+}
+
+std::string checkpoint_path(const std::string& dir, int64_t step) {
+  char name[40];
+  std::snprintf(name, sizeof name, "step_%08lld.h5", static_cast<long long>(step));
+  return (fs::path(dir) / name).string();
+}
+
+std::vector<CheckpointFile> list_checkpoints(const std::string& dir) {
+  std::vector<CheckpointFile> files;
+  std::error_code ec;
+  for (const auto& entry : fs::directory_iterator(dir, ec)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with(kPrefix) || !name.ends_with(kSuffix)) continue;
+    const char* begin = name.data() + kPrefix.size();
+    const char* end = name.data() + name.size() - kSuffix.size();
+    int64_t step = 0;
+    const auto [rest, error] = std::from_chars(begin, end, step);
+    if (error == std::errc() && rest == end && begin != end)
+      files.push_back({step, entry.path().string()});
+  }
+  std::ranges::sort(files, {}, &CheckpointFile::step);
+  return files;
+}
+
+TrainerState read_newest_checkpoint(const std::string& dir, const CheckpointContent& content,
+                                    const std::function<void(const std::string&)>& skipped,
+                                    std::string* path) {
+  const auto files = list_checkpoints(dir);
+  RWKV_CHECK(!files.empty(), ConfigError, "resuming from ", dir,
+             ": there are no checkpoints (step_*.h5); start without --resume");
+  std::string reasons;
+  for (size_t i = files.size(); i-- > 0;) {
+    try {
+      const TrainerState state = read_checkpoint(files[i].path, content);
+      if (path != nullptr) *path = files[i].path;
+      return state;
+    } catch (const IoError& e) {
+      reasons += str("\n  ", e.what());
+      skipped(e.what());
+    }
+  }
+  throw IoError(str("resuming from ", dir, ": none of its ", files.size(),
+                    " checkpoints can be loaded:", reasons));
+}
+
+void prune_checkpoints(const std::string& dir, int64_t keep_last, int64_t keep_every) {
+  const auto files = list_checkpoints(dir);
+  for (size_t i = 0; i + static_cast<size_t>(keep_last) < files.size(); ++i) {
+    if (keep_every > 0 && files[i].step % keep_every == 0) continue;
+    std::error_code ec;  // one that cannot be removed is no reason to stop training
+    fs::remove(files[i].path, ec);
+  }
+}
+
+size_t remove_stale_checkpoint_temporaries(const std::string& dir) {
+  std::vector<std::string> targets;
+  std::error_code ec;
+  for (const auto& entry : fs::directory_iterator(dir, ec)) {
+    const std::string name = entry.path().filename().string();
+    const size_t at = name.find(kSuffix);
+    if (name.starts_with(kPrefix) && name.ends_with(".tmp") && at != std::string::npos)
+      targets.push_back((fs::path(dir) / name.substr(0, at + kSuffix.size())).string());
+  }
+  std::ranges::sort(targets);
+  const auto repeated = std::ranges::unique(targets);
+  targets.erase(repeated.begin(), repeated.end());
+  size_t removed = 0;
+  for (const auto& target : targets) removed += remove_stale_temporaries(target);
+  return removed;
+}
+
+RunLock::RunLock(const std::string& dir) {
+  std::error_code ec;
+  fs::create_directories(dir, ec);
+  RWKV_CHECK(!ec, IoError, "making the run folder ", dir, ": ", ec.message());
+  const std::string path = (fs::path(dir) / ".lock").string();
+  fd_ = ::open(path.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644);
+  RWKV_CHECK(fd_ >= 0, IoError, "opening ", path, ": ", std::strerror(errno),
+             "; is the folder writable?");
+  if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
+    ::close(fd_);
+    throw ConfigError(str("starting a run in ", dir,
+                          ": another process trains there; stop it or choose another "
+                          "checkpoint.dir"));
+  }
+}
+
+RunLock::~RunLock() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+}  // namespace rwkv

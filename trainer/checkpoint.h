@@ -1,0 +1,103 @@
+#pragma once
+/// Training checkpoints: model files (model/weights.h) with what a resumed run needs besides.
+///
+///   everything of a model file: /model, /weights, /tokenizer
+///   /optimizer/m/NAME, /optimizer/v/NAME   f32, shaped like /weights/NAME
+///   /trainer/format   string "greylag-checkpoint 1"
+///   /trainer/state    string: JSON of TrainerState, see docs/training.md
+///   /trainer/config   string: JSON of the whole configuration (config_json)
+///   attribute "crc32" on every dataset: of the values' bytes, or of the string's bytes
+///
+/// A checkpoint appears complete under its name, step_00000500.h5 after 500 steps, or not at all.
+/// Equal runs write equal bytes: nothing in it depends on time, machine or folder.
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "model/params.h"
+#include "model/weights.h"
+
+namespace rwkv {
+
+/// Where a run stands. Random numbers are counter-based: seed and position are all of their state.
+struct TrainerState {
+  int64_t step = 0;     ///< optimiser steps done, skipped ones included: drives data and schedule
+  int64_t updates = 0;  ///< steps that changed the parameters: the n of AdamW
+  int64_t samples = 0;  ///< sequences consumed: the sampler's position
+  int64_t tokens = 0;
+  int64_t nonfinite_total = 0, nonfinite_in_a_row = 0;
+  double loss_avg = 0;          ///< running mean, see Trainer
+  double loss_avg_weight = 0;   ///< 1 - 0.98^steps: undoes its start at zero
+  double last_valid_loss = -1;  ///< -1: none yet
+  double best_valid_loss = -1;
+  int64_t best_valid_step = -1;
+  uint64_t seed = 0;
+  std::string sampler;    ///< "prime", "shuffle", "sequential", "synthetic"
+  std::string data_hash;  ///< identifies the training file's content
+  int64_t data_tokens = 0;
+  std::string wkv;  ///< variant that the run resolved to
+  std::string code_version;
+};
+
+/// "0.1.0 (b6d30e0)": what checkpoints and logs name.
+std::string code_version();
+
+/// Everything a checkpoint holds, by reference.
+struct CheckpointContent {
+  const ModelConfig& model;
+  const ParamRegistry& params;
+  ParamStore &values, &m, &v;
+};
+
+/// Writes atomically. Throws IoError (directory missing or read-only, disk full): the target is
+/// then as it was before.
+void write_checkpoint(const std::string& path, const CheckpointContent& content,
+                      const TrainerState& state, const std::string& config_json,
+                      const TokenizerBlob& tokenizer);
+
+/// Fills values and moments. Throws IoError naming file and dataset if the file is truncated,
+/// corrupt or foreign (stores may then be half filled), ConfigError if it holds another model.
+TrainerState read_checkpoint(const std::string& path, const CheckpointContent& content);
+/// State and config only. Throws IoError.
+TrainerState read_checkpoint_state(const std::string& path, std::string* config_json = nullptr);
+
+/// Weights of any model file or checkpoint (--init). Throws as read_checkpoint.
+void read_initial_weights(const std::string& path, const ModelConfig& model,
+                          const ParamRegistry& params, ParamStore& values);
+
+struct CheckpointFile {
+  int64_t step;
+  std::string path;
+};
+/// Checkpoints of a run folder, oldest first; none if the folder does not exist.
+std::vector<CheckpointFile> list_checkpoints(const std::string& dir);
+std::string checkpoint_path(const std::string& dir, int64_t step);
+
+/// Loads the newest checkpoint that is whole; `skipped` is told of each that is not. Throws IoError
+/// listing all of them if none is, ConfigError if there is none or it holds another model.
+TrainerState read_newest_checkpoint(const std::string& dir, const CheckpointContent& content,
+                                    const std::function<void(const std::string&)>& skipped,
+                                    std::string* path = nullptr);
+
+/// Removes all but the newest `keep_last` and those whose step is a multiple of `keep_every`.
+void prune_checkpoints(const std::string& dir, int64_t keep_last, int64_t keep_every);
+
+/// Removes temporaries that killed runs left behind; returns how many.
+size_t remove_stale_checkpoint_temporaries(const std::string& dir);
+
+/// Held while a run writes to its folder, which it creates. Released by the system on any death.
+class RunLock {
+ public:
+  /// Throws ConfigError if another process trains there, IoError if the folder cannot be used.
+  explicit RunLock(const std::string& dir);
+  ~RunLock();
+  RunLock(const RunLock&) = delete;
+  RunLock& operator=(const RunLock&) = delete;
+
+ private:
+  int fd_ = -1;
+};
+
+}  // namespace rwkv

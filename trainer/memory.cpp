@@ -1,0 +1,115 @@
+#include "trainer/memory.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <string>
+
+#include "kernels/core/arena.h"
+#include "kernels/core/error.h"
+
+namespace rwkv {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::optional<size_t> read_number(const fs::path& file) {
+  std::ifstream in(file);
+  size_t n = 0;
+  if (in >> n) return n;
+  return std::nullopt;  // missing, or "max"
+}
+
+/// Value after `key` in a file of "key value" lines.
+std::optional<size_t> read_field(const fs::path& file, const std::string& key) {
+  std::ifstream in(file);
+  for (std::string k; in >> k;) {
+    size_t n = 0;
+    if (k == key && in >> n) return n;
+    in.ignore(4096, '\n');
+  }
+  return std::nullopt;
+}
+
+/// What one control group leaves, if it limits anything. Page cache that can be dropped is free.
+std::optional<size_t> group_room(const fs::path& dir, const char* limit, const char* used,
+                                 const char* cache) {
+  const auto max = read_number(dir / limit);
+  const auto now = read_number(dir / used);
+  if (!max || !now) return std::nullopt;
+  const size_t droppable = read_field(dir / "memory.stat", cache).value_or(0);
+  const size_t taken = *now > droppable ? *now - droppable : 0;
+  return *max > taken ? *max - taken : 0;
+}
+
+}  // namespace
+
+size_t available_memory() {
+  size_t room = SIZE_MAX;
+  if (const auto kib = read_field("/proc/meminfo", "MemAvailable:")) room = *kib * 1024;
+  const auto consider = [&](std::optional<size_t> r) { room = std::min(room, r.value_or(room)); };
+
+  std::ifstream groups("/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    const bool v2 = controllers.empty();
+    if (!v2 && controllers.find("memory") == std::string::npos) continue;
+    const fs::path root = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
+    // Every group up to the root may set a limit; inside a container the path can be foreign.
+    fs::path relative = fs::path(line.substr(second + 1)).relative_path();
+    while (true) {
+      const fs::path dir = relative.empty() ? root : root / relative;
+      consider(v2 ? group_room(dir, "memory.max", "memory.current", "inactive_file")
+                  : group_room(dir, "memory.limit_in_bytes", "memory.usage_in_bytes",
+                               "total_inactive_file"));
+      if (relative.empty()) break;
+      relative = relative.parent_path();
+    }
+  }
+  rlimit limit{};
+  if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+    consider(static_cast<size_t>(limit.rlim_cur));
+  return room == SIZE_MAX ? 0 : room;
+}
+
+size_t resident_memory() {
+  std::ifstream in("/proc/self/statm");
+  size_t pages = 0, resident = 0;
+  if (!(in >> pages >> resident)) return 0;
+  return resident * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+}
+
+size_t total_bytes(std::span<const MemoryItem> items) {
+  size_t sum = 0;
+  for (const auto& i : items) sum += i.bytes;
+  return sum;
+}
+
+std::string describe_memory(std::span<const MemoryItem> items, size_t most) {
+  std::string out = str("needs ", format_bytes(total_bytes(items)), ":");
+  const size_t n = most == 0 ? items.size() : std::min(most, items.size());
+  for (size_t i = 0; i < n; ++i)
+    out += str(i == 0 ? " " : ", ", items[i].name, " ", format_bytes(items[i].bytes));
+  return out;
+}
+
+size_t memory_limit(int64_t limit_mib) {
+  return limit_mib > 0 ? static_cast<size_t>(limit_mib) << 20 : available_memory();
+}
+
+void require_memory(std::span<const MemoryItem> items, size_t limit) {
+  RWKV_CHECK(limit == 0 || total_bytes(items) <= limit, ConfigError, "the run ",
+             describe_memory(items, 3), "; only ", format_bytes(limit),
+             " are available. Lower train.batch or train.context (more train.micro_batches keep "
+             "the tokens per step), set train.grad_checkpointing=block or "
+             "train.loss_chunk_tokens, or take a smaller model");
+}
+
+}  // namespace rwkv

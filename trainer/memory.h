@@ -1,0 +1,28 @@
+#pragma once
+/// Memory: what a run needs, what the machine has.
+
+#include <cstddef>
+#include <span>
+#include <string>
+
+#include "trainer/train_step.h"
+
+namespace rwkv {
+
+/// Bytes that this process could still take: the kernel's MemAvailable, and what the control
+/// groups and the address-space limit of the process leave. 0 if nothing can be told.
+size_t available_memory();
+/// Resident bytes of this process now; 0 if that cannot be told.
+size_t resident_memory();
+
+/// "needs 3.1 GiB: activations 1.9 GiB, optimizer moments 820.1 MiB, ..." (`most` items, 0: all)
+std::string describe_memory(std::span<const MemoryItem> items, size_t most);
+size_t total_bytes(std::span<const MemoryItem> items);
+
+/// limit_mib of the config, or available_memory().
+size_t memory_limit(int64_t limit_mib);
+/// Throws ConfigError naming the three largest consumers and what to change if the items do not
+/// fit into `limit` (0: unknown, anything fits).
+void require_memory(std::span<const MemoryItem> items, size_t limit);
+
+}  // namespace rwkv

@@ -1,0 +1,25 @@
+#pragma once
+/// SIGTERM and SIGINT as a request to stop at the next good moment.
+
+namespace rwkv {
+
+/// While it lives, the first SIGTERM or SIGINT is only noted and the second ends the process at
+/// once (exit code 128 + signal). Writing beyond a file-size limit (SIGXFSZ) or into a closed pipe
+/// (SIGPIPE) becomes an error of the write instead of a silent death. One at a time.
+class StopSignals {
+ public:
+  StopSignals();
+  ~StopSignals();  ///< restores what was there before
+  StopSignals(const StopSignals&) = delete;
+  StopSignals& operator=(const StopSignals&) = delete;
+
+  /// The signal that came, or 0.
+  int received() const;
+  const char* name() const;  ///< "SIGTERM" or "SIGINT"
+
+ private:
+  struct Saved;
+  Saved* saved_;
+};
+
+}  // namespace rwkv

@@ -1,0 +1,95 @@
+#pragma once
+/// One training step without its surroundings: model, plan, parameters, gradients, optimizer.
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/core/context.h"
+#include "model/graph/plan.h"
+#include "model/params.h"
+#include "model/rwkv.h"
+#include "trainer/optimizer.h"
+
+namespace rwkv {
+
+struct TrainStepOptions {
+  int64_t batch = 1, tokens = 1;  ///< of one micro-batch
+  int64_t micro_batches = 1;
+  GradCheckpointing grad_checkpointing = GradCheckpointing::kNone;
+  bool l2wrap = true;
+  int64_t loss_chunk_tokens = 0;
+  std::string wkv = "auto";
+  bool eval = false;  ///< also plan a forward for validation losses
+  AdamWOptions optimizer;
+  Device device = Device::kCpu;
+};
+
+/// One consumer of memory, for the estimate before the first step.
+struct MemoryItem {
+  std::string name;
+  size_t bytes;
+};
+
+/// Plans at construction, which needs next to no memory; allocate() makes it ready to run. After
+/// the first step nothing is allocated any more. One thread drives it.
+class TrainStep {
+ public:
+  /// Throws ConfigError or ShapeError if model and options do not fit together.
+  TrainStep(const ModelConfig& config, const TrainStepOptions& options);
+
+  const Model& model() const { return *model_; }
+  const Plan& plan() const { return plan_; }
+  const TrainStepOptions& options() const { return options_; }
+  const std::string& wkv_name() const { return wkv_name_; }
+  /// What allocate() will take, largest first.
+  std::vector<MemoryItem> memory() const;
+  /// Of one optimiser step (recomputation not counted).
+  double flops_per_step() const;
+
+  /// Throws DeviceError if the memory cannot be had.
+  void allocate();
+  Context& context() { return *ctx_; }
+  ParamStore& values() { return values_; }
+  ParamStore& grads() { return grads_; }
+  AdamW& optimizer() { return *optimizer_; }
+
+  /// Where the next micro-batch goes: (B, T) token ids, and the ids that follow each of them.
+  std::span<int32_t> tokens() const { return tokens_; }
+  std::span<int32_t> targets() const { return targets_; }
+
+  struct Result {
+    double loss = 0;       ///< mean over the step's tokens, before the update
+    double grad_norm = 0;  ///< before clipping
+    bool finite = true;    ///< false: the update was left out
+  };
+  /// Forward and backward of micro-batch i of the step; gradients are averaged over the step.
+  /// Returns its loss.
+  double accumulate(int64_t i);
+  /// Norm, clipping and update with learning rate lr, if loss and gradients are finite.
+  Result finish(double lr);
+  /// Mean loss of the batch in eval_tokens, eval_targets; gradients are not touched.
+  double evaluate();
+  std::span<int32_t> eval_tokens() const { return eval_tokens_; }
+  std::span<int32_t> eval_targets() const { return eval_targets_; }
+
+ private:
+  Plan build_plan(bool training) const;
+
+  TrainStepOptions options_;
+  std::unique_ptr<Model> model_;
+  std::string wkv_name_;
+  std::unique_ptr<Graph> graph_;
+  Plan plan_;
+  std::optional<Plan> eval_plan_;
+  std::unique_ptr<Context> ctx_;
+  ParamStore values_, grads_;
+  std::unique_ptr<AdamW> optimizer_;
+  std::span<int32_t> tokens_, targets_, eval_tokens_, eval_targets_;
+  double loss_sum_ = 0;
+};
+
+}  // namespace rwkv

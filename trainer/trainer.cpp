@@ -1,0 +1,360 @@
+#include "trainer/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <vector>
+
+#include "kernels/core/error.h"
+#include "kernels/core/gemm.h"
+#include "kernels/core/parallel.h"
+#include "kernels/core/trace.h"
+#include "trainer/checkpoint.h"
+#include "trainer/data_source.h"
+#include "trainer/memory.h"
+#include "trainer/metrics.h"
+#include "trainer/signals.h"
+
+namespace rwkv {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr double kAverageKeeps = 0.98;  // loss_avg: a mean over about the last 50 steps
+
+/// Keys whose values differ between two configs, except those that say nothing about the results.
+std::string changed_keys(const std::string& before_json, const std::string& now_json) {
+  const auto before = nlohmann::json::parse(before_json), now = nlohmann::json::parse(now_json);
+  std::string out;
+  for (const auto& [section, keys] : now.items()) {
+    if (section == "checkpoint" || section == "log" || section == "limits") continue;
+    for (const auto& [key, value] : keys.items()) {
+      const auto old_section = before.find(section);
+      const auto old = old_section == before.end() ? nlohmann::json()
+                                                   : old_section->value(key, nlohmann::json());
+      if (old != value)
+        out +=
+            str(out.empty() ? "" : ", ", section, ".", key, " ", old.dump(), " -> ", value.dump());
+    }
+  }
+  return out;
+}
+
+class Run {
+ public:
+  Run(const TrainConfig& config, const TrainerOptions& options)
+      : config_(config),
+        options_(options),
+        line_(options.quiet),
+        data_(open_train_data(config.data.train, config)),
+        schedule_(config.schedule(data_.source->size())),
+        total_steps_(config.total_steps(data_.source->size())),
+        step_(config.model, step_options(config, options.device)),
+        dir_(config.run_dir()) {}
+
+  RunResult run() {
+    StopSignals stop;
+    require_memory(step_.memory(), memory_limit(config_.limits.memory_mib));
+    lock_.emplace(dir_);
+    check_folder();
+    open_validation();
+    step_.allocate();
+    start();
+    begin_log();
+    const auto loader = make_loader(data_, config_, state_.samples);
+    started_ = last_record_ = now_seconds();
+    const int64_t first = state_.step;
+    while (state_.step < total_steps_ && stop.received() == 0) {
+      one_step(*loader);
+      if (stop.received() == 0 && due(config_.checkpoint.every) && state_.step < total_steps_)
+        save();
+    }
+    if (state_.step > first || result_.last_checkpoint.empty()) save();
+    result_.steps = state_.step;
+    result_.valid_loss = state_.last_valid_loss;
+    if (stop.received() != 0 && state_.step < total_steps_) {
+      result_.stopped_by = stop.name();
+      log_->end(state_.step, result_.stopped_by);
+      line_.message(str("stopped by ", result_.stopped_by, " after step ", state_.step,
+                        "; checkpoint ", result_.last_checkpoint, " written, --resume continues"));
+    } else {
+      log_->end(state_.step, "complete");
+      line_.message(str("complete after ", state_.step, " steps in ",
+                        format_duration(now_seconds() - started_), "; last checkpoint ",
+                        result_.last_checkpoint));
+    }
+    return result_;
+  }
+
+ private:
+  CheckpointContent content() {
+    return {config_.model, step_.model().params(), step_.values(), step_.optimizer().m(),
+            step_.optimizer().v()};
+  }
+
+  void check_folder() {
+    const auto found = list_checkpoints(dir_);
+    RWKV_CHECK(found.empty() || options_.resume, ConfigError, "starting a run in ", dir_,
+               ": it already holds checkpoints up to step ", found.empty() ? 0 : found.back().step,
+               "; continue that run with --resume, or choose another checkpoint.dir");
+    const size_t stale = remove_stale_checkpoint_temporaries(dir_);
+    if (stale > 0) line_.message(str("removed ", stale, " unfinished checkpoint files"));
+    resuming_ = !found.empty();
+    if (options_.resume && found.empty())
+      line_.message(str("no checkpoint in ", dir_, " yet: starting from the beginning"));
+  }
+
+  void open_validation() {
+    if (config_.eval.every == 0 || config_.data.valid.empty()) return;
+    const TrainData valid = open_train_data(config_.data.valid, config_);
+    RWKV_CHECK(valid.blob.hash == data_.blob.hash, ConfigError, "validating on ",
+               config_.data.valid, ": it was made with another tokenizer than ",
+               config_.data.train);
+    valid_.emplace(valid.source, config_.train.batch, config_.train.context, config_.eval.batches);
+  }
+
+  void start() {
+    if (resuming_) {
+      std::string path, old_config;
+      state_ = read_newest_checkpoint(
+          dir_, content(),
+          [&](const std::string& why) { line_.message("skipping a damaged checkpoint: " + why); },
+          &path);
+      read_checkpoint_state(path, &old_config);
+      check_same_run(path, old_config);
+      step_.optimizer().set_updates(state_.updates);
+      result_.last_checkpoint = path;
+      line_.message(str("resuming from ", path));
+    } else {
+      step_.model().init_params(step_.values(), static_cast<uint64_t>(config_.train.seed));
+      if (!options_.init_file.empty())
+        read_initial_weights(options_.init_file, config_.model, step_.model().params(),
+                             step_.values());
+      state_.seed = static_cast<uint64_t>(config_.train.seed);
+      state_.sampler = config_.data.sampler;
+      state_.data_hash = data_.hash;
+      state_.data_tokens = data_.source->size();
+    }
+    state_.wkv = step_.wkv_name();
+    state_.code_version = code_version();
+  }
+
+  /// A resumed run goes on with the same data in the same order; the rest may change, loudly.
+  void check_same_run(const std::string& path, const std::string& old_config) {
+    RWKV_CHECK(state_.data_hash == data_.hash, ConfigError, "resuming from ", path,
+               ": the run was started on other training data (", state_.data_tokens,
+               " tokens) than ", data_.source->describe(), " (", data_.source->size(),
+               " tokens); use the same file, or --init to start a new run from these weights");
+    RWKV_CHECK(state_.seed == static_cast<uint64_t>(config_.train.seed) &&
+                   state_.sampler == config_.data.sampler,
+               ConfigError, "resuming from ", path, ": the run has data.sampler ", state_.sampler,
+               " and train.seed ", state_.seed, ", the config says ", config_.data.sampler, " and ",
+               config_.train.seed, "; use those of the run");
+    const std::string changes = changed_keys(old_config, config_json(config_));
+    if (!changes.empty()) line_.message("changed since that checkpoint: " + changes);
+    if (state_.wkv != step_.wkv_name())
+      line_.message(str("the WKV variant changed from ", state_.wkv, " to ", step_.wkv_name(),
+                        ": results are no longer those of the undisturbed run, bit for bit"));
+  }
+
+  void begin_log() {
+    log_.emplace((fs::path(dir_) / "log.jsonl").string(), resuming_ ? state_.step : -1);
+    RunDescription d;
+    const ParameterCount count = count_parameters(config_.model);
+    d.parameters = count.used;
+    d.parameters_total = count.total;
+    d.total_steps = total_steps_;
+    d.tokens_per_step = config_.tokens_per_step();
+    d.flops_per_step = step_.flops_per_step();
+    d.peak_tflops = peak_tflops_ = config_.limits.peak_tflops > 0
+                                       ? config_.limits.peak_tflops
+                                       : measure_peak_tflops(step_.context());
+    d.memory_bytes = total_bytes(step_.memory());
+    d.threads = num_threads();
+    d.device = device_name(options_.device);
+    d.wkv = step_.wkv_name();
+    d.data = data_.source->describe();
+    d.data_hash = data_.hash;
+    d.data_tokens = data_.source->size();
+    d.code_version = code_version();
+    if (log_->empty()) log_->run(d, config_);
+    if (resuming_) log_->resume(state_.step, result_.last_checkpoint);
+    line_.message(str("training ", config_.name, ": ",
+                      format_count(static_cast<double>(count.used)), " parameters, ", total_steps_,
+                      " steps of ", config_.tokens_per_step(), " tokens, ", d.threads,
+                      d.threads == 1 ? " thread, " : " threads, ", d.wkv));
+    line_.message(describe_memory(step_.memory(), 3));
+  }
+
+  bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
+
+  void one_step(BatchLoader& loader) {
+    const double lr = schedule_.at(state_.step);
+    for (int64_t i = 0; i < config_.train.micro_batches; ++i) {
+      const Batch& batch = loader.next();
+      std::copy(batch.x.begin(), batch.x.end(), step_.tokens().begin());
+      std::copy(batch.y.begin(), batch.y.end(), step_.targets().begin());
+      step_.accumulate(i);
+    }
+    if (options_.on_gradients) options_.on_gradients(state_.step + 1, step_.grads());
+    const TrainStep::Result r = step_.finish(lr);
+    ++state_.step;
+    state_.updates = step_.optimizer().updates();
+    state_.samples = static_cast<int64_t>(loader.position());
+    state_.tokens += config_.tokens_per_step();
+    result_.loss = r.loss;
+    if (r.finite) {
+      state_.loss_avg = kAverageKeeps * state_.loss_avg + (1 - kAverageKeeps) * r.loss;
+      state_.loss_avg_weight = kAverageKeeps * state_.loss_avg_weight + (1 - kAverageKeeps);
+      state_.nonfinite_in_a_row = 0;
+    } else {
+      ++state_.nonfinite_total;
+      ++state_.nonfinite_in_a_row;
+    }
+    const bool last = state_.step == total_steps_;
+    record(r, lr, last);
+    if (state_.nonfinite_in_a_row >= config_.train.max_nonfinite) give_up();
+    if (valid_ && (due(config_.eval.every) || last)) validate();
+    if (options_.sample && data_.tokenizer && config_.sample.every > 0 &&
+        (due(config_.sample.every) || last))
+      sample();
+  }
+
+  void record(const TrainStep::Result& r, double lr, bool last) {
+    ++steps_since_record_;
+    const bool logs = due(config_.log.every) || last || !r.finite;
+    const bool prints = due(config_.log.print_every) || last || !r.finite;
+    if (!logs && !prints && !line_.terminal()) return;
+    const double now = now_seconds(), seconds = now - last_record_;
+    StepRecord s;
+    s.step = state_.step;
+    s.total_steps = total_steps_;
+    s.tokens = state_.tokens;
+    s.loss = r.loss;
+    s.loss_avg = state_.loss_avg_weight > 0 ? state_.loss_avg / state_.loss_avg_weight : r.loss;
+    s.valid_loss = state_.last_valid_loss;
+    s.grad_norm = r.grad_norm;
+    s.lr = lr;
+    s.finite = r.finite;
+    const auto steps = static_cast<double>(steps_since_record_);
+    s.tokens_per_s = steps * static_cast<double>(config_.tokens_per_step()) / seconds;
+    s.mfu = steps * step_.flops_per_step() / seconds / (peak_tflops_ * 1e12);
+    s.elapsed_s = now - started_;
+    s.memory_bytes = resident_memory();
+    // The time to come is judged by a slow average: single steps may contain a validation.
+    const double per_step = seconds / steps;
+    step_seconds_ = step_seconds_ > 0 ? 0.9 * step_seconds_ + 0.1 * per_step : per_step;
+    s.eta_s = step_seconds_ * static_cast<double>(total_steps_ - state_.step);
+    if (logs) log_->step(s);
+    line_.show(s, prints);
+    last_record_ = now;
+    steps_since_record_ = 0;
+  }
+
+  void validate() {
+    double sum = 0;
+    for (int64_t i = 0; i < valid_->batches(); ++i) {
+      valid_->fill(i, step_.eval_tokens(), step_.eval_targets());
+      sum += step_.evaluate();
+    }
+    const double loss = sum / static_cast<double>(valid_->batches());
+    log_->valid(state_.step, loss);
+    if (std::isfinite(loss)) {
+      state_.last_valid_loss = loss;
+      if (state_.best_valid_step < 0 || loss < state_.best_valid_loss) {
+        state_.best_valid_loss = loss;
+        state_.best_valid_step = state_.step;
+      }
+    }
+    line_.message(
+        str("step ", state_.step, ": validation loss ", loss, ", perplexity ", std::exp(loss)));
+    last_record_ = now_seconds();  // rates are those of training
+  }
+
+  void sample() {
+    const std::string text =
+        options_.sample({step_.model(), step_.values(), *data_.tokenizer, config_.sample.prompt,
+                         config_.sample.tokens, config_.sample.temperature, config_.sample.top_p,
+                         static_cast<uint64_t>(config_.train.seed)});
+    log_->sample(state_.step, text);
+    line_.message(str("step ", state_.step, ", sample: ", text));
+    last_record_ = now_seconds();
+  }
+
+  void save() {
+    const std::string path = checkpoint_path(dir_, state_.step);
+    write_checkpoint(path, content(), state_, config_json(config_), data_.blob);
+    result_.last_checkpoint = path;
+    prune_checkpoints(dir_, config_.checkpoint.keep_last, config_.checkpoint.keep_every);
+    last_record_ = now_seconds();
+  }
+
+  [[noreturn]] void give_up() {
+    log_->end(state_.step, "non-finite");
+    const auto files = list_checkpoints(dir_);
+    throw NonFiniteError(str("training ", config_.name, ": loss or gradients were not finite in ",
+                             state_.nonfinite_in_a_row, " steps in a row, the last one being step ",
+                             state_.step,
+                             "; last good checkpoint: ", files.empty() ? "none" : files.back().path,
+                             ". Lower optimizer.lr or train.clip, or lengthen optimizer.warmup"));
+  }
+
+  const TrainConfig& config_;
+  const TrainerOptions& options_;
+  StatusLine line_;
+  TrainData data_;
+  Schedule schedule_;
+  int64_t total_steps_;
+  TrainStep step_;
+  std::string dir_;
+  std::optional<RunLock> lock_;
+  std::optional<ValidationSet> valid_;
+  std::optional<JsonLog> log_;
+  TrainerState state_;
+  RunResult result_;
+  bool resuming_ = false;
+  double peak_tflops_ = 1, started_ = 0, last_record_ = 0, step_seconds_ = 0;
+  int64_t steps_since_record_ = 0;
+};
+
+}  // namespace
+
+TrainStepOptions step_options(const TrainConfig& config, Device device) {
+  TrainStepOptions o;
+  o.batch = config.train.batch;
+  o.tokens = config.train.context;
+  o.micro_batches = config.train.micro_batches;
+  o.grad_checkpointing = config.grad_checkpointing();
+  o.l2wrap = config.train.l2wrap;
+  o.loss_chunk_tokens = config.train.loss_chunk_tokens;
+  o.wkv = config.wkv();
+  o.eval = config.eval.every > 0 && !config.data.valid.empty();
+  o.optimizer = {.beta1 = config.optimizer.beta1,
+                 .beta2 = config.optimizer.beta2,
+                 .eps = config.optimizer.eps,
+                 .weight_decay = config.optimizer.weight_decay,
+                 .clip = config.train.clip};
+  o.device = device;
+  return o;
+}
+
+double measure_peak_tflops(Context& ctx) {
+  constexpr int64_t kN = 1024;
+  std::vector<float> a(kN * kN, 0.5f), b(kN * kN, 0.25f), c(kN * kN);
+  double best = 1e30;
+  for (int i = 0; i < 5; ++i) {
+    const double start = now_seconds();
+    gemm_nt(ctx, kN, kN, kN, a.data(), b.data(), c.data(), Accum::kWrite);
+    best = std::min(best, now_seconds() - start);
+  }
+  return 2.0 * kN * kN * kN / best / 1e12;
+}
+
+RunResult run_training(const TrainConfig& config, const TrainerOptions& options) {
+  return Run(config, options).run();
+}
+
+}  // namespace rwkv

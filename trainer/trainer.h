@@ -1,0 +1,66 @@
+#pragma once
+/// The training loop. Read this after model/rwkv.h.
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "data/tokenizer/tokenizer.h"
+#include "model/rwkv.h"
+#include "trainer/config.h"
+#include "trainer/train_step.h"
+
+namespace rwkv {
+
+/// What a text sample is drawn from. Everything stays valid during the call only.
+struct SampleRequest {
+  const Model& model;
+  const ParamStore& values;
+  const Tokenizer& tokenizer;
+  std::string prompt;
+  int64_t tokens;
+  double temperature, top_p;
+  uint64_t seed;
+};
+
+struct TrainerOptions {
+  /// Continue from the newest good checkpoint of the run folder; from the start if it has none.
+  bool resume = false;
+  std::string init_file;  ///< weights to start from (a model file or checkpoint); empty: random
+  Device device = Device::kCpu;
+  bool quiet = false;  ///< nothing on stdout
+  /// Draws text (generation belongs to inference/, which the trainer does not know).
+  std::function<std::string(const SampleRequest&)> sample;
+  /// Sees the gradients of every step before the update: probes and tests.
+  std::function<void(int64_t step, ParamStore& grads)> on_gradients;
+};
+
+struct RunResult {
+  int64_t steps = 0;  ///< done by the run in total
+  double loss = 0;    ///< of the last step
+  double valid_loss = -1;
+  std::string stopped_by;       ///< "SIGTERM", "SIGINT" or empty when the run is complete
+  std::string last_checkpoint;  ///< path
+};
+
+/// Trains from start, or from a checkpoint, to the end of the run or to a signal; writes
+/// checkpoints and the log to config.run_dir().
+///
+/// Order of a step n = 1, 2, ...: micro-batches, update, log line, validation, text sample,
+/// checkpoint. All of it depends on the config, the data and n only, so that a resumed run equals
+/// an undisturbed one bit for bit.
+///
+/// Throws ConfigError (config does not fit data, machine or checkpoint; the folder already holds
+/// checkpoints and resume is off), IoError, DeviceError, and NonFiniteError after
+/// train.max_nonfinite non-finite steps in a row, naming the last good checkpoint.
+RunResult run_training(const TrainConfig& config, const TrainerOptions& options);
+
+/// How a config becomes a step: shared by training, smoke runs, --find-lr and --dry-run.
+TrainStepOptions step_options(const TrainConfig& config, Device device);
+
+/// Rate of one large f32 matrix product on this machine with the current threads, in TFLOP/s: what
+/// the model-flops utilisation refers to unless limits.peak_tflops says otherwise. Takes about
+/// 0.2 s.
+double measure_peak_tflops(Context& ctx);
+
+}  // namespace rwkv
