@@ -40,7 +40,7 @@ struct Chunk {
   using Pair = Tile<kPairRows, 2>;
 
   static constexpr size_t kState = size_t{N} * N, kRows = size_t{Q} * N, kProducts = 4 * Q * Q;
-  static constexpr size_t kSavedPerChunk = kState + kRows + kProducts;
+  static constexpr size_t kSavedPerChunk = kState;
 
   static int64_t chunks(int64_t tokens) { return (tokens + Q - 1) / Q; }
   static size_t saved_per_head(int64_t tokens) {
@@ -72,30 +72,31 @@ struct Chunk {
 
   // R~, A~, B~, K~, V of n tokens, zero beyond; end[j] = exp(c_C).
   template <bool kBackward>
-  static void prepare(const Wkv7Call& c, int64_t x0, int n, const Operands& op, float* end,
-                      const Decays& dec) {
-    for (int j = 0; j < N; j += kLanes) {
-      Vec log_sum{}, before = splat(1.0f);
-      for (int t = 0; t < n; ++t) {
+  static __attribute__((noinline)) void prepare(const Wkv7Call& c, int64_t x0, int n,
+                                                const Operands& op, float* end, const Decays& dec) {
+    alignas(64) float log_sum[N] = {};
+    std::fill(end, end + N, 1.0f);
+    for (int t = 0; t < n; ++t) {
+      for (int j = 0; j < N; j += kLanes) {
         const int64_t x = x0 + t * c.stride + j;
         const int64_t at = t * N + j;
         Vec s, rest, shrink, grow;
         vsigmoid(load(c.w + x), s, rest);
-        log_sum -= kDecayScale * s;
-        vexp_both(log_sum, shrink, grow);
+        const Vec sum = load(log_sum + j) - kDecayScale * s;
+        store(log_sum + j, sum);
+        vexp_both(sum, shrink, grow);
         store(op.ra + at, load(c.r + x) * shrink);
-        store(op.ra + kRows + at, load(c.a + x) * before);
+        store(op.ra + kRows + at, load(c.a + x) * load(end + j));
         store(op.bk + at, load(c.b + x) * grow);
         store(op.bk + kRows + at, load(c.k + x) * grow);
         store(op.uv + kRows + at, load(c.v + x));
-        before = shrink;
+        store(end + j, shrink);
         if constexpr (kBackward) {
           store(dec.grow + at, grow);
           store(dec.shrink + at, shrink);
           store(dec.logit_factor + at, -kDecayScale * s * rest);
         }
       }
-      store(end + j, before);
     }
     if (n == Q) return;
     for (float* p : {op.ra, op.ra + kRows, op.bk, op.bk + kRows, op.uv, op.uv + kRows})
@@ -104,7 +105,8 @@ struct Chunk {
 
   // One (Q, Q) quadrant pair: out rows of `left` (Q, N), columns [first Q | second Q] of right_t
   // (N, 2Q), zero where column > row - strict.
-  static void causal_products(const float* left, const float* right_t, int strict, float* out) {
+  static __attribute__((noinline)) void causal_products(const float* left, const float* right_t,
+                                                        int strict, float* out) {
     for (int t = 0; t < Q; t += kPairRows) {
       for (int s = 0; s < Q; s += kLanes) {
         Pair tile;
@@ -123,10 +125,17 @@ struct Chunk {
     return x;
   }
 
+  static RWKV_INLINE void prefetch_rows(const float* p, int64_t x0, int64_t stride) {
+    if (x0 < 0) return;
+    for (int t = 0; t < Q; ++t)
+      for (int j = 0; j < N; j += 16) __builtin_prefetch(p + x0 + t * stride + j, 0, 2);
+  }
+
   // --- forward ----------------------------------------------------------------------------------
 
   // products: (2Q, 2Q), rows r then a, columns b then k. st: transposed start state [j][i].
-  static void solve_u(const Operands& op, const float* products, const float* st) {
+  static __attribute__((noinline)) void solve_u(const Operands& op, const float* products,
+                                                const float* st) {
     const float* a_rows = products + Q * 2 * Q;
     for (int i = 0; i < N; i += kCols) {
       for (int t = 0; t < Q; t += kTileRows) {
@@ -144,8 +153,8 @@ struct Chunk {
     }
   }
 
-  static void read_out(const Operands& op, const float* products, const float* st, int n, float* y,
-                       int64_t stride) {
+  static __attribute__((noinline)) void read_out(const Operands& op, const float* products,
+                                                 const float* st, int n, float* y, int64_t stride) {
     for (int i = 0; i < N; i += kCols) {
       for (int t = 0; t < n; t += kTileRows) {
         const float* row = products + t * 2 * Q;
@@ -159,7 +168,7 @@ struct Chunk {
     }
   }
 
-  static void advance(const Operands& op, const float* end, float* st) {
+  static __attribute__((noinline)) void advance(const Operands& op, const float* end, float* st) {
     for (int j = 0; j < N; j += kTileRows) {
       for (int i = 0; i < N; i += kCols) {
         float* cell = st + j * N + i;
@@ -179,7 +188,7 @@ struct Chunk {
     float* st = scratch.take(kState);
     const Operands op{scratch.take(2 * kRows), scratch.take(2 * kRows), scratch.take(2 * kRows)};
     float* bk_t = scratch.take(2 * kRows);
-    float* own_products = scratch.take(kProducts);
+    float* products = scratch.take(kProducts);
     float* end = scratch.take(N);
     float* saved = c.saved == nullptr
                        ? nullptr
@@ -192,16 +201,22 @@ struct Chunk {
     for (int64_t t0 = 0; t0 < c.tokens; t0 += Q) {
       const int n = static_cast<int>(std::min<int64_t>(Q, c.tokens - t0));
       const int64_t x0 = o + t0 * c.stride;
-      float* products = saved == nullptr ? own_products : saved + kState + kRows;
+      // Rows of the next chunk, one input per phase so that the requests do not queue up.
+      const int64_t next = t0 + 2 * Q <= c.tokens ? x0 + Q * c.stride : -1;
       prepare<false>(c, x0, n, op, end, {});
+      prefetch_rows(c.r, next, c.stride);
       transpose<2 * Q, N>(op.bk, N, bk_t, 2 * Q);
+      prefetch_rows(c.w, next, c.stride);
       causal_products(op.ra, bk_t, 0, products);
+      prefetch_rows(c.k, next, c.stride);
       causal_products(op.ra + kRows, bk_t, 1, products + Q * 2 * Q);
+      prefetch_rows(c.v, next, c.stride);
       solve_u(op, products, st);
+      prefetch_rows(c.a, next, c.stride);
       read_out(op, products, st, n, c.y + x0, c.stride);
+      prefetch_rows(c.b, next, c.stride);
       if (saved != nullptr) {
         std::copy(st, st + kState, saved);
-        std::copy(op.uv, op.uv + kRows, saved + kState);
         saved += kSavedPerChunk;
       }
       advance(op, end, st);
@@ -212,8 +227,8 @@ struct Chunk {
   // --- backward ---------------------------------------------------------------------------------
 
   // lambda <- L' = lambda diag(end), lambda_t its transpose, crossing <- sum_i S0 L'.
-  static void rescale(const float* end, const float* s0, float* lambda, float* lambda_t,
-                      float* crossing) {
+  static __attribute__((noinline)) void rescale(const float* end, const float* s0, float* lambda,
+                                                float* lambda_t, float* crossing) {
     for (int j = 0; j < N; j += kLanes) {
       const Vec scale = load(end + j);
       Vec sum{};
@@ -228,7 +243,8 @@ struct Chunk {
   }
 
   // Z into yz[Q..], from the last rows to the first.
-  static void solve_z(const Operands& op, const float* products, const float* lambda_t, float* yz) {
+  static __attribute__((noinline)) void solve_z(const Operands& op, const float* products,
+                                                const float* lambda_t, float* yz) {
     const float* a_rows = products + Q * 2 * Q;
     for (int i = 0; i < N; i += kCols) {
       for (int t = Q - kTileRows; t >= 0; t -= kTileRows) {
@@ -246,8 +262,10 @@ struct Chunk {
     }
   }
 
-  static void value_gradient(const Operands& op, const float* products, const float* lambda_t,
-                             const float* yz, int n, float* dv, int64_t stride, Accum mode) {
+  static __attribute__((noinline)) void value_gradient(const Operands& op, const float* products,
+                                                       const float* lambda_t, const float* yz,
+                                                       int n, float* dv, int64_t stride,
+                                                       Accum mode) {
     const float* a_rows = products + Q * 2 * Q;
     for (int i = 0; i < N; i += kCols) {
       for (int t = 0; t < n; t += kTileRows) {
@@ -278,9 +296,10 @@ struct Chunk {
   };
 
   // dR~ and dA~ from products of gradients (2Q, 2Q): rows dY then Z, columns U then V.
-  static void left_gradients(const Operands& op, const float* dprod, const float* s0,
-                             const float* yz, const Decays& dec, const Shares& share,
-                             const Out& out) {
+  static __attribute__((noinline)) void left_gradients(const Operands& op, const float* dprod,
+                                                       const float* s0, const float* yz,
+                                                       const Decays& dec, const Shares& share,
+                                                       const Out& out) {
     for (int j = 0; j < N; j += kCols) {
       for (int t = 0; t < Q; t += kTileRows) {
         const float* row = dprod + t * 2 * Q;
@@ -315,8 +334,10 @@ struct Chunk {
   }
 
   // dB~ (half 0) or dK~ (half 1).
-  static void right_gradients(int half, const Operands& op, const float* dprod, const float* lambda,
-                              const Decays& dec, const Shares& share, const Out& out) {
+  static __attribute__((noinline)) void right_gradients(int half, const Operands& op,
+                                                        const float* dprod, const float* lambda,
+                                                        const Decays& dec, const Shares& share,
+                                                        const Out& out) {
     const float* own = op.bk + half * static_cast<int64_t>(kRows);
     const size_t which = half == 0 ? 5 : 2;
     for (int j = 0; j < N; j += kCols) {
@@ -345,8 +366,9 @@ struct Chunk {
 
   // Without a state in front of it a first token has nothing to decay: `from_zero` gives it an
   // exact 0.
-  static void logit_gradient(const float* crossing, const Decays& dec, const Shares& share,
-                             bool from_zero, const Out& out) {
+  static __attribute__((noinline)) void logit_gradient(const float* crossing, const Decays& dec,
+                                                       const Shares& share, bool from_zero,
+                                                       const Out& out) {
     for (int j = 0; j < N; j += kLanes) {
       Vec sum{};
       for (int t = Q - 1; t >= 0; --t) {  // what later tokens take from states up to t
@@ -365,7 +387,8 @@ struct Chunk {
     }
   }
 
-  static void step_lambda(const Operands& op, const float* yz, float* lambda) {
+  static __attribute__((noinline)) void step_lambda(const Operands& op, const float* yz,
+                                                    float* lambda) {
     for (int i = 0; i < N; i += kTileRows) {
       for (int j = 0; j < N; j += kCols) {
         Panel x;
@@ -382,10 +405,12 @@ struct Chunk {
     float* lambda_t = scratch.take(kState);
     float* s0 = scratch.take(kState);
     const Operands op{scratch.take(2 * kRows), scratch.take(2 * kRows), scratch.take(2 * kRows)};
-    float* uv_t = scratch.take(2 * kRows);
+    float* bk_t = scratch.take(2 * kRows);
+    float* uv_t = bk_t;  // once the products are there, B~ and K~ are not needed transposed
     float* yz = scratch.take(2 * kRows);
     const Decays dec{scratch.take(kRows), scratch.take(kRows), scratch.take(kRows)};
     const Shares share{scratch.take(kRows), scratch.take(kRows), scratch.take(kRows)};
+    float* products = scratch.take(kProducts);
     float* dprod = scratch.take(kProducts);
     float* end = scratch.take(N);
     float* crossing = scratch.take(N);
@@ -399,15 +424,21 @@ struct Chunk {
       const int64_t t0 = chunk * Q, x0 = c.origin(head) + t0 * c.stride;
       const int n = static_cast<int>(std::min<int64_t>(Q, c.tokens - t0));
       const float* saved = saved_head + chunk * static_cast<int64_t>(kSavedPerChunk);
-      const float* products = saved + kState + kRows;
       Out out{{}, {}, c.stride, n};
       for (size_t g = 0; g < 6; ++g) {
         out.mode[g] = c.mode[g];
         out.grad[g] = c.grad[g] == nullptr ? nullptr : c.grad[g] + x0;
       }
 
+      // Rows of the chunk that comes next, the one before this.
+      const int64_t next = chunk > 0 ? x0 - Q * c.stride : -1;
       prepare<true>(c, x0, n, op, end, dec);
-      std::copy(saved + kState, saved + kState + kRows, op.uv);
+      prefetch_rows(c.r, next, c.stride);
+      transpose<2 * Q, N>(op.bk, N, bk_t, 2 * Q);
+      causal_products(op.ra, bk_t, 0, products);
+      causal_products(op.ra + kRows, bk_t, 1, products + Q * 2 * Q);
+      solve_u(op, products, saved);
+      prefetch_rows(c.w, next, c.stride);
       for (int t = 0; t < n; ++t)
         std::copy(c.dy + x0 + t * c.stride, c.dy + x0 + t * c.stride + N, yz + t * N);
       std::fill(yz + n * N, yz + kRows, 0.0f);
@@ -415,14 +446,19 @@ struct Chunk {
       transpose<N, N>(saved, N, s0, N);
 
       rescale(end, s0, lambda, lambda_t, crossing);
+      prefetch_rows(c.k, next, c.stride);
       solve_z(op, products, lambda_t, yz);
+      prefetch_rows(c.v, next, c.stride);
       if (c.mode[3] != Accum::kSkip)
         value_gradient(op, products, lambda_t, yz, n, out.grad[3], c.stride, c.mode[3]);
       causal_products(yz, uv_t, 0, dprod);
       causal_products(yz + kRows, uv_t, 1, dprod + Q * 2 * Q);
+      prefetch_rows(c.a, next, c.stride);
       left_gradients(op, dprod, s0, yz, dec, share, out);
+      prefetch_rows(c.b, next, c.stride);
       right_gradients(0, op, dprod, lambda, dec, share, out);
       right_gradients(1, op, dprod, lambda, dec, share, out);
+      prefetch_rows(c.dy, next, c.stride);
       logit_gradient(crossing, dec, share, t0 == 0 && !c.has_state, out);
       step_lambda(op, yz, lambda);
     }
