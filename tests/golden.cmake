@@ -1,2 +1,3 @@
 # The only tests with the label "golden": everything that reads the reference files.
 rwkv_test(golden_rwkv7_tiny LABEL golden SOURCES golden/rwkv7_tiny_test.cpp DEPS rwkv_model)
+rwkv_test(golden_rwkv7_train LABEL golden SOURCES golden/rwkv7_train_test.cpp DEPS rwkv_trainer)
