@@ -26,3 +26,20 @@ set(RWKV_OP_SOURCES
   cpu/token_shift.cpp
   cpu/wkv7_output.cpp
 )
+
+# Shapes and inputs for tests and rwkv-bench; they build everywhere, so that they cannot rot.
+set(RWKV_CASE_SOURCES
+  cases/case.cpp
+  cases/elementwise_cases.cpp
+  cases/embedding_cases.cpp
+  cases/key_prepare_cases.cpp
+  cases/last_token_cases.cpp
+  cases/layer_norm_cases.cpp
+  cases/linear_cases.cpp
+  cases/linear_cross_entropy_cases.cpp
+  cases/low_rank_cases.cpp
+  cases/token_shift_cases.cpp
+  cases/value_residual_cases.cpp
+  cases/wkv7_output_cases.cpp
+)
+list(APPEND RWKV_OP_SOURCES ${RWKV_CASE_SOURCES})

@@ -1,0 +1,84 @@
+#pragma once
+/// Cases: shapes, model-like inputs and tolerances of every op. Tests and rwkv-bench walk them.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/core/rng.h"
+#include "kernels/ops/op.h"
+
+namespace rwkv::cases {
+
+/// Writes every element of a view. Draws depend on `rng` and the element's index alone.
+using Fill = std::function<void(const Rng& rng, const TensorView& out)>;
+
+Fill normal(double mean, double deviation);
+Fill uniform(double low, double high);
+/// Ids in [0, vocab): the first two are the lowest and the highest id, the rest are random.
+Fill ids(int64_t vocab);
+
+struct Argument {
+  std::string name;
+  TensorSpec spec;
+  Fill fill;
+};
+
+/// Largest allowed errors of an f32 kernel against the double reference, by the three measures of
+/// tests/support/compare.h.
+struct Limits {
+  double element = 0, row = 0, rel = 0;
+};
+/// Limits for results at the end of `n` rounded operations: u (c + sqrt n) with u = 2^-23 and
+/// c = 4 for relative L2 (rounding errors add up like a random walk: Higham and Mary 2019), four
+/// times that for single rows and elements. `factor` is the amplification by the operations, where
+/// it is not 1; the case says where it comes from.
+Limits rounding(double n, double factor = 1);
+
+enum class Use : uint8_t {
+  kTest,   ///< small: compared with the reference
+  kBench,  ///< a shape of a real model: for rwkv-bench, too slow for the reference
+};
+
+struct OpCase {
+  std::string name;  ///< "layer_norm/b2_t17_c128"
+  const Op* op = nullptr;
+  std::vector<Argument> in, param;
+  std::shared_ptr<const void> attrs;
+  Limits forward, backward;
+  Use use = Use::kTest;
+
+  /// Outputs, saved tensors and workspace, by the op's own inference.
+  ShapeCall infer() const;
+  /// Bytes that an ideal kernel moves: every operand once.
+  double forward_bytes() const;
+  double backward_bytes() const;
+  double forward_flops() const;
+  double backward_flops() const;
+
+ private:
+  double flops(double (*count)(const ShapeCall&)) const;
+};
+
+template <class Attrs>
+std::shared_ptr<const void> attrs(const Attrs& a) {
+  return std::make_shared<const Attrs>(a);
+}
+
+std::vector<OpCase> elementwise_cases();
+std::vector<OpCase> embedding_cases();
+std::vector<OpCase> key_prepare_cases();
+std::vector<OpCase> last_token_cases();
+std::vector<OpCase> layer_norm_cases();
+std::vector<OpCase> linear_cases();
+std::vector<OpCase> linear_cross_entropy_cases();
+std::vector<OpCase> low_rank_cases();
+std::vector<OpCase> token_shift_cases();
+std::vector<OpCase> value_residual_cases();
+std::vector<OpCase> wkv7_output_cases();
+/// All of the above. WKV-7 has cases of its own (wkv7_cases.h).
+std::vector<OpCase> all_cases();
+
+}  // namespace rwkv::cases

@@ -1,0 +1,37 @@
+#include <cmath>
+
+#include "kernels/cases/case.h"
+#include "kernels/ops/linear.h"
+
+namespace rwkv::cases {
+
+std::vector<OpCase> linear_cases() {
+  std::vector<OpCase> list;
+  const auto add = [&](const TensorSpec& x, int64_t n, Use use) {
+    const int64_t k = x.last();
+    std::string name = "linear/";
+    for (int i = 0; i < x.rank; ++i) name += str(x[i], "x");
+    list.push_back({.name = name + str("to", n),
+                    .op = &kLinear,
+                    .in = {{"x", x, normal(0, 1)}},
+                    .param = {{"weight", {n, k}, normal(0, 1 / std::sqrt(static_cast<double>(k)))}},
+                    .forward = rounding(static_cast<double>(k)),
+                    .backward = rounding(static_cast<double>(std::max(n, x.rows()))),
+                    .use = use});
+  };
+  add({1}, 1, Use::kTest);
+  add({1, 1, 3}, 5, Use::kTest);
+  add({1, 1, 200}, 77, Use::kTest);  // one row: decoding
+  add({3, 1, 130}, 65, Use::kTest);
+  add({2, 5, 33}, 17, Use::kTest);
+  add({7, 40}, 24, Use::kTest);
+  add({2, 33, 64}, 96, Use::kTest);
+  add({1, 140, 65}, 200, Use::kTest);  // several tiles
+  add({1, 512, 768}, 768, Use::kBench);
+  add({1, 512, 768}, 3072, Use::kBench);
+  add({1, 512, 3072}, 768, Use::kBench);
+  add({1, 1, 768}, 3072, Use::kBench);
+  return list;
+}
+
+}  // namespace rwkv::cases
