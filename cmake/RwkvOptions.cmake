@@ -25,10 +25,11 @@ add_library(rwkv_flags INTERFACE)
 target_include_directories(rwkv_flags INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/generated)
 target_compile_options(rwkv_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wno-missing-field-initializers;-Werror>)
-# GCC 12 warns about its own AVX-512 intrinsics (a known false positive, mended in GCC 13).
+# GCC 12 warns about its own AVX-512 intrinsics and string concatenation (false positives, mended
+# in GCC 13).
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   target_compile_options(rwkv_flags INTERFACE
-    $<$<COMPILE_LANGUAGE:CXX>:-Wno-maybe-uninitialized;-Wno-uninitialized>)
+    $<$<COMPILE_LANGUAGE:CXX>:-Wno-maybe-uninitialized;-Wno-uninitialized;-Wno-restrict>)
 endif()
 if(RWKV_CPU_ARCH AND NOT RWKV_CPU_ARCH STREQUAL "generic")
   target_compile_options(rwkv_flags INTERFACE
