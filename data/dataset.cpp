@@ -13,8 +13,8 @@ namespace {
 
 constexpr const char* kFormat = "greylag-tokens";
 constexpr int64_t kVersion = 1;
-constexpr int64_t kBlock = int64_t{1} << 20;  // tokens per chunk and checksum
-constexpr int64_t kOffsetsBlock = 1 << 16;
+constexpr int64_t kBlock = 1 << 18;  // tokens per chunk and checksum
+constexpr int64_t kOffsetsBlock = 1 << 13;
 
 void check_range(const TokenSource& source, int64_t offset, size_t count) {
   const auto n = static_cast<int64_t>(count);
@@ -281,6 +281,11 @@ void TokenFileWriter::finish() {
   file_.write_attr("", "text_bytes", text_bytes_);
   file_.close();
   out_.commit();
+}
+
+void TokenFileWriter::finish_as(const std::string& path) {
+  out_.rename_target(path);
+  finish();
 }
 
 void split_token_file(const std::string& path, int64_t cut, const std::string& first,

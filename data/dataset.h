@@ -117,6 +117,8 @@ class TokenFileWriter {
   void end_document();
   /// Writes what is left, closes, syncs and renames. Call once, at the end.
   void finish();
+  /// As `finish`, under another name in the same folder.
+  void finish_as(const std::string& path);
 
   int64_t tokens() const { return tokens_; }
   int64_t documents() const { return static_cast<int64_t>(documents_); }

@@ -81,6 +81,11 @@ AtomicFile::~AtomicFile() {
   if (!done_) discard(temp_);
 }
 
+void AtomicFile::rename_target(std::string target) {
+  RWKV_ASSERT(directory_of(target) == directory_of(target_), "AtomicFile cannot change folders");
+  target_ = std::move(target);
+}
+
 void AtomicFile::commit() {
   RWKV_ASSERT(!done_, "AtomicFile committed twice");
   sync_path(temp_, O_RDONLY);

@@ -28,6 +28,8 @@ class AtomicFile {
   const std::string& target() const { return target_; }
   const std::string& temp_path() const { return temp_; }
 
+  /// Another name for the finished file, in the same folder.
+  void rename_target(std::string target);
   /// fsync of the temporary, rename, fsync of the directory. The writer must have closed the file.
   /// Throws IoError; the temporary is then removed and the target untouched (unless the very last
   /// fsync of the directory failed: then the new file is in place but may not survive a crash).

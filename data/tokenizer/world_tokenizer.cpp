@@ -148,6 +148,11 @@ void WorldTokenizer::parse(const std::string& origin) {
     offset_.push_back(static_cast<uint32_t>(pool_.size()));
   }
   std::vector<bool> single(256);
+  adjacent_.assign(size_t{256} * 256, false);
+  for (const auto& [id, bytes] : entries)
+    for (size_t i = 1; i < bytes.size(); ++i)
+      adjacent_[size_t{256} * static_cast<unsigned char>(bytes[i - 1]) +
+                static_cast<unsigned char>(bytes[i])] = true;
   for (const auto& [id, bytes] : entries)
     if (bytes.size() == 1) single[static_cast<unsigned char>(bytes[0])] = true;
   for (int b = 0; b < 256; ++b)
@@ -223,6 +228,14 @@ std::string_view WorldTokenizer::token_bytes(int32_t id) const {
   if (id < 0 || id >= vocab_size()) return {};
   const auto i = static_cast<size_t>(id);
   return std::string_view(pool_).substr(offset_[i], offset_[i + 1] - offset_[i]);
+}
+
+size_t WorldTokenizer::safe_cut(std::string_view text) const {
+  for (size_t i = text.size(); i-- > 1;) {
+    const auto a = static_cast<unsigned char>(text[i - 1]);
+    if (!adjacent_[size_t{256} * a + static_cast<unsigned char>(text[i])]) return i;
+  }
+  return 0;
 }
 
 void WorldTokenizer::encode_to(std::string_view text, std::vector<int32_t>& ids) const {

@@ -26,6 +26,8 @@ class WorldTokenizer final : public Tokenizer {
   int32_t vocab_size() const override { return static_cast<int32_t>(offset_.size()) - 1; }
   std::string_view token_bytes(int32_t id) const override;
   void encode_to(std::string_view text, std::vector<int32_t>& ids) const override;
+  /// Cuts between two bytes that no entry contains side by side: no token can span them.
+  size_t safe_cut(std::string_view text) const override;
   /// The file with LF line ends: copies that differ in line ends only have the same hash.
   std::string_view vocabulary() const override { return text_; }
 
@@ -43,6 +45,7 @@ class WorldTokenizer final : public Tokenizer {
   std::string pool_;              ///< bytes of all entries, by id
   std::vector<uint32_t> offset_;  ///< entry id is pool_[offset_[id], offset_[id + 1])
   std::vector<Slot> slots_;
+  std::vector<bool> adjacent_;  ///< [256 * a + b]: some entry contains byte a followed by byte b
 };
 
 }  // namespace rwkv

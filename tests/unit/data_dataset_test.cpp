@@ -80,7 +80,7 @@ TEST(TokenFile, ManyBlocksAndWideIds) {
     all.insert(all.end(), doc.begin(), doc.end());
   }
   w.finish();
-  ASSERT_GT(all.size(), size_t{2} << 20);
+  ASSERT_GT(all.size(), size_t{2} << 18);
   const auto t = TokenFile::open(dir.file("t.h5"));
   EXPECT_EQ(Hdf5File::open(dir.file("t.h5")).type("tokens"), H5Type::kI32);
   EXPECT_EQ(read_all(*t), all);

@@ -1,0 +1,77 @@
+#pragma once
+/// The embedded corpus: short problems whose answers can be checked, made from a seed.
+///
+/// Every problem is one line; characters are bytes of the byte tokenizer.
+///
+///   reverse   R0471=1740        1 to 8 digits, leading zeros allowed
+///   recall    Kd3a7x0m7?x0d3m7a7    4 to 8 keys (distinct letters) with a digit each; after '?'
+///   every
+///                               key once, in random order, followed by its digit
+///   add       A7+85=92          two numbers from 0 to 99
+///   permute   Pxzy=cadb         "abcd" after 1 to 8 swaps of neighbours: x swaps places 1 and 2,
+///                               y 2 and 3, z 3 and 4
+///
+/// Training and held-out problems are disjoint by construction: a hash of the content decides which
+/// part a problem belongs to (one in eight is held out), whatever the seed. The content is the
+/// digit string; the set of key-digit pairs in any order; the two numbers in any order; the swaps.
+/// So a held-out digit string is never trained as a reversal of its own, though it may occur inside
+/// a longer one, and of the 10 strings of one digit only 1 is held out, of the 100 of two digits 9.
+
+#include <cstdint>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/core/rng.h"
+
+namespace rwkv {
+
+enum class TaskSplit : uint8_t { kTrain, kHeldOut };
+
+struct Problem {
+  std::string task;    ///< "reverse", "recall", "add", "permute"
+  std::string prompt;  ///< starts with a line end, as in the corpus: "\nR0471="
+  std::string answer;  ///< what has to follow, with the line end where the line ends: "1740\n"
+  std::string line;    ///< the whole line for training, with its line end
+};
+
+/// Share of each task among the problems (not among the tokens).
+struct TaskMix {
+  double reverse = 4, recall = 4, add = 1, permute = 1;
+};
+/// "reverse=4,recall=3": tasks that are not named get 0. Throws ConfigError.
+TaskMix parse_task_mix(std::string_view text);
+
+/// An endless stream of problems, the same for the same arguments.
+class TaskGenerator {
+ public:
+  /// Throws ConfigError for negative shares or all zero.
+  TaskGenerator(uint64_t seed, TaskSplit split, const TaskMix& mix = {});
+  Problem next();
+
+ private:
+  Problem reverse();
+  Problem recall();
+  Problem add();
+  Problem permute();
+  bool wanted(std::string_view task, std::string_view content) const;
+  int64_t between(int64_t low, int64_t high);
+
+  Rng rng_;
+  TaskSplit split_;
+  TaskMix mix_;
+};
+
+/// Writes a token file (byte tokenizer, one document per problem, no end-of-document ids: the line
+/// end ends a problem) with at least `tokens` tokens. Returns the number of problems.
+int64_t write_task_tokens(const std::string& path, TaskGenerator generator, uint64_t seed,
+                          int64_t tokens);
+
+/// `per_task` different problems of every task with a positive share, as JSON lines
+/// {"task", "prompt", "answer"}. A problem is solved if the most probable continuation of the
+/// prompt starts with the answer. Returns the number of lines.
+int64_t write_task_problems(const std::string& path, uint64_t seed, TaskSplit split,
+                            const TaskMix& mix, int64_t per_task);
+
+}  // namespace rwkv

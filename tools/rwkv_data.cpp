@@ -1,0 +1,195 @@
+// rwkv-data: text to token files, and a look at what is in them.
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <cstdio>
+#include <iomanip>
+#include <iostream>
+
+#include "data/dataset.h"
+#include "data/prepare.h"
+#include "data/sampler.h"
+#include "data/tasks.h"
+#include "kernels/core/error.h"
+
+namespace {
+
+using namespace rwkv;
+
+volatile sig_atomic_t g_interrupted = 0;
+
+// The second signal ends the program at once; the half-written file has a temporary name.
+void on_signal(int number) {
+  g_interrupted = 1;
+  ::signal(number, SIG_DFL);
+}
+
+void show_progress(const PrepareProgress& p) {
+  static const bool terminal = ::isatty(STDERR_FILENO) == 1;
+  static double last_line = 0;
+  if (!terminal && !p.finished && p.seconds - last_line < 5) return;
+  last_line = p.seconds;
+  const double s = std::max(p.seconds, 1e-3), done = static_cast<double>(p.input_bytes);
+  std::string text = str(p.documents, " documents, ", p.tokens, " tokens, ");
+  char rate[96];
+  std::snprintf(rate, sizeof rate, "%.1f MB/s, %.0f tokens/s, %.0f s",
+                static_cast<double>(p.text_bytes) / s / 1e6, static_cast<double>(p.tokens) / s, s);
+  text += rate;
+  if (p.input_total > 0 && p.input_bytes > 0 && !p.finished) {
+    const double total = static_cast<double>(p.input_total);
+    std::snprintf(rate, sizeof rate, ", %.0f %%, %.0f s left", 100 * done / total,
+                  s * (total - done) / done);
+    text += rate;
+  }
+  std::fprintf(stderr, terminal ? "\r\x1b[K%s%s" : "%s%s\n", text.c_str(),
+               terminal && p.finished ? "\n" : "");
+}
+
+int tokenize(PrepareOptions o, const std::string& tokenizer, const std::string& vocab) {
+  ::signal(SIGINT, on_signal);
+  ::signal(SIGTERM, on_signal);
+  o.progress = show_progress;
+  o.interrupted = [] { return g_interrupted != 0; };
+  o.report_bad_line = [](const std::string& line) {
+    std::fprintf(stderr, "\nskipped %s\n", line.c_str());
+  };
+  const auto r = prepare_tokens(o, load_tokenizer(tokenizer, {.file = vocab, .beside = o.output}));
+  if (r.interrupted) {
+    std::fprintf(stderr, "\ninterrupted: nothing was written\n");
+    return 130;
+  }
+  std::cout << o.output << ": " << r.tokens << " tokens, " << r.documents << " documents, "
+            << r.text_bytes << " bytes of text\n";
+  if (!r.valid_output.empty())
+    std::cout << r.valid_output << ": " << r.valid_tokens << " tokens, " << r.valid_documents
+              << " documents\n";
+  if (r.bad_lines > 0) std::cout << r.bad_lines << " malformed lines skipped\n";
+  return 0;
+}
+
+void info(const std::string& path, int64_t ctx) {
+  const auto t = TokenFile::open(path);
+  const double n = static_cast<double>(std::max<int64_t>(t->size(), 1));
+  const double bytes = static_cast<double>(std::max<int64_t>(t->text_bytes(), 1));
+  const auto row = [](const char* name) -> std::ostream& {
+    return std::cout << "  " << std::left << std::setw(18) << name;
+  };
+  std::cout << path << "\n";
+  row("tokens") << t->size() << "\n";
+  row("documents") << t->documents() << "\n";
+  row("text bytes") << t->text_bytes() << " (" << bytes / n << " per token)\n";
+  row("tokenizer") << t->tokenizer_name() << ", sha256 " << t->tokenizer_hash() << "\n";
+  row("vocabulary") << t->vocab_size() << "\n";
+  const double entropy = t->unigram_entropy();
+  row("unigram entropy") << entropy << " nats per token, " << entropy * n / bytes / std::log(2.0)
+                         << " bits per byte\n";
+  if (ctx > 0) {
+    row("context") << ctx << ": " << t->size() / ctx << " slots, magic prime "
+                   << magic_prime(t->size(), ctx) << "\n";
+  }
+  row("created by") << t->created() << "\n";
+}
+
+int verify(const std::string& path) {
+  const auto problems = TokenFile::open(path)->verify();
+  for (const auto& p : problems) std::cout << path << ": " << p << "\n";
+  if (problems.empty()) std::cout << path << ": good\n";
+  return problems.empty() ? 0 : 3;
+}
+
+struct TaskOptions {
+  std::string output, valid, problems, mix = "reverse=4,recall=4,add=1,permute=1";
+  int64_t tokens = 4'000'000, valid_tokens = 20'000, per_task = 250;
+  uint64_t seed = 1;
+};
+
+void make_tasks(const TaskOptions& o) {
+  const TaskMix mix = parse_task_mix(o.mix);
+  const auto tokens = [&](const std::string& path, TaskSplit split, int64_t count) {
+    if (path.empty()) return;
+    const int64_t n = write_task_tokens(path, TaskGenerator(o.seed, split, mix), o.seed, count);
+    std::cout << path << ": " << n << " problems\n";
+  };
+  tokens(o.output, TaskSplit::kTrain, o.tokens);
+  tokens(o.valid, TaskSplit::kHeldOut, o.valid_tokens);
+  if (!o.problems.empty())
+    std::cout << o.problems << ": "
+              << write_task_problems(o.problems, o.seed, TaskSplit::kHeldOut, mix, o.per_task)
+              << " held-out problems\n";
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("Token files for training: make, inspect, check");
+  app.require_subcommand(1);
+
+  PrepareOptions prepare;
+  std::string tokenizer = "world", vocab, format = "auto", on_error = "stop", path;
+  bool no_end = false;
+  auto* t = app.add_subcommand("tokenize", "Text, folders, JSON lines (also .zst) to a token file");
+  t->add_option("inputs", prepare.inputs, "Files, folders, or - for standard input")->required();
+  t->add_option("-o,--output", prepare.output, "Token file to write")->required();
+  t->add_option("--tokenizer", tokenizer, "world or bytes")->capture_default_str();
+  t->add_option("--vocab", vocab, "Vocabulary file of the World tokenizer");
+  t->add_option("--format", format, "auto, text or jsonl")->capture_default_str();
+  t->add_option("--field", prepare.field, "JSON member with the text")->capture_default_str();
+  t->add_option("--split-at", prepare.split_at, "Separator of documents in plain text");
+  t->add_flag("--no-end-of-document", no_end, "Do not put id 0 after each document");
+  t->add_option("--valid-fraction", prepare.valid_fraction, "Share split off for validation");
+  t->add_option("--valid", prepare.valid_output, "Validation file; default OUTPUT.valid.h5");
+  t->add_option("--on-error", on_error, "Malformed lines: stop or skip")
+      ->check(CLI::IsMember({"stop", "skip"}))
+      ->capture_default_str();
+  t->add_option("--threads", prepare.threads, "Tokenising threads; 0: all cores")
+      ->capture_default_str();
+
+  int64_t ctx = 0;
+  auto* i = app.add_subcommand("info", "What a token file holds");
+  i->add_option("file", path)->required();
+  i->add_option("--ctx", ctx, "Context length: also print the magic prime");
+  auto* v = app.add_subcommand("verify", "Check every byte of a token file");
+  v->add_option("file", path)->required();
+
+  TaskOptions tasks;
+  auto* m = app.add_subcommand("make-tasks", "The embedded corpus: problems with answers");
+  m->add_option("-o,--output", tasks.output, "Training token file");
+  m->add_option("--tokens", tasks.tokens, "Its size")->capture_default_str();
+  m->add_option("--valid", tasks.valid, "Token file of held-out problems");
+  m->add_option("--valid-tokens", tasks.valid_tokens, "Its size")->capture_default_str();
+  m->add_option("--problems", tasks.problems, "JSON lines of held-out problems");
+  m->add_option("--per-task", tasks.per_task, "How many of each task")->capture_default_str();
+  m->add_option("--mix", tasks.mix, "Shares of the tasks")->capture_default_str();
+  m->add_option("--seed", tasks.seed)->capture_default_str();
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  }
+  if (t->parsed()) {
+    prepare.format = parse_text_format(format);
+    prepare.end_of_document = !no_end;
+    prepare.skip_bad_lines = on_error == "skip";
+    return tokenize(prepare, tokenizer, vocab);
+  }
+  if (i->parsed()) info(path, ctx);
+  if (v->parsed()) return verify(path);
+  if (m->parsed()) make_tasks(tasks);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const rwkv::Error& e) {
+    std::cerr << "\nrwkv-data: " << e.what() << "\n";
+    return e.exit_code();
+  } catch (const std::exception& e) {
+    std::cerr << "\nrwkv-data: " << e.what() << "\n";
+    return 1;
+  }
+}
