@@ -4,3 +4,5 @@ rwkv_test(inference_text_stream_test LABEL unit SOURCES unit/inference_text_stre
   DEPS rwkv_inference)
 rwkv_test(inference_engine_test LABEL unit SOURCES unit/inference_engine_test.cpp
   DEPS rwkv_inference)
+rwkv_test(inference_generate_test LABEL unit SOURCES unit/inference_generate_test.cpp
+  DEPS rwkv_inference)

@@ -1,6 +1,7 @@
 #pragma once
 // Small models for the tests of inference/.
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <span>
@@ -52,21 +53,19 @@ inline TestModel random_model(uint64_t seed, int64_t layers = 3, int64_t width =
   return m;
 }
 
-/// A model of bytes that always continues token t with next(t): blocks add nothing (their initial
-/// value), embeddings are random directions, and row next(t) of the head points along t's.
+/// A model that always continues token t with next(t): blocks add nothing (their initial value),
+/// every token has a random direction, which is its row of the head and, up to scale, the
+/// embedding of the tokens that it follows.
 template <class Next>
 TestModel bigram_model(const Next& next, int64_t vocab = 257) {
   constexpr int64_t kWidth = 256;
   TestModel m = make_test_model(2, kWidth, vocab, 64);
   const std::span<float> emb = m.tensor("emb.weight"), head = m.tensor("head.weight");
-  std::fill(head.begin(), head.end(), 0.0f);
   const Rng rng(7, hash_name("bigram"));
-  for (size_t i = 0; i < emb.size(); ++i) emb[i] = static_cast<float>(rng.normal(i));
-  for (int64_t t = 0; t < vocab; ++t) {
-    const auto to = static_cast<int64_t>(next(static_cast<int32_t>(t)));
-    for (int64_t i = 0; i < kWidth; ++i)
-      head[static_cast<size_t>(to * kWidth + i)] += 0.1f * emb[static_cast<size_t>(t * kWidth + i)];
-  }
+  for (size_t i = 0; i < head.size(); ++i) head[i] = static_cast<float>(0.1 * rng.normal(i));
+  for (int64_t t = 0; t < vocab; ++t)
+    std::copy_n(head.begin() + next(static_cast<int32_t>(t)) * kWidth, kWidth,
+                emb.begin() + t * kWidth);
   return m;
 }
 

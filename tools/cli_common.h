@@ -1,0 +1,44 @@
+#pragma once
+/// What the programs share: the way from command line to exit code, and a progress line.
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace rwkv {
+
+/// Parses the command line, runs the body and turns what is thrown into one line on stderr,
+/// "PROGRAM: error: MESSAGE", and an exit code: 0 done (also after --help), 2 usage or config,
+/// 3 data or file, 4 device or memory, 5 non-finite numbers, 1 a defect of ours.
+int run_program(CLI::App& app, int argc, char** argv, const std::function<int()>& body);
+
+/// "--threads N": 0 leaves the choice to the environment and the machine.
+void add_threads_flag(CLI::App& app, int& threads);
+/// Applies it. Throws ConfigError.
+void use_threads(int threads);
+
+/// One line on stderr that is rewritten in place, with rate and time left; nothing at all unless
+/// stderr is a terminal. Use as a progress callback.
+class ProgressLine {
+ public:
+  explicit ProgressLine(std::string what);  ///< "lambada", ...
+  ~ProgressLine();                          ///< clears the line
+  ProgressLine(const ProgressLine&) = delete;
+  ProgressLine& operator=(const ProgressLine&) = delete;
+  void operator()(int64_t done, int64_t total);
+
+ private:
+  std::string what_;
+  double start_, last_ = 0;
+  bool shown_ = false;
+};
+
+/// A model file or checkpoint as it is; for a run folder its newest checkpoint. Throws ConfigError
+/// if the folder has none.
+std::string resolve_model(const std::string& path);
+
+/// Everything on standard input. Throws IoError.
+std::string read_stdin();
+
+}  // namespace rwkv

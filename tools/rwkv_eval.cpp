@@ -1,0 +1,170 @@
+// rwkv-eval: measures a trained model. docs/generation.md describes the subcommands.
+
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "data/dataset.h"
+#include "inference/load.h"
+#include "tools/cli_common.h"
+#include "tools/eval_report.h"
+
+namespace {
+
+using namespace rwkv;
+
+struct Flags {
+  std::string model, vocab, file, wkv = "auto";
+  bool json = false, text = false, last = false;
+  int64_t ctx = 1024, max_tokens = 0, limit = 0, batch = 16, errors = 0;
+  int threads = 0;
+};
+
+/// A model that is ready to run.
+struct Loaded {
+  LoadedModel file;
+  Engine engine;
+  explicit Loaded(const Flags& f)
+      : file(load_model(resolve_model(f.model), f.vocab)),
+        engine(*file.model, *file.weights, {.wkv = f.wkv}) {}
+};
+
+void print(const Flags& f, const Report& report) {
+  std::puts((f.json ? report.json : report.text).c_str());
+}
+
+/// A token file, or with --text a text file. Refuses tokens of another vocabulary.
+std::shared_ptr<const TokenSource> open_tokens(const Flags& f, const LoadedModel& m) {
+  if (f.text) {
+    std::vector<int32_t> ids{kEndOfDocument};
+    m.need_tokenizer().encode_to(read_file(f.file), ids);
+    return std::make_shared<MemoryTokens>(std::move(ids), m.need_tokenizer().vocab_size());
+  }
+  auto tokens = TokenFile::open(f.file);
+  RWKV_CHECK(m.tokenizer == nullptr || m.tokenizer->hash() == tokens->tokenizer_hash(), IoError,
+             f.file, " was made with tokenizer ", tokens->tokenizer_name(), " (",
+             tokens->tokenizer_hash(), "), ", f.model, " was trained with ", m.tokenizer->name(),
+             " (", m.tokenizer->hash(), "); tokenize the text again with the model's");
+  return tokens;
+}
+
+void run_loss(const Flags& f) {
+  Loaded m(f);
+  const auto tokens = open_tokens(f, m.file);
+  int64_t count = tokens->size();
+  if (f.max_tokens > 0) count = std::min(count, f.max_tokens + 1);
+  const auto read = [&](int64_t begin, std::span<int32_t> out) { tokens->read(begin, out); };
+  ProgressLine progress("loss, tokens");
+  const LossSum sum =
+      evaluate_loss(m.engine, count, read, f.ctx, m.file.tokenizer.get(), std::ref(progress));
+  print(f, loss_report(sum, f.ctx));
+}
+
+void run_lambada(const Flags& f) {
+  Loaded m(f);
+  std::vector<std::string> texts = read_lambada(f.file);
+  if (f.limit > 0 && f.limit < std::ssize(texts)) texts.resize(static_cast<size_t>(f.limit));
+  ProgressLine progress("LAMBADA, texts");
+  print(f, lambada_report(evaluate_lambada(m.engine, m.file.need_tokenizer(), texts, f.batch,
+                                           std::ref(progress))));
+}
+
+void run_tasks(const Flags& f) {
+  Loaded m(f);
+  std::vector<TaskProblem> problems = read_tasks(f.file);
+  std::map<std::string, int64_t> seen;
+  if (f.limit > 0)
+    std::erase_if(problems, [&](const TaskProblem& p) { return ++seen[p.task] > f.limit; });
+  ProgressLine progress("tasks, problems");
+  const auto outcomes =
+      evaluate_tasks(m.engine, m.file.need_tokenizer(), problems, f.batch, std::ref(progress));
+  print(f, tasks_report(problems, outcomes, f.errors));
+}
+
+void run_logits(const Flags& f) {
+  Loaded m(f);
+  std::ifstream file;
+  if (f.file != "-") file.open(f.file);
+  std::istream& in = f.file == "-" ? std::cin : file;
+  RWKV_CHECK(in.good(), IoError, "opening ", f.file, ": no such file, or not readable");
+  const auto v = static_cast<size_t>(m.file.model->config().vocab_size);
+  std::string line;
+  for (int64_t n = 1; std::getline(in, line); ++n) {
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    std::vector<int32_t> ids;
+    try {
+      ids = nlohmann::json::parse(line).get<std::vector<int32_t>>();
+    } catch (const nlohmann::json::exception&) {
+    }
+    RWKV_CHECK(!ids.empty(), IoError, "reading ", f.file, ", line ", n,
+               ": expected a JSON array of at least one token id");
+    RnnState state = m.engine.new_state();
+    std::string out;
+    if (f.last) {
+      append_json_row(out, {m.engine.prefill(state, ids).f32(), v});
+    } else {
+      m.engine.all_logits(state, ids, [&](int64_t, TensorView logits) {
+        for (int64_t t = 0; t < logits.dim(1); ++t) {
+          out += out.empty() ? '[' : ',';
+          append_json_row(out, {logits.f32() + static_cast<size_t>(t) * v, v});
+        }
+      });
+      out += ']';
+    }
+    std::puts(out.c_str());
+  }
+}
+
+CLI::App* declare(CLI::App& app, Flags& f, const char* name, const char* what, const char* input) {
+  CLI::App* sub = app.add_subcommand(name, what);
+  sub->add_option("--model", f.model, "model file, checkpoint, or run folder (its newest)")
+      ->required();
+  sub->add_option("FILE", f.file, input)->required();
+  sub->add_option("--vocab", f.vocab, "vocabulary file, for models that carry none");
+  sub->add_option("--wkv", f.wkv, "WKV variant")->capture_default_str();
+  add_threads_flag(*sub, f.threads);
+  return sub;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Measures a trained model.", "rwkv-eval");
+  app.require_subcommand(1);
+  Flags f;
+  const auto batched = [&](CLI::App* s, const char* limit) {
+    s->add_option("--batch", f.batch, "texts of equal length to run together")
+        ->check(CLI::Range(1, 4096))
+        ->capture_default_str();
+    s->add_option("--limit", f.limit, limit)->check(CLI::NonNegativeNumber);
+  };
+  auto* loss = declare(app, f, "loss", "Loss, perplexity, bits per byte of tokens", "token file");
+  loss->add_option("--ctx", f.ctx, "tokens predicted from one fresh state")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  loss->add_option("--max-tokens", f.max_tokens, "stop after so many predictions (0: all)")
+      ->check(CLI::NonNegativeNumber);
+  loss->add_flag("--text", f.text, "FILE is plain text: one document");
+  auto* lambada =
+      declare(app, f, "lambada", "LAMBADA accuracy and perplexity", "lines {\"text\": ...}");
+  batched(lambada, "texts to use (0: all)");
+  auto* tasks = declare(app, f, "tasks", "Exact-match accuracy by generation",
+                        "lines {\"task\", \"prompt\", \"answer\"}");
+  batched(tasks, "problems per task (0: all)");
+  tasks->add_option("--errors", f.errors, "wrong outputs to show per task");
+  auto* logits = declare(app, f, "logits", "Logits of token ids, as JSON lines",
+                         "one JSON array of ids per line; - for standard input");
+  logits->add_flag("--last", f.last, "only those after the last token");
+  for (CLI::App* s : {loss, lambada, tasks})
+    s->add_flag("--json", f.json, "one JSON object on stdout");
+  return run_program(app, argc, argv, [&] {
+    use_threads(f.threads);
+    if (*loss) run_loss(f);
+    if (*lambada) run_lambada(f);
+    if (*tasks) run_tasks(f);
+    if (*logits) run_logits(f);
+    return 0;
+  });
+}
