@@ -6,3 +6,9 @@ rwkv_test(inference_engine_test LABEL unit SOURCES unit/inference_engine_test.cp
   DEPS rwkv_inference)
 rwkv_test(inference_generate_test LABEL unit SOURCES unit/inference_generate_test.cpp
   DEPS rwkv_inference)
+rwkv_test(generate_programs_test LABEL integration SOURCES integration/generate_programs_test.cpp
+  DEPS rwkv_inference)
+add_dependencies(generate_programs_test rwkv-generate rwkv-eval)
+# Waiting threads sleep: spinning ones stop each other when ctest runs as many programs as cores.
+set_tests_properties(inference_engine_test inference_generate_test generate_programs_test
+  PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=passive)

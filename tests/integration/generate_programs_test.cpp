@@ -1,0 +1,267 @@
+// rwkv-generate and rwkv-eval as programs: output, messages and exit codes.
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "data/io/hdf5_file.h"
+#include "inference/engine.h"
+#include "model/weights.h"
+#include "tests/unit/inference_model.h"
+
+namespace rwkv {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Output {
+  int code = -1;
+  std::string out, err;
+};
+
+std::string slurp(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+class Programs : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    dir_ = fs::temp_directory_path() / str("greylag-programs-", static_cast<long>(getpid()));
+    fs::create_directories(dir_);
+    write("alphabet.h5", test::bigram_model(test::alphabet), true);
+    write("random.h5", test::random_model(30, 2, 128, 257), true);
+    write("no_tokenizer.h5", test::random_model(31, 2, 64, 100), false);
+    write("small_rows.h5", test::random_model(31, 2, 64, 100), true);
+  }
+  static void TearDownTestSuite() { fs::remove_all(dir_); }
+
+  static void write(const std::string& name, const test::TestModel& m, bool tokenizer) {
+    TokenizerBlob blob;
+    if (tokenizer) blob = {.name = "bytes", .hash = ByteTokenizer().hash()};
+    Hdf5File file = Hdf5File::create(path(name));
+    write_model(file, m.model->config(), m.model->params(), *m.weights, blob);
+    file.close();
+  }
+  static std::string path(const std::string& name) { return (dir_ / name).string(); }
+  static void put(const std::string& name, const std::string& content) {
+    std::ofstream(path(name), std::ios::binary) << content;
+  }
+
+  /// `arguments` is shell text; MODEL/ stands for the folder of the test's files.
+  static Output run(const std::string& program, std::string arguments) {
+    for (size_t at; (at = arguments.find("MODEL/")) != std::string::npos;)
+      arguments.replace(at, 6, dir_.string() + "/");
+    const std::string command =
+        str("cd '", dir_.string(), "' && '", RWKV_BINARY_DIR, "/bin/", program, "' ", arguments,
+            " >'", path("out"), "' 2>'", path("err"), "'");
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, slurp(path("out")), slurp(path("err"))};
+  }
+  static Output generate(const std::string& a) { return run("rwkv-generate", a); }
+  static Output eval(const std::string& a) { return run("rwkv-eval", a); }
+
+  static void expect_failure(const Output& o, int code, const std::string& message) {
+    EXPECT_EQ(o.code, code) << o.err;
+    EXPECT_NE(o.err.find(message), std::string::npos) << o.err;
+    EXPECT_NE(o.err.find(": error: "), std::string::npos) << o.err;
+  }
+
+  static inline fs::path dir_;
+};
+
+TEST_F(Programs, GenerateContinuesThePrompt) {
+  for (const char* how : {"--prompt xa", "--prompt xa --no-stream", "--prompt-file MODEL/prompt",
+                          "--prompt-ids 121 98", "< MODEL/prompt"}) {
+    put("prompt", "xa");
+    const Output o =
+        generate(str("--model MODEL/alphabet.h5 --temperature 0 --max-tokens 5 ", how));
+    EXPECT_EQ(o.code, 0) << o.err;
+    EXPECT_EQ(o.out, "bcdef") << how;
+    EXPECT_EQ(o.err, "");
+  }
+}
+
+TEST_F(Programs, GenerateStopsAndCounts) {
+  const std::string base = "--model MODEL/alphabet.h5 --temperature 0 ";
+  EXPECT_EQ(generate(base + "--prompt a --stop hij --stop klm --max-tokens 40").out, "bcdefg");
+  EXPECT_EQ(generate(base + "--prompt 5 --max-tokens 40").out, "6789");
+  EXPECT_EQ(generate(base + "--prompt 5 --max-tokens 7 --ignore-end").out, "6789ab");
+  EXPECT_EQ(generate(base + "--prompt 7 --ids").out, "57\n58\n0\n");
+  EXPECT_EQ(generate(base + "--prompt '' --max-tokens 3").out, "abc");
+  EXPECT_EQ(generate(base + "--max-tokens 3 </dev/null").out, "abc");
+  EXPECT_EQ(generate(base + "--prompt a --echo --max-tokens 3").out, "abcd");
+  EXPECT_EQ(generate(base + "--prompt a --max-tokens 0").out, "");
+  const Output stats = generate(base + "--prompt a --max-tokens 4 --stats --threads 1");
+  EXPECT_EQ(stats.out, "bcde");
+  EXPECT_NE(stats.err.find("prefill 2 tokens"), std::string::npos) << stats.err;
+  EXPECT_NE(stats.err.find("decode 3 tokens"), std::string::npos) << stats.err;
+  EXPECT_NE(stats.err.find("ended by length"), std::string::npos) << stats.err;
+}
+
+TEST_F(Programs, GenerateReproducesSeeds) {
+  const std::string base = "--model MODEL/random.h5 --prompt hello --ids --max-tokens 30 ";
+  const Output a = generate(base + "--seed 1 --threads 1"), b = generate(base + "--seed 1");
+  EXPECT_EQ(a.code, 0) << a.err;
+  EXPECT_EQ(a.out, b.out);
+  EXPECT_NE(a.out, generate(base + "--seed 2").out);
+  EXPECT_NE(a.out, generate(base + "--seed 1 --top-k 3 --min-p 0.1").out);
+  EXPECT_NE(a.out, generate(base + "--seed 1 --presence-penalty 50 --frequency-penalty 1").out);
+  // A frequency penalty without end never takes a token twice.
+  std::istringstream ids(generate(base + "--seed 1 --presence-penalty 1e6").out);
+  std::set<int> seen;
+  for (int id; ids >> id;) EXPECT_TRUE(seen.insert(id).second) << id;
+  EXPECT_GE(seen.size(), 2u);
+}
+
+TEST_F(Programs, GenerateExplainsMistakes) {
+  const std::string model = "--model MODEL/alphabet.h5 --prompt a ";
+  expect_failure(generate("--prompt a"), 2, "--model is required");
+  expect_failure(generate(model + "--nonsense"), 2, "--nonsense");
+  expect_failure(generate(model + "--prompt-file x"), 2, "--prompt");
+  expect_failure(generate(model + "--temperature -1"), 2, "temperature is -1");
+  expect_failure(generate(model + "--top-p 0"), 2, "top_p");
+  expect_failure(generate(model + "--max-tokens -5"), 2, "max_tokens is -5");
+  expect_failure(generate(model + "--stop ''"), 2, "stop string is empty");
+  expect_failure(generate(model + "--wkv nonsense"), 2, "nonsense");
+  expect_failure(generate("--model MODEL/alphabet.h5 --prompt-ids 1 257"), 2, "token id 257");
+  expect_failure(generate("--model MODEL/missing.h5 --prompt a"), 3, "missing.h5");
+  expect_failure(generate("--model MODEL/alphabet.h5 --prompt-file MODEL/none"), 3, "none");
+
+  put("text.h5", "this is a text");
+  expect_failure(generate("--model MODEL/text.h5 --prompt a"), 3, "text.h5");
+  {
+    Hdf5File foreign = Hdf5File::create(path("foreign.h5"));
+    foreign.write_scalar<double>("x", 1);
+    foreign.close();
+  }
+  expect_failure(generate("--model MODEL/foreign.h5 --prompt a"), 3, "not a Greylag model file");
+  const std::string whole = slurp(path("alphabet.h5"));
+  put("truncated.h5", whole.substr(0, whole.size() / 2));
+  expect_failure(generate("--model MODEL/truncated.h5 --prompt a"), 3, "truncated.h5");
+
+  fs::create_directories(dir_ / "empty_run");
+  expect_failure(generate("--model MODEL/empty_run --prompt a"), 2, "no checkpoint");
+  expect_failure(generate("--model MODEL/no_tokenizer.h5 --prompt a"), 2, "--vocab");
+  expect_failure(generate("--model MODEL/small_rows.h5 --prompt a"), 3, "only 100 rows");
+  expect_failure(generate(model + "--vocab MODEL/prompt"), 3, "trained on bytes");
+  // A file that is no vocabulary for a model that has none.
+  expect_failure(generate("--model MODEL/no_tokenizer.h5 --prompt a --vocab MODEL/text.h5"), 3,
+                 "text.h5");
+  // Without text there is no need for a tokenizer.
+  const Output ids =
+      generate("--model MODEL/no_tokenizer.h5 --prompt-ids 5 7 --ids --max-tokens 3");
+  EXPECT_EQ(ids.code, 0) << ids.err;
+  EXPECT_GE(std::count(ids.out.begin(), ids.out.end(), '\n'), 1);
+}
+
+TEST_F(Programs, ACorruptTensorIsFound) {
+  std::string bytes = slurp(path("random.h5"));
+  // Some byte in the middle of a large tensor: the middle of the file is one.
+  bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 0x11);
+  put("corrupt.h5", bytes);
+  expect_failure(generate("--model MODEL/corrupt.h5 --prompt a"), 3, "checksum");
+}
+
+TEST_F(Programs, HelpIsNoError) {
+  for (const char* program : {"rwkv-generate", "rwkv-eval"}) {
+    const Output o = run(program, "--help");
+    EXPECT_EQ(o.code, 0);
+    EXPECT_NE(o.out.find("Usage: "), std::string::npos);
+  }
+  EXPECT_NE(eval("tasks --help").out.find("--errors"), std::string::npos);
+}
+
+TEST_F(Programs, EvalLogitsAreTheEngines) {
+  put("ids", "[1, 2, 3, 250]\n\n[7]\n");
+  const Output last = eval("logits --model MODEL/random.h5 --last MODEL/ids");
+  const Output all = eval("logits --model MODEL/random.h5 - < MODEL/ids");
+  ASSERT_EQ(last.code, 0) << last.err;
+  ASSERT_EQ(all.code, 0) << all.err;
+  const test::TestModel m = test::random_model(30, 2, 128, 257);
+  Engine engine(*m.model, *m.weights);
+  std::string want_last, want_all;
+  for (const auto& ids : {std::vector<int32_t>{1, 2, 3, 250}, std::vector<int32_t>{7}}) {
+    RnnState state = engine.new_state();
+    const auto row = [](const float* x) {
+      std::string line;
+      for (int i = 0; i < 257; ++i) {
+        char text[32];
+        line += i == 0 ? '[' : ',';
+        line.append(text, std::to_chars(text, text + sizeof text, x[i]).ptr);
+      }
+      return line + "]";
+    };
+    want_last += row(engine.prefill(state, ids).f32()) + "\n";
+    state.reset();
+    engine.all_logits(state, ids, [&](int64_t, const TensorView& logits) {
+      for (int64_t t = 0; t < logits.dim(1); ++t)
+        want_all += (t == 0 ? "[" : ",") + row(logits.f32() + t * 257);
+    });
+    want_all += "]\n";
+  }
+  EXPECT_EQ(last.out, want_last);
+  EXPECT_EQ(all.out, want_all);
+}
+
+TEST_F(Programs, EvalTasksPrintsATable) {
+  put("tasks.jsonl",
+      "{\"task\": \"letters\", \"prompt\": \"w\", \"answer\": \"xyz\\n\"}\n"
+      "{\"task\": \"letters\", \"prompt\": \"v\", \"answer\": \"wyz\"}\n"
+      "{\"task\": \"digits\", \"prompt\": \"7\", \"answer\": \"89\"}\n");
+  const Output table = eval("tasks --model MODEL/alphabet.h5 MODEL/tasks.jsonl --errors 1");
+  EXPECT_EQ(table.code, 0) << table.err;
+  EXPECT_EQ(table.out,
+            "accuracy  correct  problems  task\n"
+            " 50.00 %        1         2  letters\n"
+            "100.00 %        1         1  digits\n"
+            " 66.67 %        2         3  all\n"
+            "{\"task\":\"letters\",\"prompt\":\"v\",\"answer\":\"wyz\",\"output\":\"wx\"}\n");
+  EXPECT_EQ(table.err, "");
+  EXPECT_EQ(eval("tasks --json --limit 1 --model MODEL/alphabet.h5 MODEL/tasks.jsonl").out,
+            "{\"tasks\":[{\"task\":\"letters\",\"problems\":1,\"correct\":1,\"accuracy\":1.0},"
+            "{\"task\":\"digits\",\"problems\":1,\"correct\":1,\"accuracy\":1.0}],"
+            "\"problems\":2,\"correct\":2,\"accuracy\":1.0}\n");
+}
+
+TEST_F(Programs, EvalLossAndLambada) {
+  // 25 of 26 letters follow from the one before; the loss of the rest decides.
+  put("text", "abcdefghijklmnopqrstuvwxyz");
+  const Output loss = eval("loss --text --json --model MODEL/alphabet.h5 MODEL/text");
+  EXPECT_EQ(loss.code, 0) << loss.err;
+  EXPECT_TRUE(loss.out.starts_with("{\"tokens\":26,\"bytes\":26,\"ctx\":1024,\"loss\":"))
+      << loss.out;
+  EXPECT_TRUE(eval("loss --text --model MODEL/alphabet.h5 --ctx 5 --max-tokens 12 MODEL/text")
+                  .out.find("12 tokens, 12 bytes, windows of 5") != std::string::npos);
+  put("lambada.jsonl", "{\"text\": \"x ab\"}\n{\"text\": \"y ac\"}\n");
+  EXPECT_TRUE(eval("lambada --json --model MODEL/alphabet.h5 MODEL/lambada.jsonl")
+                  .out.starts_with("{\"texts\":2,\"correct\":0,\"accuracy\":0.0"));
+}
+
+TEST_F(Programs, EvalExplainsMistakes) {
+  expect_failure(eval(""), 2, "subcommand");
+  expect_failure(eval("loss --model MODEL/alphabet.h5"), 2, "FILE");
+  expect_failure(eval("loss --model MODEL/alphabet.h5 MODEL/none.h5"), 3, "none.h5");
+  expect_failure(eval("loss --model MODEL/alphabet.h5 MODEL/random.h5"), 3, "random.h5");
+  expect_failure(eval("loss --model MODEL/alphabet.h5 --ctx 0 MODEL/random.h5"), 2, "--ctx");
+  expect_failure(eval("tasks --model MODEL/alphabet.h5 MODEL/none.jsonl"), 3, "none.jsonl");
+  put("bad.jsonl", "{\"task\": 1}\n");
+  expect_failure(eval("tasks --model MODEL/alphabet.h5 MODEL/bad.jsonl"), 3, "line 1");
+  expect_failure(eval("lambada --model MODEL/alphabet.h5 MODEL/bad.jsonl"), 3, "\"text\"");
+  put("bad_ids", "[1,2]\n[]\n");
+  expect_failure(eval("logits --model MODEL/alphabet.h5 MODEL/bad_ids"), 3, "line 2");
+  put("bad_ids", "[300]\n");
+  expect_failure(eval("logits --model MODEL/alphabet.h5 MODEL/bad_ids"), 2, "token id 300");
+}
+
+}  // namespace
+}  // namespace rwkv
