@@ -108,7 +108,9 @@ data=$run_dir/data
 if [ -f "$data/complete" ]; then
   echo "is there already"
 else
-  "$bin/rwkv-data" make-tasks --output "$data"
+  mkdir -p "$data"
+  "$bin/rwkv-data" make-tasks --output "$data/train.h5" --valid "$data/valid.h5" \
+    --problems "$data/heldout.jsonl" --per-task 250
   touch "$data/complete"
 fi
 
@@ -128,16 +130,14 @@ else
   echo "left out: gnuplot is missing"
 fi
 
-step "generation"
-while IFS= read -r prompt; do
-  printf '%s' "$prompt"
-  "$bin/rwkv-generate" --model "$run_dir/train" --prompt "$prompt" --temperature 0 --stop $'\n' \
-    "${threads[@]}"
-  echo
-done <<'PROMPTS'
-reverse 31415926=
-add 27+15=
-PROMPTS
+step "generation: the first held-out problem of each task"
+# Lines {"task":...,"prompt":"\nR0471=","answer":"1740\n"}: prompt and answer with their escapes.
+awk -F'"' '!($4 in seen) { seen[$4] = 1; print $8; print $12 }' "$data/heldout.jsonl" |
+  while IFS= read -r prompt && IFS= read -r answer; do
+    text=$("$bin/rwkv-generate" --model "$run_dir/train" --prompt "$(printf '%b' "$prompt")" \
+      --temperature 0 --stop $'\n' --max-tokens 64 "${threads[@]}" </dev/null)
+    printf '%-24s model: %-20s answer: %s\n' "${prompt#"\\n"}" "$text" "${answer%"\\n"}"
+  done
 
 step "done"
 cat <<DONE
@@ -147,4 +147,4 @@ log         $run_dir/train/metrics.jsonl
 accuracy    $run_dir/accuracy.txt
 DONE
 if [ $plot -eq 1 ]; then echo "curves      $run_dir/curves.png"; fi
-echo "try         $bin/rwkv-generate --model $run_dir/train --prompt 'reverse 271828='"
+printf 'try         %s\n' "$bin/rwkv-generate --model $run_dir/train --stop \$'\\n' --prompt \$'\\nR271828='"
