@@ -7,6 +7,8 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/core/backend.h"
+
 namespace rwkv {
 namespace {
 std::atomic<uint64_t> g_allocations{0};
@@ -14,9 +16,12 @@ std::atomic<uint64_t> g_allocations{0};
 
 Arena::Arena(Device device, size_t bytes, std::string purpose)
     : bytes_(align_up(bytes)), device_(device), purpose_(std::move(purpose)) {
-  RWKV_CHECK(device == Device::kCpu, DeviceError, "allocating ", format_bytes(bytes_), " for ",
-             purpose_, " on ", device_name(device), ": this build has no such device");
   if (bytes_ == 0) return;
+  if (device == Device::kCuda) {
+    data_ = static_cast<std::byte*>(backend::cuda_allocate(bytes_, purpose_));
+    g_allocations.fetch_add(1, std::memory_order_relaxed);
+    return;
+  }
   // Anonymous pages are zero and page-aligned; huge pages spare the GEMMs TLB misses.
   void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   RWKV_CHECK(p != MAP_FAILED, DeviceError, "allocating ", format_bytes(bytes_), " for ", purpose_,
@@ -26,8 +31,16 @@ Arena::Arena(Device device, size_t bytes, std::string purpose)
   g_allocations.fetch_add(1, std::memory_order_relaxed);
 }
 
+void Arena::release() noexcept {
+  if (data_ == nullptr) return;
+  if (device_ == Device::kCuda)
+    backend::cuda_release(data_);
+  else
+    munmap(data_, bytes_);
+}
+
 Arena::~Arena() {
-  if (data_ != nullptr) munmap(data_, bytes_);
+  release();
 }
 
 Arena::Arena(Arena&& o) noexcept {
@@ -36,7 +49,7 @@ Arena::Arena(Arena&& o) noexcept {
 
 Arena& Arena::operator=(Arena&& o) noexcept {
   if (this == &o) return *this;
-  if (data_ != nullptr) munmap(data_, bytes_);
+  release();
   data_ = std::exchange(o.data_, nullptr);
   bytes_ = std::exchange(o.bytes_, 0);
   used_ = std::exchange(o.used_, 0);

@@ -51,6 +51,7 @@ class Arena {
   const std::vector<Entry>& entries() const { return entries_; }
 
  private:
+  void release() noexcept;
   std::byte* data_ = nullptr;
   size_t bytes_ = 0, used_ = 0;
   Device device_ = Device::kCpu;

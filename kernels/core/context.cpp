@@ -1,10 +1,19 @@
 #include "kernels/core/context.h"
 
+#include "kernels/core/backend.h"
+
 namespace rwkv {
 
 Context::Context(Device device) : device_(device) {
-  RWKV_CHECK(device == Device::kCpu, DeviceError, "device '", device_name(device),
-             "' was asked for, but this build has CPU kernels only; use --device cpu");
+  if (device == Device::kCpu) return;
+  cuda_.reset(backend::cuda_create());
+  stream_ = backend::cuda_stream(*cuda_);
+}
+
+Context::~Context() = default;
+
+void Context::CudaDelete::operator()(CudaState* state) const {
+  backend::cuda_destroy(state);
 }
 
 void Context::reserve_workspace(size_t bytes) {
@@ -15,6 +24,13 @@ std::byte* Context::workspace(size_t bytes) {
   RWKV_ASSERT(bytes <= workspace_.bytes(), "workspace of ", bytes, " bytes wanted, ",
               workspace_.bytes(), " reserved");
   return workspace_.data();
+}
+
+void Context::synchronize(std::string_view why) {
+  if (device_ == Device::kCpu) return;
+  const TraceScope trace(tracer_, why);
+  ++synchronizations_;
+  backend::cuda_synchronize(stream_);
 }
 
 }  // namespace rwkv

@@ -2,6 +2,9 @@
 /// What every computing call is handed first: the device and its shared helpers.
 
 #include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string_view>
 
 #include "kernels/core/arena.h"
 #include "kernels/core/dtype.h"
@@ -10,11 +13,21 @@
 
 namespace rwkv {
 
+/// A CUDA stream without CUDA's headers (cudaStream_t is a pointer).
+using Stream = void*;
+
+/// What a CUDA context owns; defined where CUDA is (core/cuda/cuda_state.h).
+struct CudaState;
+
 /// One per rank. Not thread-safe: one thread drives a context (kernels fork their own threads).
 class Context {
  public:
   /// Throws DeviceError if this build has no such device.
+  /// CUDA: uses the device that is current in the calling thread, on a stream of its own.
   explicit Context(Device device = Device::kCpu);
+  ~Context();
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
 
   Device device() const { return device_; }
   Tracer& tracer() { return tracer_; }
@@ -26,10 +39,24 @@ class Context {
   std::byte* workspace(size_t bytes);
   size_t workspace_bytes() const { return workspace_.bytes(); }
 
+  /// CUDA: where all kernels and copies of this context are queued. Null on the CPU.
+  Stream stream() const { return stream_; }
+  CudaState& cuda() const { return *cuda_; }  ///< CUDA contexts only
+  /// Waits until everything queued so far is done. `why` is counted and traced: a step synchronises
+  /// only where it says so. Nothing to do on the CPU.
+  void synchronize(std::string_view why);
+  uint64_t synchronizations() const { return synchronizations_; }
+
  private:
+  struct CudaDelete {
+    void operator()(CudaState* state) const;
+  };
   Device device_;
   Tracer tracer_;
+  Stream stream_ = nullptr;
+  std::unique_ptr<CudaState, CudaDelete> cuda_;
   Arena workspace_;
+  uint64_t synchronizations_ = 0;
 };
 
 }  // namespace rwkv

@@ -20,7 +20,8 @@ struct GemmCall {
   int64_t lda = 0, ldb = 0, ldc = 0;
   bool trans_a = false, trans_b = false;
   Accum mode = Accum::kWrite;
-  DType dtype = DType::kF32;
+  DType dtype = DType::kF32;      ///< of A and B: f32, or bf16 on CUDA
+  DType out_dtype = DType::kF32;  ///< of C: f32, or that of A and B; sums are in f32
 };
 
 /// Runs the product on the context's device. f32 on the CPU. Deterministic: every element of C is

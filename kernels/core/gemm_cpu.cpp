@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/core/backend.h"
 #include "kernels/core/context.h"
 #include "kernels/core/error.h"
 #include "kernels/core/gemm.h"
@@ -184,6 +185,7 @@ void check(const GemmCall& g) {
 
 void gemm(Context& ctx, const GemmCall& g) {
   if (g.mode == Accum::kSkip) return;
+  if (ctx.device() == Device::kCuda) return backend::cuda_gemm(ctx, g);
   check(g);
   if (g.m == 0 || g.n == 0) return;
   const TraceScope trace(

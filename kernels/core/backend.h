@@ -1,0 +1,34 @@
+#pragma once
+/// What the core needs from CUDA, in types that every compiler knows. Implemented by core/cuda/ in
+/// builds with CUDA and by core/cuda_absent.cpp, which throws DeviceError, in others.
+
+#include <cstddef>
+#include <string>
+
+#include "kernels/core/context.h"
+#include "kernels/core/gemm.h"
+
+namespace rwkv::backend {
+
+/// This build has CUDA kernels (a device may still be missing).
+bool has_cuda();
+/// "NVIDIA H200, 132 SM, compute capability 9.0, driver 13.0"; throws DeviceError without a device.
+std::string cuda_device_text();
+
+CudaState* cuda_create();
+void cuda_destroy(CudaState* state) noexcept;
+Stream cuda_stream(const CudaState& state);
+void cuda_synchronize(Stream stream);
+
+/// Device memory, zero-filled. Throws DeviceError naming purpose and size.
+void* cuda_allocate(size_t bytes, const std::string& purpose);
+void cuda_release(void* p) noexcept;
+
+enum class CopyKind { kToDevice, kToHost, kOnDevice };
+/// Queued on the stream; host memory that is not pinned makes the call wait.
+void cuda_copy(Stream stream, void* to, const void* from, size_t bytes, CopyKind kind);
+void cuda_fill_zero(Stream stream, void* p, size_t bytes);
+
+void cuda_gemm(Context& ctx, const GemmCall& call);
+
+}  // namespace rwkv::backend

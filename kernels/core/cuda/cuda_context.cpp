@@ -1,0 +1,124 @@
+#include <cstdlib>
+
+#include "kernels/core/backend.h"
+#include "kernels/core/cuda/cuda_state.h"
+#include "kernels/core/error.h"
+
+namespace rwkv {
+namespace cuda {
+
+void throw_cuda(cudaError_t error, const char* what, const char* file, int line) {
+  cudaGetLastError();  // a pending error would be reported again by the next, innocent call
+  int device = -1;
+  cudaGetDevice(&device);
+  throw DeviceError(str("CUDA error on device ", device, ": ", what, " gave ",
+                        cudaGetErrorName(error), ": ", cudaGetErrorString(error), " (", file, ":",
+                        line, ")"));
+}
+
+void throw_cublas(cublasStatus_t status, const char* what, const char* file, int line) {
+  throw DeviceError(str("cuBLASLt error: ", what, " gave ", cublasLtGetStatusName(status), ": ",
+                        cublasLtGetStatusString(status), " (", file, ":", line, ")"));
+}
+
+void check_launch(const char* what, cudaStream_t stream, const char* file, int line) {
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) throw_cuda(error, what, file, line);
+  static const bool wait = [] {
+    const char* v = std::getenv("RWKV_SYNC_LAUNCHES");
+    return v != nullptr && v[0] == '1';
+  }();
+  if (!wait) return;
+  const cudaError_t later = cudaStreamSynchronize(stream);
+  if (later != cudaSuccess) throw_cuda(later, what, file, line);
+}
+
+}  // namespace cuda
+
+CudaState::CudaState() {
+  RWKV_CUDA(cudaGetDevice(&device));
+  RWKV_CUDA(cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device));
+  RWKV_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  RWKV_CUBLAS(cublasLtCreate(&lt));
+  RWKV_CUDA(cudaMalloc(&lt_workspace, lt_workspace_bytes));
+}
+
+CudaState::~CudaState() {
+  if (stream != nullptr) cudaStreamSynchronize(stream);
+  if (lt_workspace != nullptr) cudaFree(lt_workspace);
+  if (lt != nullptr) cublasLtDestroy(lt);
+  if (stream != nullptr) cudaStreamDestroy(stream);
+}
+
+namespace backend {
+
+bool has_cuda() {
+  return true;
+}
+
+std::string cuda_device_text() {
+  int device = 0;
+  RWKV_CUDA(cudaGetDevice(&device));
+  cudaDeviceProp prop{};
+  RWKV_CUDA(cudaGetDeviceProperties(&prop, device));
+  int driver = 0;
+  RWKV_CUDA(cudaDriverGetVersion(&driver));
+  return str(prop.name, ", ", prop.multiProcessorCount, " SM, compute capability ", prop.major, ".",
+             prop.minor, ", driver ", driver / 1000, ".", driver % 1000 / 10);
+}
+
+CudaState* cuda_create() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  RWKV_CHECK(error == cudaSuccess && count > 0, DeviceError,
+             "device 'cuda' was asked for, but no GPU can be used: ",
+             error == cudaSuccess ? "there is none" : cudaGetErrorString(error),
+             "; use --device cpu, or check nvidia-smi and CUDA_VISIBLE_DEVICES");
+  return new CudaState;
+}
+
+void cuda_destroy(CudaState* state) noexcept {
+  delete state;
+}
+
+Stream cuda_stream(const CudaState& state) {
+  return state.stream;
+}
+
+void cuda_synchronize(Stream stream) {
+  RWKV_CUDA(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
+}
+
+void* cuda_allocate(size_t bytes, const std::string& purpose) {
+  void* p = nullptr;
+  const cudaError_t error = cudaMalloc(&p, bytes);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    size_t free_bytes = 0, total = 0;
+    cudaMemGetInfo(&free_bytes, &total);
+    throw DeviceError(str("allocating ", format_bytes(bytes), " for ", purpose, " on the GPU: ",
+                          cudaGetErrorString(error), "; ", format_bytes(free_bytes), " of ",
+                          format_bytes(total), " are free; use a smaller batch or context, or ",
+                          "train.grad_checkpointing=block"));
+  }
+  RWKV_CUDA(cudaMemset(p, 0, bytes));
+  return p;
+}
+
+void cuda_release(void* p) noexcept {
+  cudaFree(p);
+}
+
+void cuda_copy(Stream stream, void* to, const void* from, size_t bytes, CopyKind kind) {
+  const auto direction = kind == CopyKind::kToDevice ? cudaMemcpyHostToDevice
+                         : kind == CopyKind::kToHost ? cudaMemcpyDeviceToHost
+                                                     : cudaMemcpyDeviceToDevice;
+  RWKV_CUDA(cudaMemcpyAsync(to, from, bytes, direction, static_cast<cudaStream_t>(stream)));
+}
+
+void cuda_fill_zero(Stream stream, void* p, size_t bytes) {
+  RWKV_CUDA(cudaMemsetAsync(p, 0, bytes, static_cast<cudaStream_t>(stream)));
+}
+
+}  // namespace backend
+}  // namespace rwkv

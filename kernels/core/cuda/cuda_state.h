@@ -1,0 +1,30 @@
+#pragma once
+/// What a CUDA context owns: device, stream, cuBLASLt handle and its chosen algorithms.
+
+#include <array>
+#include <cstdint>
+#include <map>
+
+#include "kernels/core/cuda/cuda_check.h"
+
+namespace rwkv {
+
+struct CudaState {
+  /// Everything that a choice of algorithm depends on.
+  using GemmKey = std::array<int64_t, 11>;
+
+  CudaState();
+  ~CudaState();
+  CudaState(const CudaState&) = delete;
+  CudaState& operator=(const CudaState&) = delete;
+
+  int device = 0;
+  int sm_count = 0;
+  cudaStream_t stream = nullptr;
+  cublasLtHandle_t lt = nullptr;
+  void* lt_workspace = nullptr;
+  size_t lt_workspace_bytes = size_t{32} << 20;  ///< what NVIDIA advises for Hopper
+  std::map<GemmKey, cublasLtMatmulAlgo_t> gemm_algorithms;
+};
+
+}  // namespace rwkv

@@ -1,0 +1,46 @@
+// Stands in for core/cuda/ in builds without CUDA.
+
+#include "kernels/core/backend.h"
+
+namespace rwkv::backend {
+namespace {
+
+[[noreturn]] void absent() {
+  throw DeviceError(
+      "device 'cuda' was asked for, but this build has CPU kernels only; use --device cpu, or "
+      "build with a CUDA toolkit (nvcc on the PATH)");
+}
+
+}  // namespace
+
+bool has_cuda() {
+  return false;
+}
+std::string cuda_device_text() {
+  absent();
+}
+CudaState* cuda_create() {
+  absent();
+}
+void cuda_destroy(CudaState*) noexcept {}
+Stream cuda_stream(const CudaState&) {
+  absent();
+}
+void cuda_synchronize(Stream) {
+  absent();
+}
+void* cuda_allocate(size_t, const std::string&) {
+  absent();
+}
+void cuda_release(void*) noexcept {}
+void cuda_copy(Stream, void*, const void*, size_t, CopyKind) {
+  absent();
+}
+void cuda_fill_zero(Stream, void*, size_t) {
+  absent();
+}
+void cuda_gemm(Context&, const GemmCall&) {
+  absent();
+}
+
+}  // namespace rwkv::backend
