@@ -625,6 +625,15 @@ H5Type Hdf5File::type(std::string_view name) const {
   return impl_->type_of_set(impl_->open_dataset("reading the type of", normal_name(name)).get());
 }
 
+int64_t Hdf5File::data_offset(std::string_view name) const {
+  LibraryLock lock;
+  const std::string n = normal_name(name);
+  const Hid set = impl_->open_dataset("locating", n);
+  const haddr_t at = H5Dget_offset(set.get());
+  if (at == HADDR_UNDEF || impl_->type_of_set(set.get()) == H5Type::kString) return -1;
+  return static_cast<int64_t>(at);
+}
+
 template <class T>
 std::vector<T> Hdf5File::read(std::string_view name) const {
   LibraryLock lock;

@@ -92,6 +92,9 @@ class Hdf5File {
   Shape shape(std::string_view name) const;
   int64_t numel(std::string_view name) const;
   H5Type type(std::string_view name) const;
+  /// Where the raw bytes of a contiguous dataset begin in the file; -1 if it is stored otherwise
+  /// (chunked, or a string). For checksums over files (trainer/seal.h).
+  int64_t data_offset(std::string_view name) const;
 
   // --- reading ----------------------------------------------------------------------------
   /// The whole dataset, row-major. Converts where no value can change: to wider integers and
