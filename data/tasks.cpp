@@ -13,6 +13,7 @@ namespace rwkv {
 namespace {
 
 constexpr uint64_t kHeldOutOneIn = 8;
+constexpr int kProblemsPerDocument = 8;
 
 /// Uniform over all contents, and fixed for ever: files made by different versions stay disjoint.
 uint64_t content_hash(std::string_view task, std::string_view content) {
@@ -84,7 +85,7 @@ Problem TaskGenerator::reverse() {
     for (char& c : digits) c = static_cast<char>('0' + between(0, 9));
   } while (!wanted("reverse", digits));
   const std::string answer(digits.rbegin(), digits.rend());
-  return {"reverse", "\nR" + digits + "=", answer + "\n", "R" + digits + "=" + answer + "\n"};
+  return {"reverse", "R" + digits + "=", answer, "R" + digits + "=" + answer + "\n"};
 }
 
 Problem TaskGenerator::recall() {
@@ -105,13 +106,14 @@ Problem TaskGenerator::recall() {
     content.clear();
     for (const auto& p : sorted) content += p;
   } while (!wanted("recall", content));
-  std::string line = "K";
-  for (const auto& p : pairs) line += p;
-  line += '?';
-  const std::string given = line;
+  std::string given = "K", asked;
+  for (const auto& p : pairs) given += p;
   shuffle();
-  for (const auto& p : pairs) line += p;
-  return {"recall", "\n" + given + pairs[0][0], std::string(1, pairs[0][1]), line + "\n"};
+  for (const auto& p : pairs) asked += p;
+  const Problem one{"recall", given + "?" + pairs[0][0], std::string(1, pairs[0][1]),
+                    given + "?" + pairs[0] + "\n"};
+  if (split_ == TaskSplit::kHeldOut || between(1, 3) == 1) return one;
+  return {one.task, one.prompt, one.answer, given + "*" + asked + "\n"};
 }
 
 Problem TaskGenerator::add() {
@@ -120,8 +122,8 @@ Problem TaskGenerator::add() {
     a = between(0, 99);
     b = between(0, 99);
   } while (!wanted("add", str(std::min(a, b), "+", std::max(a, b))));
-  const std::string question = str("A", a, "+", b, "="), answer = str(a + b, "\n");
-  return {"add", "\n" + question, answer, question + answer};
+  const std::string question = str("A", a, "+", b, "="), answer = str(a + b);
+  return {"add", question, answer, question + answer + "\n"};
 }
 
 Problem TaskGenerator::permute() {
@@ -135,7 +137,7 @@ Problem TaskGenerator::permute() {
     const auto place = static_cast<size_t>(c - 'x');
     std::swap(order[place], order[place + 1]);
   }
-  return {"permute", "\nP" + swaps + "=", order + "\n", "P" + swaps + "=" + order + "\n"};
+  return {"permute", "P" + swaps + "=", order, "P" + swaps + "=" + order + "\n"};
 }
 
 int64_t write_task_tokens(const std::string& path, TaskGenerator generator, uint64_t seed,
@@ -145,12 +147,13 @@ int64_t write_task_tokens(const std::string& path, TaskGenerator generator, uint
   const auto tokenizer = std::make_shared<ByteTokenizer>();
   TokenFileWriter out(path, tokenizer, created.dump(1));
   std::vector<int32_t> ids;
-  while (out.tokens() < tokens) {
+  int64_t problems = 0;
+  for (; out.tokens() < tokens; problems += kProblemsPerDocument) {
     ids.clear();
-    tokenizer->encode_to(generator.next().line, ids);
+    for (int i = 0; i < kProblemsPerDocument; ++i) tokenizer->encode_to(generator.next().line, ids);
+    ids.push_back(kEndOfDocument);
     out.add_document(ids);
   }
-  const int64_t problems = out.documents();
   out.finish();
   return problems;
 }
@@ -170,7 +173,7 @@ int64_t write_task_problems(const std::string& path, uint64_t seed, TaskSplit sp
     // The rarest kind, held-out additions, has about 1250 different problems.
     for (int64_t tries = 0; static_cast<int64_t>(seen.size()) < per_task; ++tries) {
       const Problem p = generator.next();
-      RWKV_CHECK(tries < 1000 * per_task, ConfigError, "making ", per_task,
+      RWKV_CHECK(tries < 50 * per_task + 1000, ConfigError, "making ", per_task,
                  " different problems: the task ", p.task, " has only ", seen.size());
       if (!seen.insert(p.prompt).second) continue;
       const nlohmann::ordered_json line = {

@@ -1,21 +1,24 @@
 #pragma once
 /// The embedded corpus: short problems whose answers can be checked, made from a seed.
 ///
-/// Every problem is one line; characters are bytes of the byte tokenizer.
+/// Every problem is one line; characters are bytes of the byte tokenizer. After every 8 lines comes
+/// the end-of-document id, so both a line end and an end of document are followed by new problems.
 ///
-///   reverse   R0471=1740        1 to 8 digits, leading zeros allowed
-///   recall    Kd3a7x0m7?x0d3m7a7    4 to 8 keys (distinct letters) with a digit each; after '?'
-///   every
-///                               key once, in random order, followed by its digit
-///   add       A7+85=92          two numbers from 0 to 99
-///   permute   Pxzy=cadb         "abcd" after 1 to 8 swaps of neighbours: x swaps places 1 and 2,
-///                               y 2 and 3, z 3 and 4
+///   reverse   R0471=1740          1 to 8 digits, leading zeros allowed
+///   recall    Kd3a7x0m7?x0        4 to 8 keys (distinct letters) with a digit each; '?' asks for
+///   one
+///             Kd3a7x0m7*x0d3m7a7  '*' asks for all, in random order: more to learn from per line.
+///                                 Two thirds of the training lines, none of the held-out problems
+///   add       A7+85=92            two numbers from 0 to 99
+///   permute   Pxzy=cadb           "abcd" after 1 to 8 swaps of neighbours: x swaps places 1 and 2,
+///                                 y 2 and 3, z 3 and 4
 ///
 /// Training and held-out problems are disjoint by construction: a hash of the content decides which
 /// part a problem belongs to (one in eight is held out), whatever the seed. The content is the
 /// digit string; the set of key-digit pairs in any order; the two numbers in any order; the swaps.
 /// So a held-out digit string is never trained as a reversal of its own, though it may occur inside
-/// a longer one, and of the 10 strings of one digit only 1 is held out, of the 100 of two digits 9.
+/// a longer one, and of the 10 strings of one digit only 1 is held out, of the 100 of two
+/// digits 14.
 
 #include <cstdint>
 #include <set>
@@ -31,9 +34,9 @@ enum class TaskSplit : uint8_t { kTrain, kHeldOut };
 
 struct Problem {
   std::string task;    ///< "reverse", "recall", "add", "permute"
-  std::string prompt;  ///< starts with a line end, as in the corpus: "\nR0471="
-  std::string answer;  ///< what has to follow, with the line end where the line ends: "1740\n"
-  std::string line;    ///< the whole line for training, with its line end
+  std::string prompt;  ///< "R0471=", "Kd3a7x0m7?x"
+  std::string answer;  ///< what has to follow, up to the line end: "1740", "0"
+  std::string line;    ///< the line for training, with its line end
 };
 
 /// Share of each task among the problems (not among the tokens).
@@ -63,8 +66,8 @@ class TaskGenerator {
   TaskMix mix_;
 };
 
-/// Writes a token file (byte tokenizer, one document per problem, no end-of-document ids: the line
-/// end ends a problem) with at least `tokens` tokens. Returns the number of problems.
+/// Writes a token file (byte tokenizer, 8 problems per document) with at least `tokens` tokens.
+/// Returns the number of problems.
 int64_t write_task_tokens(const std::string& path, TaskGenerator generator, uint64_t seed,
                           int64_t tokens);
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Draws the loss and throughput curves of one or several training runs with gnuplot.
 #
-#   plot_metrics.sh [options] RUN...      RUN: a run folder, or its metrics.jsonl
+#   plot_metrics.sh [options] RUN...      RUN: a run folder, or its log.jsonl
 #     -o, --output FILE   picture to write, .png or .svg (default: curves.png)
 #     -x, --x AXIS        step, tokens or hours (default: step)
 #     --panels LIST       of loss, speed, lr, norm, in this order (default: loss,speed)
@@ -51,7 +51,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-if [ ${#runs[@]} -eq 0 ]; then fail "name at least one run folder or metrics.jsonl; see --help"; fi
+if [ ${#runs[@]} -eq 0 ]; then fail "name at least one run folder or log.jsonl; see --help"; fi
 case $output in
   *.png) terminal="pngcairo size 1200,HEIGHT font 'sans,12'" ;;
   *.svg) terminal="svg size 1000,HEIGHT font 'sans,13' background '#ffffff'" ;;
@@ -76,11 +76,11 @@ number=0
 names=()
 for run in "${runs[@]}"; do
   log=$run
-  if [ -d "$run" ]; then log=$run/metrics.jsonl; fi
+  if [ -d "$run" ]; then log=$run/log.jsonl; fi
   if [ ! -r "$log" ]; then fail "there is no metrics log $log" 3; fi
   number=$((number + 1))
   name=$(basename "$(cd "$(dirname "$log")" && pwd)")
-  if [ "$(basename "$log")" != metrics.jsonl ]; then name=$(basename "$log" .jsonl); fi
+  if [ "$(basename "$log")" != log.jsonl ]; then name=$(basename "$log" .jsonl); fi
   names+=("$name")
   awk -v axis="$axis" -v smooth="$smooth" -v train="$work/$number.train" \
     -v valid="$work/$number.valid" '

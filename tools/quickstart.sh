@@ -73,6 +73,8 @@ report_exit() {
   fi
 }
 trap report_exit EXIT
+# rwkv-train ends orderly when interrupted, with a checkpoint; the steps after it must not run.
+trap 'exit 130' INT TERM
 
 if [ -z "$run_dir" ]; then
   run_dir=runs/quickstart
@@ -143,7 +145,7 @@ step "done"
 cat <<DONE
 corpus      $data
 checkpoint  $run_dir/train
-log         $run_dir/train/metrics.jsonl
+log         $run_dir/train/log.jsonl
 accuracy    $run_dir/accuracy.txt
 DONE
 if [ $plot -eq 1 ]; then echo "curves      $run_dir/curves.png"; fi

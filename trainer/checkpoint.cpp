@@ -16,6 +16,7 @@
 #include "data/io/crc32.h"
 #include "data/io/hdf5_file.h"
 #include "kernels/core/error.h"
+#include "trainer/seal.h"
 
 namespace rwkv {
 namespace {
@@ -24,6 +25,7 @@ namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kFormat = "greylag-checkpoint 1";
+constexpr const char* kNoSeal = " (--init takes files with weights only)";
 constexpr std::string_view kPrefix = "step_", kSuffix = ".h5";
 
 uint32_t crc_of(const Hdf5File& file, const std::string& name) {
@@ -138,10 +140,13 @@ void write_checkpoint(const std::string& path, const CheckpointContent& content,
   file.write_string("trainer/config", config_json);
   for (const auto& name : small_datasets(file)) file.write_attr(name, "crc32", crc_of(file, name));
   file.close();
+  seal_hdf5(out.temp_path());
   out.commit();
 }
 
-TrainerState read_checkpoint(const std::string& path, const CheckpointContent& content) {
+TrainerState read_checkpoint(const std::string& path, const CheckpointContent& content,
+                             std::string* config_json) {
+  check_seal(path, kNoSeal);
   auto file = Hdf5File::open(path);
   check_checkpoint(file);
   check_same_model(path, read_model_config(file), content.model);
@@ -150,10 +155,12 @@ TrainerState read_checkpoint(const std::string& path, const CheckpointContent& c
   read_weights(file, content.params, content.values);
   read_param_group(file, "optimizer/m", content.params, content.m);
   read_param_group(file, "optimizer/v", content.params, content.v);
+  if (config_json != nullptr) *config_json = file.read_string("trainer/config");
   return parse_state(file.read_string("trainer/state"), path);
 }
 
 TrainerState read_checkpoint_state(const std::string& path, std::string* config_json) {
+  check_seal(path, kNoSeal);
   const auto file = Hdf5File::open(path);
   check_checkpoint(file);
   if (config_json != nullptr) *config_json = file.read_string("trainer/config");
@@ -162,6 +169,7 @@ TrainerState read_checkpoint_state(const std::string& path, std::string* config_
 
 void read_initial_weights(const std::string& path, const ModelConfig& model,
                           const ParamRegistry& params, ParamStore& values) {
+  if (has_seal(path)) check_seal(path, "");
   auto file = Hdf5File::open(path);
   check_same_model(path, read_model_config(file), model);
   read_weights(file, params, values);
@@ -192,14 +200,14 @@ std::vector<CheckpointFile> list_checkpoints(const std::string& dir) {
 
 TrainerState read_newest_checkpoint(const std::string& dir, const CheckpointContent& content,
                                     const std::function<void(const std::string&)>& skipped,
-                                    std::string* path) {
+                                    std::string* path, std::string* config_json) {
   const auto files = list_checkpoints(dir);
   RWKV_CHECK(!files.empty(), ConfigError, "resuming from ", dir,
              ": there are no checkpoints (step_*.h5); start without --resume");
   std::string reasons;
   for (size_t i = files.size(); i-- > 0;) {
     try {
-      const TrainerState state = read_checkpoint(files[i].path, content);
+      const TrainerState state = read_checkpoint(files[i].path, content, config_json);
       if (path != nullptr) *path = files[i].path;
       return state;
     } catch (const IoError& e) {

@@ -7,6 +7,7 @@
 ///   /trainer/state    string: JSON of TrainerState, see docs/training.md
 ///   /trainer/config   string: JSON of the whole configuration (config_json)
 ///   attribute "crc32" on every dataset: of the values' bytes, or of the string's bytes
+///   after the end of the HDF5 file: a seal over all of it, see trainer/seal.h
 ///
 /// A checkpoint appears complete under its name, step_00000500.h5 after 500 steps, or not at all.
 /// Equal runs write equal bytes: nothing in it depends on time, machine or folder.
@@ -59,7 +60,9 @@ void write_checkpoint(const std::string& path, const CheckpointContent& content,
 
 /// Fills values and moments. Throws IoError naming file and dataset if the file is truncated,
 /// corrupt or foreign (stores may then be half filled), ConfigError if it holds another model.
-TrainerState read_checkpoint(const std::string& path, const CheckpointContent& content);
+/// `config_json`, unless null, receives the config that was stored.
+TrainerState read_checkpoint(const std::string& path, const CheckpointContent& content,
+                             std::string* config_json = nullptr);
 /// State and config only. Throws IoError.
 TrainerState read_checkpoint_state(const std::string& path, std::string* config_json = nullptr);
 
@@ -79,7 +82,8 @@ std::string checkpoint_path(const std::string& dir, int64_t step);
 /// listing all of them if none is, ConfigError if there is none or it holds another model.
 TrainerState read_newest_checkpoint(const std::string& dir, const CheckpointContent& content,
                                     const std::function<void(const std::string&)>& skipped,
-                                    std::string* path = nullptr);
+                                    std::string* path = nullptr,
+                                    std::string* config_json = nullptr);
 
 /// Removes all but the newest `keep_last` and those whose step is a multiple of `keep_every`.
 void prune_checkpoints(const std::string& dir, int64_t keep_last, int64_t keep_every);

@@ -122,8 +122,7 @@ class Run {
       state_ = read_newest_checkpoint(
           dir_, content(),
           [&](const std::string& why) { line_.message("skipping a damaged checkpoint: " + why); },
-          &path);
-      read_checkpoint_state(path, &old_config);
+          &path, &old_config);
       check_same_run(path, old_config);
       step_.optimizer().set_updates(state_.updates);
       result_.last_checkpoint = path;
@@ -286,7 +285,9 @@ class Run {
 
   void save() {
     const std::string path = checkpoint_path(dir_, state_.step);
-    write_checkpoint(path, content(), state_, config_json(config_), data_.blob);
+    TrainConfig stored = config_;
+    stored.checkpoint.dir.clear();  // so that equal runs write equal files wherever they lie
+    write_checkpoint(path, content(), state_, config_json(stored), data_.blob);
     result_.last_checkpoint = path;
     prune_checkpoints(dir_, config_.checkpoint.keep_last, config_.checkpoint.keep_every);
     last_record_ = now_seconds();

@@ -81,7 +81,7 @@ double wkv7_backward_flops(const WkvShape& s) {
   return 24.0 * static_cast<double>(s.batch * s.tokens * s.heads * s.head_size * s.head_size);
 }
 
-const Op kWkv7 = {
+constinit const Op kWkv7 = {
     .name = "wkv7",
     .infer = infer,
     .backward_reads_in = 0x3f,

@@ -11,7 +11,9 @@
 #include <fstream>
 #include <sstream>
 
+#include "data/dataset.h"
 #include "data/io/hdf5_file.h"
+#include "data/tokenizer/world_tokenizer.h"
 #include "inference/engine.h"
 #include "model/weights.h"
 #include "tests/unit/inference_model.h"
@@ -162,6 +164,78 @@ TEST_F(Programs, GenerateExplainsMistakes) {
       generate("--model MODEL/no_tokenizer.h5 --prompt-ids 5 7 --ids --max-tokens 3");
   EXPECT_EQ(ids.code, 0) << ids.err;
   EXPECT_GE(std::count(ids.out.begin(), ids.out.end(), '\n'), 1);
+}
+
+/// A vocabulary in the World format: all bytes and some words.
+std::string small_vocabulary(const std::vector<std::string>& words) {
+  std::string text;
+  int id = 0;
+  for (int b = 0; b < 256; ++b) {
+    char line[32];
+    std::snprintf(line, sizeof line, "%d b'\\x%02x' 1\n", ++id, static_cast<unsigned>(b));
+    text += line;
+  }
+  for (const std::string& w : words) text += str(++id, " '", w, "' ", w.size(), "\n");
+  return text;
+}
+
+/// "aé" then a break of the text: "é" is one token of two bytes, or two tokens of one.
+TEST_F(Programs, ModelsCarryTheirVocabulary) {
+  const std::string vocabulary = small_vocabulary({"hello", "\u00e9"});
+  const WorldTokenizer tokenizer(vocabulary);
+  const auto hello = tokenizer.encode("hello"), accent = tokenizer.encode("\u00e9");
+  ASSERT_EQ(hello.size(), 1u);
+  ASSERT_EQ(accent.size(), 1u);
+  // hello, the two bytes of an accented letter, the letter, hello, ...
+  const test::TestModel m = test::bigram_model(
+      [&](int32_t t) {
+        if (t == hello[0]) return 0xC3 + 1;
+        if (t == 0xC3 + 1) return 0xA8 + 1;
+        if (t == 0xA8 + 1) return accent[0];
+        return hello[0];
+      },
+      270);
+  {
+    Hdf5File file = Hdf5File::create(path("world.h5"));
+    const std::string_view v = tokenizer.vocabulary();
+    write_model(file, m.model->config(), m.model->params(), *m.weights,
+                {.name = "world", .hash = tokenizer.hash(), .blob = {v.begin(), v.end()}});
+    file.close();
+  }
+  write("world_without.h5", m, false);
+  put("right.txt", vocabulary);
+  put("wrong.txt", small_vocabulary({"hallo", "\u00e9"}));
+  const std::string rest = " --prompt hello --temperature 0 --max-tokens 4";
+  const std::string want = "\u00e8\u00e9hello";
+  EXPECT_EQ(generate("--model MODEL/world.h5" + rest).out, want);
+  EXPECT_EQ(generate("--model MODEL/world.h5 --vocab MODEL/right.txt" + rest).out, want);
+  EXPECT_EQ(generate("--model MODEL/world_without.h5 --vocab MODEL/right.txt" + rest).out, want);
+  expect_failure(generate("--model MODEL/world.h5 --vocab MODEL/wrong.txt" + rest), 3,
+                 "another vocabulary");
+  expect_failure(generate("--model MODEL/world.h5 --vocab MODEL/none.txt" + rest), 3, "none.txt");
+  // The end of the output cuts a character: one replacement mark, nothing invalid.
+  EXPECT_EQ(generate("--model MODEL/world.h5 --prompt hello --temperature 0 --max-tokens 1").out,
+            "\uFFFD");
+  const Output stop = generate(
+      "--model MODEL/world.h5 --prompt hello --temperature 0 "
+      "--stop '\u00e9h'");
+  EXPECT_EQ(stop.out, "\u00e8");
+
+  // Token files of another tokenizer are refused.
+  const auto tokens = [&](const std::string& name, std::shared_ptr<const Tokenizer> t) {
+    TokenFileWriter out(path(name), t, "{}");
+    auto ids = t->encode("hello hello");
+    ids.push_back(kEndOfDocument);
+    out.add_document(ids);
+    out.finish();
+  };
+  tokens("world_tokens.h5", std::make_shared<WorldTokenizer>(vocabulary));
+  tokens("byte_tokens.h5", std::make_shared<ByteTokenizer>());
+  const Output loss = eval("loss --model MODEL/world.h5 MODEL/world_tokens.h5");
+  EXPECT_EQ(loss.code, 0) << loss.err;
+  // hello, blank, hello, end of document: the three targets hold 6 bytes.
+  EXPECT_NE(loss.out.find("3 tokens, 6 bytes"), std::string::npos) << loss.out;
+  expect_failure(eval("loss --model MODEL/world.h5 MODEL/byte_tokens.h5"), 3, "was made with");
 }
 
 TEST_F(Programs, ACorruptTensorIsFound) {

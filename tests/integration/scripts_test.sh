@@ -47,8 +47,8 @@ mkdir "$work/one" "$work/two's"
   echo '{"type":"resume","step":6,"checkpoint":"x"}'
   echo '{"type":"step","step":7,"tokens":7000,"loss":null,"grad_norm":null,"lr":6e-04,"tokens_per_s":1300,"elapsed_s":0.5,"nonfinite":true}'
   echo '{"type":"step","step":8,"tokens":8000,"loss":0.75,"grad_norm":0.2,"lr":6e-04,"tokens_per_s":1300,"elapsed_s":1.5}'
-} >"$work/one/metrics.jsonl"
-cp "$work/one/metrics.jsonl" "$work/two's/metrics.jsonl"
+} >"$work/one/log.jsonl"
+cp "$work/one/log.jsonl" "$work/two's/log.jsonl"
 for axis in step tokens hours; do
   exits 0 wrote "$tools/plot_metrics.sh" -x $axis -o "$work/$axis.png" "$work/one" "$work/two's"
   [ "$(head -c 4 "$work/$axis.png" | tail -c 3)" = PNG ] || fail "$axis.png is no PNG"

@@ -13,6 +13,7 @@
 #include "kernels/cases/wkv7_cases.h"
 #include "kernels/core/context.h"
 #include "kernels/ref/wkv7_ref.h"
+#include "kernels/wkv/registry.h"
 #include "kernels/wkv/wkv.h"
 
 namespace rwkv::test {

@@ -85,7 +85,8 @@ RWKV_INLINE Vec sum_lanes(Vec* x) {
 
 /// dst (cols, rows) = src (rows, cols)^T; both extents are multiples of kLanes.
 template <int rows, int cols>
-__attribute__((noinline)) void transpose(const float* src, int64_t src_stride, float* dst, int64_t dst_stride) {
+__attribute__((noinline)) void transpose(const float* src, int64_t src_stride, float* dst,
+                                         int64_t dst_stride) {
   static_assert(rows % kLanes == 0 && cols % kLanes == 0);
   for (int i = 0; i < rows; i += kLanes) {
     for (int j = 0; j < cols; j += kLanes) {

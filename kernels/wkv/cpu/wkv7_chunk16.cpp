@@ -2,6 +2,7 @@
 
 namespace rwkv::cpu {
 
-const WkvKernel kWkv7CpuChunk16 = chunk_kernel<16>("wkv7.cpu.chunk16.f32", "note16");
+constinit const WkvKernel kWkv7CpuChunk16 =
+    chunk_kernel<16>("wkv7.cpu.chunk16.f32", "least arithmetic; training at head size 64");
 
 }  // namespace rwkv::cpu

@@ -2,6 +2,7 @@
 
 namespace rwkv::cpu {
 
-const WkvKernel kWkv7CpuChunk32 = chunk_kernel<32>("wkv7.cpu.chunk32.f32", "note32");
+constinit const WkvKernel kWkv7CpuChunk32 =
+    chunk_kernel<32>("wkv7.cpu.chunk32.f32", "half the saved state of chunk16");
 
 }  // namespace rwkv::cpu

@@ -127,8 +127,18 @@ struct Chunk {
 
   static RWKV_INLINE void prefetch_rows(const float* p, int64_t x0, int64_t stride) {
     if (x0 < 0) return;
-    for (int t = 0; t < Q; ++t)
-      for (int j = 0; j < N; j += 16) __builtin_prefetch(p + x0 + t * stride + j, 0, 2);
+    for (int t = 0; t < Q; ++t) prefetch_row<N>(p + x0 + t * stride);
+  }
+  // The same for n rows that will be written.
+  static RWKV_INLINE void prefetch_output(float* p, int64_t n, int64_t stride) {
+    if (p == nullptr) return;
+    for (int t = 0; t < n; ++t)
+      for (int j = 0; j < N; j += 16) __builtin_prefetch(p + t * stride + j, 1, 2);
+  }
+  // Quarter number `part` of a saved state.
+  static RWKV_INLINE void prefetch_state(const float* p, int part) {
+    if (p == nullptr) return;
+    for (size_t i = 0; i < kState / 4; i += 16) __builtin_prefetch(p + part * kState / 4 + i, 0, 2);
   }
 
   // --- forward ----------------------------------------------------------------------------------
@@ -208,6 +218,7 @@ struct Chunk {
       transpose<2 * Q, N>(op.bk, N, bk_t, 2 * Q);
       prefetch_rows(c.w, next, c.stride);
       causal_products(op.ra, bk_t, 0, products);
+      prefetch_output(c.y + x0, n, c.stride);
       prefetch_rows(c.k, next, c.stride);
       causal_products(op.ra + kRows, bk_t, 1, products + Q * 2 * Q);
       prefetch_rows(c.v, next, c.stride);
@@ -430,36 +441,48 @@ struct Chunk {
         out.grad[g] = c.grad[g] == nullptr ? nullptr : c.grad[g] + x0;
       }
 
-      // Rows of the chunk that comes next, the one before this.
+      // Rows of the chunk that comes next, the one before this, and what is written here are asked
+      // for a few phases ahead; in small portions so that the requests do not queue up.
       const int64_t next = chunk > 0 ? x0 - Q * c.stride : -1;
+      const float* next_saved = chunk > 0 ? saved - kSavedPerChunk : nullptr;
       prepare<true>(c, x0, n, op, end, dec);
-      prefetch_rows(c.r, next, c.stride);
       transpose<2 * Q, N>(op.bk, N, bk_t, 2 * Q);
+      prefetch_rows(c.r, next, c.stride);
       causal_products(op.ra, bk_t, 0, products);
-      causal_products(op.ra + kRows, bk_t, 1, products + Q * 2 * Q);
-      solve_u(op, products, saved);
       prefetch_rows(c.w, next, c.stride);
+      causal_products(op.ra + kRows, bk_t, 1, products + Q * 2 * Q);
+      prefetch_rows(c.k, next, c.stride);
+      solve_u(op, products, saved);
+      prefetch_output(out.grad[3], n, c.stride);
       for (int t = 0; t < n; ++t)
         std::copy(c.dy + x0 + t * c.stride, c.dy + x0 + t * c.stride + N, yz + t * N);
       std::fill(yz + n * N, yz + kRows, 0.0f);
       transpose<2 * Q, N>(op.uv, N, uv_t, 2 * Q);
       transpose<N, N>(saved, N, s0, N);
+      prefetch_rows(c.v, next, c.stride);
 
       rescale(end, s0, lambda, lambda_t, crossing);
-      prefetch_rows(c.k, next, c.stride);
+      prefetch_rows(c.a, next, c.stride);
       solve_z(op, products, lambda_t, yz);
-      prefetch_rows(c.v, next, c.stride);
+      prefetch_output(out.grad[0], n, c.stride);
       if (c.mode[3] != Accum::kSkip)
         value_gradient(op, products, lambda_t, yz, n, out.grad[3], c.stride, c.mode[3]);
+      prefetch_output(out.grad[4], n, c.stride);
       causal_products(yz, uv_t, 0, dprod);
+      prefetch_output(out.grad[5], n, c.stride);
       causal_products(yz + kRows, uv_t, 1, dprod + Q * 2 * Q);
-      prefetch_rows(c.a, next, c.stride);
+      prefetch_output(out.grad[2], n, c.stride);
       left_gradients(op, dprod, s0, yz, dec, share, out);
+      prefetch_output(out.grad[1], n, c.stride);
       prefetch_rows(c.b, next, c.stride);
+      prefetch_state(next_saved, 0);
       right_gradients(0, op, dprod, lambda, dec, share, out);
-      right_gradients(1, op, dprod, lambda, dec, share, out);
       prefetch_rows(c.dy, next, c.stride);
+      prefetch_state(next_saved, 1);
+      right_gradients(1, op, dprod, lambda, dec, share, out);
+      prefetch_state(next_saved, 2);
       logit_gradient(crossing, dec, share, t0 == 0 && !c.has_state, out);
+      prefetch_state(next_saved, 3);
       step_lambda(op, yz, lambda);
     }
     if (c.mode[6] != Accum::kSkip) put_rows<N>(c.grad[6] + head * N * N, N, c.mode[6], lambda, N);

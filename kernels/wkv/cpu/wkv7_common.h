@@ -52,6 +52,12 @@ inline void put_rows(float* dst, int64_t stride, Accum mode, const float* tile, 
     for (int j = 0; j < N; j += kLanes) put(dst + t * stride + j, mode, load(tile + t * N + j));
 }
 
+/// Asks for one token row of a head. Rows of a head are too far apart for hardware prefetchers.
+template <int N>
+RWKV_INLINE void prefetch_row(const float* p) {
+  for (int j = 0; j < N; j += 16) __builtin_prefetch(p + j, 0, 2);
+}
+
 /// Runs fn(head_index, scratch) for every (sequence, head), each worker with its own scratch of
 /// `floats` floats. Heads are independent: results do not depend on the number of workers.
 template <class Fn>

@@ -121,6 +121,10 @@ struct Serial {
           const int64_t x = x0 + t * c.stride;
           // After the last token u of the next one is formed from its own a and never used.
           const int64_t next = t0 + t + 1 < c.tokens ? x + c.stride : x;
+          if (q == 0 && t0 + t + kEvery < c.tokens) {
+            for (const float* p : {c.r, c.w, c.k, c.v, c.a, c.b})
+              prefetch_row<N>(p + x + kEvery * c.stride);
+          }
           if (saved_u != nullptr)
             std::copy(u + q * kCols, u + (q + 1) * kCols, saved_u + (t0 + t) * N + q * kCols);
           token(st + q * N * kCols, decay + t * N, c.r + x, c.k + x, c.b + x, c.a + next,
@@ -265,8 +269,13 @@ struct Serial {
       for (int i0 = 0; i0 < N; i0 += kRows) {
         std::copy(start + i0 * N, start + (i0 + kRows) * N, hist);
         rerun(x, z, i0, n, hist);
-        for (int t = n - 1; t >= 0; --t)
+        for (int t = n - 1; t >= 0; --t) {
+          if (i0 == 0 && seg > 0) {
+            for (const float* p : {c.r, c.w, c.k, c.v, c.a, c.b, c.dy})
+              prefetch_row<N>(p + x0 + (t - kEvery) * c.stride);
+          }
           token_backward(x, z, i0, t, hist + t * kRows * N, lambda + i0 * N);
+        }
       }
       for (int i = 0; i < n * N; i += kLanes)
         store(z.dw + i, load(z.dw + i) * load(z.logit_factor + i));
@@ -352,7 +361,7 @@ void wkv7_step_f32(Context& ctx, const OpCall& call) {
   });
 }
 
-const WkvKernel kWkv7CpuSerial = {
+constinit const WkvKernel kWkv7CpuSerial = {
     .name = "wkv7.cpu.serial.f32",
     .op = "wkv7",
     .family = "serial",

@@ -1,0 +1,14 @@
+rwkv_test(train_run_test LABEL integration SOURCES integration/train_run_test.cpp
+  DEPS rwkv_trainer nlohmann_json::nlohmann_json)
+target_include_directories(train_run_test PRIVATE unit)
+rwkv_test(train_allocation_test LABEL integration SOURCES integration/train_allocation_test.cpp
+  DEPS rwkv_trainer)
+target_include_directories(train_allocation_test PRIVATE unit)
+rwkv_test(train_program_test LABEL integration SOURCES integration/train_program_test.cpp
+  DEPS rwkv_trainer nlohmann_json::nlohmann_json)
+target_include_directories(train_program_test PRIVATE unit)
+add_dependencies(train_program_test rwkv-train)
+# Few kills, to be quick; tools/kill_test.sh 50 is the proof.
+add_test(NAME train_kill_test COMMAND ${PROJECT_SOURCE_DIR}/tools/kill_test.sh 4
+  $<TARGET_FILE:rwkv-train>)
+set_tests_properties(train_kill_test PROPERTIES LABELS integration TIMEOUT 600)

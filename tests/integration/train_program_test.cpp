@@ -1,0 +1,197 @@
+// rwkv-train as people run it: exit codes, messages, signals, where configs are found.
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "trainer/checkpoint.h"
+#include "trainer_test_util.h"
+
+namespace rwkv {
+namespace {
+
+namespace fs = std::filesystem;
+using test::file_bytes;
+
+class Program : public testing::Test {
+ protected:
+  Program() : dir_("train_program") {
+    test::write_token_file(dir_ / "train.h5", 20000, 1);
+    test::write_bytes(dir_ / "tiny.json",
+                      R"({"model": {"n_layer": 2, "n_embd": 64, "vocab_size": 257},
+                          "data": {"train": "train.h5", "sampler": "shuffle"},
+                          "train": {"context": 32, "batch": 2, "steps": 10},
+                          "optimizer": {"lr": 1e-3},
+                          "limits": {"peak_tflops": 1},
+                          "checkpoint": {"dir": "run"}})");
+  }
+
+  /// Starts the program in the scratch folder, its output going to files there.
+  pid_t start(std::vector<std::string> args, const std::string& program = "") {
+    args.insert(args.begin(),
+                program.empty() ? std::string(RWKV_BINARY_DIR) + "/bin/rwkv-train" : program);
+    const pid_t pid = fork();
+    if (pid == 0) {
+      if (chdir(dir_.str().c_str()) != 0) _exit(99);
+      const int out = open("out", O_CREAT | O_TRUNC | O_WRONLY, 0644);
+      const int err = open("err", O_CREAT | O_TRUNC | O_WRONLY, 0644);
+      dup2(out, 1);
+      dup2(err, 2);
+      std::vector<char*> argv;
+      for (auto& a : args) argv.push_back(a.data());
+      argv.push_back(nullptr);
+      execv(argv[0], argv.data());
+      _exit(98);
+    }
+    return pid;
+  }
+  /// Exit code, or -signal.
+  static int wait(pid_t pid) {
+    int status = 0;
+    waitpid(pid, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+  }
+  int run(std::vector<std::string> args, const std::string& program = "") {
+    return wait(start(std::move(args), program));
+  }
+  std::string out() const { return file_bytes(dir_ / "out"); }
+  std::string err() const { return file_bytes(dir_ / "err"); }
+  bool out_has(const std::string& part) const { return out().find(part) != std::string::npos; }
+  bool err_has(const std::string& part) const { return err().find(part) != std::string::npos; }
+  /// Waits for the log to have so many lines; false after a minute.
+  bool wait_for_log(size_t lines) const {
+    for (int i = 0; i < 6000; ++i) {
+      if (fs::exists(dir_ / "run/log.jsonl")) {
+        const std::string text = file_bytes(dir_ / "run/log.jsonl");
+        if (static_cast<size_t>(std::ranges::count(text, '\n')) >= lines) return true;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return false;
+  }
+
+  test::ScratchDir dir_;
+};
+
+TEST_F(Program, TrainsAndPrintsPlainLines) {
+  EXPECT_EQ(run({"--config", "tiny.json", "--set", "log.print_every=5"}), 0) << err();
+  EXPECT_TRUE(out_has("step 5/10  loss ")) << out();
+  EXPECT_TRUE(out_has("step 10/10  loss ")) << out();
+  EXPECT_TRUE(out_has("complete after 10 steps")) << out();
+  EXPECT_EQ(out().find('\r'), std::string::npos) << "no terminal, no live line";
+  EXPECT_EQ(err(), "");
+  EXPECT_EQ(list_checkpoints(dir_ / "run").size(), 1u);
+}
+
+TEST_F(Program, ExitCodesAndMessages) {
+  EXPECT_EQ(run({"--config", "tiny.json", "--set", "train.btch=2"}), 2);
+  EXPECT_TRUE(err_has("'train.batch'")) << err();
+  EXPECT_EQ(run({"--config", "nowhere"}), 2);
+  EXPECT_TRUE(err_has("pile169m")) << err();
+  EXPECT_EQ(run({"--no-such-flag"}), 2);
+  EXPECT_EQ(run({}), 2);
+  EXPECT_TRUE(err_has("model")) << err();
+  EXPECT_EQ(run({"--config", "tiny.json", "--wkv", "nonsense"}), 2);
+  EXPECT_EQ(run({"--config", "tiny.json", "--set", "data.train=none.h5"}), 3);
+  EXPECT_TRUE(err_has("none.h5")) << err();
+  EXPECT_EQ(run({"--config", "tiny.json", "--set", "limits.memory_mib=1"}), 2);
+  EXPECT_TRUE(err_has("activations")) << err();
+  EXPECT_EQ(run({"--config", "tiny.json", "--set", "checkpoint.dir=/proc/run"}), 3) << err();
+  EXPECT_FALSE(fs::exists(dir_ / "run"));
+  EXPECT_EQ(run({"--help"}), 0);
+  EXPECT_TRUE(out_has("--resume")) << out();
+}
+
+TEST_F(Program, PrintConfigDryRunAndDumpPlanStartNothing) {
+  EXPECT_EQ(run({"--config", "tiny.json", "--print-config", "--set", "train.batch=3"}), 0);
+  EXPECT_TRUE(out_has("train.batch")) << out();
+  EXPECT_TRUE(out_has("--set")) << out();
+  EXPECT_EQ(run({"--config", "pile169m", "--dry-run", "--set", "limits.memory_mib=1000"}), 0);
+  EXPECT_TRUE(out_has("167,638,272")) << out();
+  EXPECT_TRUE(out_has("167,688,192")) << out();
+  EXPECT_TRUE(out_has("983,040")) << out();
+  EXPECT_TRUE(out_has("NO: only 1000.0 MiB")) << out();
+  EXPECT_EQ(run({"--config", "tiny.json", "--dump-plan"}), 0);
+  EXPECT_TRUE(out_has("blocks.1")) << out();
+  EXPECT_TRUE(out_has("MiB") || out_has("KiB")) << out();
+  EXPECT_FALSE(fs::exists(dir_ / "run"));
+}
+
+TEST_F(Program, TerminationSignalsStopAfterACheckpoint) {
+  for (const int signal : {SIGTERM, SIGINT}) {
+    fs::remove_all(dir_ / "run");
+    const pid_t pid = start({"--config", "tiny.json", "--set", "train.steps=1000000"});
+    ASSERT_TRUE(wait_for_log(4)) << out() << err();
+    kill(pid, signal);
+    EXPECT_EQ(wait(pid), 0) << err();
+    EXPECT_TRUE(out_has(signal == SIGTERM ? "stopped by SIGTERM" : "stopped by SIGINT")) << out();
+    const auto files = list_checkpoints(dir_ / "run");
+    ASSERT_EQ(files.size(), 1u);
+    const int64_t step = files[0].step;
+    EXPECT_EQ(read_checkpoint_state(files[0].path).step, step);
+    // It goes on from there, the log being continued.
+    EXPECT_EQ(run({"--config", "tiny.json", "--resume", "--set",
+                   "train.steps=" + std::to_string(step + 2)}),
+              0)
+        << err();
+    EXPECT_TRUE(out_has("resuming from")) << out();
+    int64_t next = 1;
+    std::istringstream in(file_bytes(dir_ / "run/log.jsonl"));
+    for (std::string line; std::getline(in, line);) {
+      const auto j = nlohmann::json::parse(line);
+      if (j["type"] == "step") {
+        EXPECT_EQ(j["step"], next++);
+      }
+    }
+    EXPECT_EQ(next, step + 3);
+  }
+}
+
+TEST_F(Program, FullDiskIsExitCode3AndLeavesTheOldCheckpoint) {
+  EXPECT_EQ(run({"--config", "tiny.json", "--set", "train.steps=3"}), 0) << err();
+  const std::string path = checkpoint_path(dir_ / "run", 3), before = file_bytes(path);
+  // A limit on file sizes stands in for a full disk; the log stays below it.
+  EXPECT_EQ(run({"-c", "ulimit -f 200; exec " + std::string(RWKV_BINARY_DIR) +
+                           "/bin/rwkv-train --config tiny.json --resume --set train.steps=6"},
+                "/bin/sh"),
+            3)
+      << out();
+  EXPECT_TRUE(err_has("step_00000006.h5")) << err();
+  EXPECT_EQ(file_bytes(path), before);
+  EXPECT_EQ(list_checkpoints(dir_ / "run").size(), 1u);
+  for (const auto& entry : fs::directory_iterator(dir_ / "run"))
+    EXPECT_NE(entry.path().extension(), ".tmp") << entry.path();
+  EXPECT_EQ(run({"--config", "tiny.json", "--resume", "--set", "train.steps=6"}), 0) << err();
+}
+
+TEST_F(Program, InstalledConfigsAreFoundFromAnywhere) {
+  // A prefix of its own: the program looks beside itself, not at the current folder only.
+  fs::create_directories(dir_ / "prefix/bin");
+  fs::create_directories(dir_ / "prefix/share/greylag/configs/model");
+  const std::string program = dir_ / "prefix/bin/rwkv-train";
+  fs::copy_file(std::string(RWKV_BINARY_DIR) + "/bin/rwkv-train", program);
+  test::write_bytes(dir_ / "prefix/share/greylag/configs/mine.json",
+                    R"({"model": "own", "train": {"steps": 1}})");
+  test::write_bytes(dir_ / "prefix/share/greylag/configs/model/own.json",
+                    R"({"n_layer": 3, "n_embd": 96, "vocab_size": 99, "head_size": 32})");
+  EXPECT_EQ(run({"--config", "mine", "--dry-run"}, program), 0) << err();
+  EXPECT_TRUE(out_has("L3 D96 V99")) << out();
+}
+
+TEST_F(Program, SmokePrintsTheSecondEpochsTime) {
+  EXPECT_EQ(run({"--config", "tiny.json", "--smoke", "--set", "train.steps=6", "--set",
+                 "train.context=64"}),
+            0)
+      << err();
+  EXPECT_TRUE(out_has("second epoch ")) << out();
+  EXPECT_TRUE(out_has("ms/step (mean of 3 steps)")) << out();
+  EXPECT_FALSE(fs::exists(dir_ / "run"));
+}
+
+}  // namespace
+}  // namespace rwkv

@@ -1,0 +1,9 @@
+rwkv_test(trainer_config_test LABEL unit SOURCES unit/trainer_config_test.cpp DEPS rwkv_trainer)
+rwkv_test(trainer_presets_test LABEL unit SOURCES unit/trainer_presets_test.cpp DEPS rwkv_trainer)
+rwkv_test(trainer_schedule_test LABEL unit SOURCES unit/trainer_schedule_test.cpp DEPS rwkv_trainer)
+rwkv_test(trainer_optimizer_test LABEL unit SOURCES unit/trainer_optimizer_test.cpp
+  DEPS rwkv_trainer)
+rwkv_test(trainer_checkpoint_test LABEL unit SOURCES unit/trainer_checkpoint_test.cpp
+  DEPS rwkv_trainer)
+rwkv_test(trainer_metrics_test LABEL unit SOURCES unit/trainer_metrics_test.cpp
+  DEPS rwkv_trainer nlohmann_json::nlohmann_json)
