@@ -1,0 +1,172 @@
+#pragma once
+/// Warp-level matrix pieces: ldmatrix, mma.sync m16n8k16 (bf16, fp32 accumulate), packing.
+///
+/// Fragment layouts, lane = 4 g + q:
+///   accumulator (16 x 8)   c[0..1]: row g, columns 2q, 2q+1;   c[2..3]: row g + 8
+///   A operand (16 x 16)    x[0]: row g, k 2q..; x[1]: row g + 8; x[2], x[3]: the same, k + 8
+///   B operand (16 x 8)     b0: k 2q.., column g;   b1: k + 8
+/// So two neighbouring accumulators pack into one A operand, and one ldmatrix of a (16 rows x 16
+/// columns) tile gives either an A operand, or B operands whose columns are the tile's rows:
+/// (x0, x2) and (x1, x3). Transposed on the way, it gives B operands (x0, x1) and (x2, x3) whose
+/// k are the tile's rows, or the A operand (x0, x2, x1, x3) of the transposed tile.
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+namespace rwkv::cuda {
+
+struct Frag {
+  uint32_t x[4];
+};
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ Frag load_frag(uint32_t address) {
+  Frag f;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(f.x[0]), "=r"(f.x[1]), "=r"(f.x[2]), "=r"(f.x[3])
+               : "r"(address)
+               : "memory");
+  return f;
+}
+
+__device__ __forceinline__ Frag load_frag_t(uint32_t address) {
+  Frag f;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(f.x[0]), "=r"(f.x[1]), "=r"(f.x[2]), "=r"(f.x[3])
+               : "r"(address)
+               : "memory");
+  return f;
+}
+
+/// A operand of the transposed tile.
+__device__ __forceinline__ Frag load_a_t(uint32_t address) {
+  Frag f = load_frag_t(address);
+  const uint32_t swap = f.x[1];
+  f.x[1] = f.x[2];
+  f.x[2] = swap;
+  return f;
+}
+
+__device__ __forceinline__ void mma(float (&d)[4], const Frag& a, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+      "{%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b0), "r"(b1));
+}
+
+/// d (16 x 16) += a (16 x 16) times a tile whose rows are columns of the product.
+__device__ __forceinline__ void mma_rows(float (&d)[2][4], const Frag& a, const Frag& b) {
+  mma(d[0], a, b.x[0], b.x[2]);
+  mma(d[1], a, b.x[1], b.x[3]);
+}
+
+/// d (16 x 16) += a (16 x 16) times a tile, loaded transposed, whose rows are summed over.
+__device__ __forceinline__ void mma_cols(float (&d)[2][4], const Frag& a, const Frag& b) {
+  mma(d[0], a, b.x[0], b.x[1]);
+  mma(d[1], a, b.x[2], b.x[3]);
+}
+
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  uint32_t d;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+  return d;
+}
+__device__ __forceinline__ float low_half(uint32_t x) {
+  return __uint_as_float(x << 16);
+}
+__device__ __forceinline__ float high_half(uint32_t x) {
+  return __uint_as_float(x & 0xffff0000u);
+}
+
+/// What packing lost: the same two numbers minus their bf16 values.
+__device__ __forceinline__ uint32_t pack_rest(float low, float high, uint32_t packed) {
+  return pack(low - low_half(packed), high - high_half(packed));
+}
+
+/// Two neighbouring accumulators as an A operand.
+__device__ __forceinline__ Frag pack_frag(const float (&left)[4], const float (&right)[4]) {
+  return {{pack(left[0], left[1]), pack(left[2], left[3]), pack(right[0], right[1]),
+           pack(right[2], right[3])}};
+}
+__device__ __forceinline__ Frag pack_frag_rest(const float (&left)[4], const float (&right)[4],
+                                               const Frag& f) {
+  return {{pack_rest(left[0], left[1], f.x[0]), pack_rest(left[2], left[3], f.x[1]),
+           pack_rest(right[0], right[1], f.x[2]), pack_rest(right[2], right[3], f.x[3])}};
+}
+
+__device__ __forceinline__ uint32_t transpose8(uint32_t x) {
+  uint32_t d;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(x));
+  return d;
+}
+
+__device__ __forceinline__ uint32_t mul_bf16x2(uint32_t x, uint32_t y) {
+  uint32_t d;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(x), "r"(y));
+  return d;
+}
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float d;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+  return d;
+}
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float d;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+  return d;
+}
+
+__device__ __forceinline__ void store_shared(uint32_t address, uint32_t x) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
+__device__ __forceinline__ uint32_t load_shared(uint32_t address) {
+  uint32_t x;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
+  return x;
+}
+/// Four 8 x 8 tiles, each written transposed.
+__device__ __forceinline__ void store_frag_t(uint32_t address, const Frag& f) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
+               "r"(f.x[0]), "r"(f.x[1]), "r"(f.x[2]), "r"(f.x[3])
+               : "memory");
+}
+
+/// 16 bytes from global to shared memory, zeros when `valid` is false.
+__device__ __forceinline__ void copy_async16(uint32_t to, const void* from, bool valid) {
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void copy_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int kPending>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+/// Stores a 16 x 16 tile as bf16 rows. Words: x[0] row g, columns 2q..; x[1] row g + 8; x[2], x[3]
+/// the same, columns + 8. Neighbour lanes swap halves so that each row goes out as whole sectors.
+__device__ __forceinline__ void store_rows(__nv_bfloat16* to, int64_t stride, const Frag& f,
+                                           int rows) {
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const bool odd = (lane & 1) != 0;
+  const int column = (lane & 2) * 2 + (odd ? 8 : 0);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint32_t left = f.x[half], right = f.x[half + 2];
+    const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? left : right, 1);
+    const int row = (lane >> 2) + 8 * half;
+    if (row < rows)
+      *reinterpret_cast<uint2*>(to + row * stride + column) =
+          odd ? make_uint2(other, right) : make_uint2(left, other);
+  }
+}
+
+}  // namespace rwkv::cuda

@@ -1,0 +1,320 @@
+#pragma once
+/// What forward and backward of the chunked WKV-7 share. One block of 4 warps walks a segment of
+/// one head in steps of 32 tokens = 2 chunks of 16.
+///
+/// In the frame of a chunk's first token (c = sum of log decays since then):
+///   R~ = r exp(c_t)   A~ = a exp(c_{t-1})   K~ = k exp(-c_t)   B~ = b exp(-c_t)   P = exp(c_16)
+///   A_ab, A_ak = strictly causal A~ B~^T, A~ K~^T;  A_rb, A_rk = causal R~ B~^T, R~ K~^T
+///   Tm = (I - A_ab)^-1, by forward substitution in fp32
+/// Every product is a 16 x 16 or 16 x 64 tile in registers; the state's 64 value rows are split
+/// over the 4 warps, which therefore never exchange it.
+
+#include "kernels/wkv/cuda/mma.cuh"
+#include "kernels/wkv/cuda/wkv7_cuda.h"
+
+namespace rwkv::cuda::chunk {
+
+inline constexpr int kN = kWkv7HeadSize;
+inline constexpr int kChunk = 16, kStep = 32;  // tokens
+inline constexpr int kThreads = 128;
+inline constexpr int kRow = kN + 8;         // bf16 of a padded row: ldmatrix without bank conflicts
+inline constexpr int kRowBytes = 2 * kRow;  // 144
+inline constexpr int kExpRow = kN + 8;      // floats of a row of exp(c)
+inline constexpr int kStateFloats = kN * kN;
+inline constexpr int kCheckpointWords = kN * kN / 2;  // bf16 state, as the lanes hold it
+
+/// -exp(-1/2) log2(e): log2(decay) = kLog2Decay sigmoid(w)
+inline constexpr float kLog2Decay = -0.8750387749145276f;
+inline constexpr float kDecay = 0.60653065971263342f;
+inline constexpr float kLog2E = 1.4426950408889634f;
+
+/// 16 x 16 matrices of a chunk in shared memory, four 8 x 8 tiles of 128 bytes each.
+enum Small { kTm, kAk, kRb, kRbRest, kRk, kRkRest, kSmalls };
+inline constexpr int kSmallBytes = 512;
+/// Row of the fp32 copy of A_ab that the substitution reads.
+inline constexpr int kSolveRow = 20;
+
+struct Inputs {
+  const __nv_bfloat16 *r, *w, *k, *v, *a, *b;
+};
+
+/// Words of r, w, k, a, b that a thread prepares: 8 tokens, 2 channels.
+struct Raw {
+  uint32_t r[8], w[8], k[8], a[8], b[8];
+};
+
+/// Where a thread stands in the preparation: warp -> (chunk, half of the channels), lane -> (8 of
+/// the chunk's tokens, two channels).
+struct PrepPlace {
+  int chunk, token, channel;
+  bool late;
+  __device__ PrepPlace() {
+    const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+    chunk = warp >> 1;
+    late = lane >= 16;
+    token = chunk * kChunk + (late ? 8 : 0);
+    channel = (warp & 1) * 32 + (lane & 15) * 2;
+  }
+};
+
+template <bool kR, bool kK>
+__device__ __forceinline__ void load_raw(Raw& raw, const Inputs& in, int64_t x0, int64_t stride,
+                                         int tokens) {
+  const PrepPlace p;
+  const int64_t x = x0 + p.token * stride + p.channel;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const bool there = p.token + i < tokens;
+    const int64_t at = x + i * stride;
+    const auto word = [&](const __nv_bfloat16* from) {
+      return there ? __ldg(reinterpret_cast<const unsigned int*>(from + at)) : 0u;
+    };
+    raw.w[i] = word(in.w);
+    raw.a[i] = word(in.a);
+    raw.b[i] = word(in.b);
+    if constexpr (kK) raw.k[i] = word(in.k);
+    if constexpr (kR) raw.r[i] = word(in.r);
+  }
+}
+
+/// Shared memory of the prepared operands: (32, kRow) bf16 each, then exp(c_16) of both chunks.
+struct Tilde {
+  uint32_t r, a, b, k;
+};
+
+/// Writes R~, A~, B~, K~ and P, with kExp also exp(c_t).
+template <bool kR, bool kK, bool kExp>
+__device__ __forceinline__ void prepare(const Raw& raw, int tokens, const Tilde& to, float* end,
+                                        float* exp_c) {
+  const PrepPlace p;
+  float c[8][2], sum0 = 0, sum1 = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float scale = p.token + i < tokens ? kLog2Decay : 0.0f;
+    sum0 += scale * reciprocal_fast(1.0f + exp2_fast(-kLog2E * low_half(raw.w[i])));
+    sum1 += scale * reciprocal_fast(1.0f + exp2_fast(-kLog2E * high_half(raw.w[i])));
+    c[i][0] = sum0;
+    c[i][1] = sum1;
+  }
+  const int early = static_cast<int>(threadIdx.x) & 15;
+  float before0 = __shfl_sync(0xffffffffu, sum0, early);
+  float before1 = __shfl_sync(0xffffffffu, sum1, early);
+  if (!p.late) before0 = before1 = 0;
+  float last0 = exp2_fast(before0), last1 = exp2_fast(before1);
+  uint32_t offset = static_cast<uint32_t>(p.token * kRowBytes + p.channel * 2);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float c0 = c[i][0] + before0, c1 = c[i][1] + before1;
+    const float e0 = exp2_fast(c0), e1 = exp2_fast(c1);
+    const float n0 = exp2_fast(-c0), n1 = exp2_fast(-c1);
+    if constexpr (kR)
+      store_shared(to.r + offset, pack(low_half(raw.r[i]) * e0, high_half(raw.r[i]) * e1));
+    store_shared(to.a + offset, pack(low_half(raw.a[i]) * last0, high_half(raw.a[i]) * last1));
+    store_shared(to.b + offset, pack(low_half(raw.b[i]) * n0, high_half(raw.b[i]) * n1));
+    if constexpr (kK)
+      store_shared(to.k + offset, pack(low_half(raw.k[i]) * n0, high_half(raw.k[i]) * n1));
+    if constexpr (kExp)
+      *reinterpret_cast<float2*>(exp_c + (p.token + i) * kExpRow + p.channel) = make_float2(e0, e1);
+    last0 = e0;
+    last1 = e1;
+    offset += kRowBytes;
+  }
+  if (p.late) {
+    end[p.chunk * kN + p.channel] = last0;
+    end[p.chunk * kN + p.channel + 1] = last1;
+  }
+}
+
+/// Copies `tokens` rows (32, zeros beyond) of one vector to shared memory.
+__device__ __forceinline__ void copy_rows(uint32_t to, const __nv_bfloat16* from, int64_t x0,
+                                          int64_t stride, int tokens) {
+#pragma unroll
+  for (int i = 0; i < kStep * kN / 8 / kThreads; ++i) {
+    const int piece = i * kThreads + static_cast<int>(threadIdx.x);
+    const int row = piece >> 3, column = (piece & 7) * 8;
+    const bool there = row < tokens;
+    copy_async16(to + static_cast<uint32_t>(row * kRowBytes + column * 2),
+                 from + x0 + (there ? row * stride : 0) + column, there);
+  }
+}
+
+/// Keeps columns < row + inclusive of a 16 x 16 product.
+__device__ __forceinline__ void keep_causal(float (&d)[2][4], int inclusive) {
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int row = (lane >> 2) + 8 * (e >> 1), column = half * 8 + (lane & 3) * 2 + (e & 1);
+      if (column >= row + inclusive) d[half][e] = 0;
+    }
+}
+
+__device__ __forceinline__ void store_small(uint32_t to, const Frag& f) {
+  const uint32_t at = to + (threadIdx.x & 31u) * 4;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) store_shared(at + i * 128, f.x[i]);
+}
+
+/// Tm - I = (I - A)^-1 - I for strictly lower A (16 x 16, rows of kSolveRow floats): lane j solves
+/// column j. Rows are finished in order, so only one fused multiply-add per row waits for the last.
+__device__ __forceinline__ void solve_unit_lower(const float* a, uint32_t to) {
+  const int lane = static_cast<int>(threadIdx.x) & 31, column = lane & 15;
+  float x[kChunk];
+#pragma unroll
+  for (int row = 0; row < kChunk; ++row) {
+    float sum = 0, other = 0;
+#pragma unroll
+    for (int k0 = 0; k0 < row; k0 += 4) {
+      const float4 f = *reinterpret_cast<const float4*>(a + row * kSolveRow + k0);
+      sum += f.x * x[k0];
+      if (k0 + 1 < row) other += f.y * x[k0 + 1];
+      if (k0 + 2 < row) sum += f.z * x[k0 + 2];
+      if (k0 + 3 < row) other += f.w * x[k0 + 3];
+    }
+    x[row] = (row == column ? 1.0f : 0.0f) + sum + other;
+  }
+  // 8 x 8 tiles in the order (0,0), (8,0), (0,8), (8,8); lanes >= 16 write the lower rows.
+  const uint32_t at =
+      to + static_cast<uint32_t>((column >> 3) * 256 + (column & 7) * 2) + (lane >= 16 ? 128u : 0u);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int row = i + (lane >= 16 ? 8 : 0);
+    const float value = lane >= 16 ? x[i + 8] : x[i];
+    const __nv_bfloat16 rounded = __float2bfloat16(row > column ? value : 0.0f);
+    asm volatile("st.shared.b16 [%0], %1;" ::"r"(at + i * 16), "h"(__bfloat16_as_ushort(rounded))
+                 : "memory");
+  }
+}
+
+/// The 16 x 16 matrices of both chunks. Warp -> (chunk, rows of a or rows of r).
+template <bool kR, bool kK>
+__device__ __forceinline__ void causal_products(const Tilde& t, uint32_t small, float* solve,
+                                                uint32_t lane_at) {
+  const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
+  const int chunk = warp >> 1;
+  const bool of_r = (warp & 1) != 0;
+  if (!kR && of_r) return;
+  const uint32_t at = static_cast<uint32_t>(chunk * kChunk * kRowBytes) + lane_at;
+  const uint32_t left = (of_r ? t.r : t.a) + at;
+  float with_b[2][4] = {}, with_k[2][4] = {};
+#pragma unroll
+  for (int j = 0; j < kN; j += 16) {
+    const Frag x = load_frag(left + j * 2);
+    mma_rows(with_b, x, load_frag(t.b + at + j * 2));
+    if constexpr (kK) mma_rows(with_k, x, load_frag(t.k + at + j * 2));
+  }
+  keep_causal(with_b, of_r);
+  keep_causal(with_k, of_r);
+  small += static_cast<uint32_t>(chunk * kSmalls * kSmallBytes);
+  const Frag k = pack_frag(with_k[0], with_k[1]);
+  if (of_r) {
+    const Frag b = pack_frag(with_b[0], with_b[1]);
+    store_small(small + kRb * kSmallBytes, b);
+    store_small(small + kRbRest * kSmallBytes, pack_frag_rest(with_b[0], with_b[1], b));
+    if constexpr (kK) {
+      store_small(small + kRk * kSmallBytes, k);
+      store_small(small + kRkRest * kSmallBytes, pack_frag_rest(with_k[0], with_k[1], k));
+    }
+  } else {
+    if constexpr (kK) store_small(small + kAk * kSmallBytes, k);
+    float* own = solve + chunk * kChunk * kSolveRow;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int e = 0; e < 4; e += 2)
+        *reinterpret_cast<float2*>(own + ((lane >> 2) + 4 * e) * kSolveRow + half * 8 +
+                                   (lane & 3) * 2) =
+            make_float2(with_b[half][e], with_b[half][e + 1]);
+    __syncwarp();
+    solve_unit_lower(own, small + kTm * kSmallBytes);
+  }
+}
+
+/// 16 rows of a state: accumulators of eight 16 x 8 tiles.
+using StateRows = float[8][4];
+
+__device__ __forceinline__ void scale_columns(StateRows& s, const float* end) {
+  const int q = static_cast<int>(threadIdx.x) & 3;
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    const float2 p = *reinterpret_cast<const float2*>(end + n * 8 + q * 2);
+    s[n][0] *= p.x;
+    s[n][1] *= p.y;
+    s[n][2] *= p.x;
+    s[n][3] *= p.y;
+  }
+}
+
+/// rows (16 x 64) += left (16 x 16) times 16 token rows of `right`.
+__device__ __forceinline__ void add_outer(StateRows& rows, const Frag& left, uint32_t right) {
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {
+    const Frag b = load_frag_t(right + n * 32);
+    mma(rows[2 * n], left, b.x[0], b.x[1]);
+    mma(rows[2 * n + 1], left, b.x[2], b.x[3]);
+  }
+}
+
+/// Reads or writes this warp's 16 rows of an fp32 state in memory.
+__device__ __forceinline__ void load_state(StateRows& s, const float* from) {
+  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+  from += (warp * 16 + (lane >> 2)) * kN + (lane & 3) * 2;
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    const float2 upper = *reinterpret_cast<const float2*>(from + n * 8);
+    const float2 lower = *reinterpret_cast<const float2*>(from + n * 8 + 8 * kN);
+    s[n][0] = upper.x;
+    s[n][1] = upper.y;
+    s[n][2] = lower.x;
+    s[n][3] = lower.y;
+  }
+}
+__device__ __forceinline__ void store_state(const StateRows& s, float* to) {
+  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+  to += (warp * 16 + (lane >> 2)) * kN + (lane & 3) * 2;
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    *reinterpret_cast<float2*>(to + n * 8) = make_float2(s[n][0], s[n][1]);
+    *reinterpret_cast<float2*>(to + n * 8 + 8 * kN) = make_float2(s[n][2], s[n][3]);
+  }
+}
+__device__ __forceinline__ void identity_state(StateRows& s) {
+  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+  const int row = warp * 16 + (lane >> 2), column = (lane & 3) * 2;
+#pragma unroll
+  for (int n = 0; n < 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      s[n][e] = row + 8 * (e >> 1) == column + n * 8 + (e & 1) ? 1.0f : 0.0f;
+}
+
+/// Offset of this lane's row in a 16 x 16 tile that load_frag reads, and that store_frag_t writes.
+__device__ __forceinline__ uint32_t tile_lane(int row_bytes) {
+  const uint32_t lane = threadIdx.x & 31u;
+  return ((lane & 7u) + ((lane >> 3) & 1u) * 8u) * static_cast<uint32_t>(row_bytes) +
+         (lane >> 4) * 16u;
+}
+__device__ __forceinline__ uint32_t tile_lane_t(int row_bytes) {
+  const uint32_t lane = threadIdx.x & 31u;
+  return ((lane & 7u) + (lane >> 4) * 8u) * static_cast<uint32_t>(row_bytes) +
+         ((lane >> 3) & 1u) * 16u;
+}
+
+/// A transposed 16 x 16 product (rows = channels, columns = tokens) as rows of tokens.
+__device__ __forceinline__ Frag transpose_frag(const Frag& f) {
+  return {{transpose8(f.x[0]), transpose8(f.x[2]), transpose8(f.x[1]), transpose8(f.x[3])}};
+}
+
+/// Segments are whole steps; the last one may be shorter.
+struct Plan {
+  int steps, segments, steps_per_segment;
+  explicit Plan(const Wkv7Shape& s) {
+    steps = (s.tokens + kStep - 1) / kStep;
+    const int wanted = s.segments < 1 ? 1 : (s.segments < steps ? s.segments : steps);
+    steps_per_segment = wanted > 0 ? (steps + wanted - 1) / wanted : 1;
+    segments = steps > 0 ? (steps + steps_per_segment - 1) / steps_per_segment : 1;
+  }
+};
+
+}  // namespace rwkv::cuda::chunk

@@ -1,0 +1,454 @@
+/// Chunked WKV-7 backward (spec rwkv7 4.2), last chunk first. Per chunk, with S0 the state at its
+/// start, lambda the gradient of the state at its end, L = lambda diag(P):
+///   dU = A_rb^T dY + B~ L^T;  Z = dU + (Tm - I)^T dU;  dV = A_rk^T dY + K~ L^T + A_ak^T Z
+///   D_rb, D_rk = causal dY U^T, dY V^T;  D_ab, D_ak = strictly causal Z U^T, Z V^T
+///   dR~ = dY S0 + D_rb B~ + D_rk K~      dB~ = U L + D_rb^T R~ + D_ab^T A~
+///   dA~ = Z  S0 + D_ab B~ + D_ak K~      dK~ = V L + D_rk^T R~ + D_ak^T A~
+///   lambda <- L + dY^T R~ + Z^T A~
+/// Gradient of log(decay), with X~_in the part of dX~ without S0 and L:
+///   dg_t = sum_i S0 L + sum_{s<t} (B~ (U L) + K~ (V L))_s
+///        + sum_{s>=t} (R~ dR~ - B~ dB~_in - K~ dK~_in)_s + sum_{s>t} (A~ dA~)_s
+/// It equals the straddling form of spec 4.2: in the third sum the pairs that do not straddle t
+/// cancel to fp32 rounding, because both sides use the same bf16 D, R~, A~, B~, K~.
+///
+/// Two kinds of work alternate. Warp -> 16 value rows: the chains of S and lambda, U, Z, dV.
+/// Warp -> 16 key columns: the sums over value rows, all other gradients.
+
+#include "kernels/wkv/cuda/wkv7_chunk.cuh"
+#include "kernels/wkv/cuda/wkv7_segments.cuh"
+
+namespace rwkv::cuda {
+namespace chunk {
+namespace {
+
+struct BackwardParams {
+  Inputs in;
+  const __nv_bfloat16* dy;
+  const float* end_gradient;  // (B H, segments), or ds_out with one segment; null: zero
+  const uint32_t* checkpoints;
+  __nv_bfloat16 *dr, *dw, *dk, *dv, *da, *db;
+  float* ds0;
+  float* operator_q;  // (B H, segments), for kOperator
+  bool has_s0;
+  int tokens, heads, steps, segments, steps_per_segment;
+};
+
+enum Gradient { kDrb, kDrk, kDak, kDab };
+
+struct BackwardShared {
+  uint4 r[kStep * kRowBytes / 16], a[kStep * kRowBytes / 16], b[kStep * kRowBytes / 16],
+      k[kStep * kRowBytes / 16], v[kStep * kRowBytes / 16], dy[kStep * kRowBytes / 16],
+      u[kStep * kRowBytes / 16], z[kChunk * kRowBytes / 16];
+  uint4 s0[kN * kRowBytes / 16], l[kN * kRowBytes / 16];
+  uint4 small[2 * kSmalls * kSmallBytes / 16], d[4 * kSmallBytes / 16];
+  float exp_c[kStep * kExpRow];
+  float end[2 * kN];
+  __device__ float* solve() { return reinterpret_cast<float*>(l); }  // l is not in use yet
+};
+
+struct OperatorShared {
+  uint4 r[kStep * kRowBytes / 16], a[kStep * kRowBytes / 16], b[kStep * kRowBytes / 16],
+      dy[kStep * kRowBytes / 16];
+  uint4 small[2 * kSmalls * kSmallBytes / 16];
+  float solve_rows[2 * kChunk * kSolveRow];
+  float end[2 * kN];
+};
+
+// Row-major bf16 copy of this warp's 16 rows of a state.
+__device__ __forceinline__ void put_rows(uint32_t to, int j, const Frag& f) {
+  const uint32_t lane = threadIdx.x & 31u, warp = threadIdx.x >> 5;
+  const uint32_t at = to + (warp * 16 + (lane >> 2)) * kRowBytes + j * 32 + (lane & 3) * 4;
+  store_shared(at, f.x[0]);
+  store_shared(at + 8 * kRowBytes, f.x[1]);
+  store_shared(at + 16, f.x[2]);
+  store_shared(at + 8 * kRowBytes + 16, f.x[3]);
+}
+
+__device__ __forceinline__ void load_checkpoint(Frag (&f)[4], const uint32_t* from) {
+  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+  const uint4* at = reinterpret_cast<const uint4*>(from + warp * (kCheckpointWords / 4)) + lane;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const uint4 x = __ldg(at + j * 32);
+    f[j] = {{x.x, x.y, x.z, x.w}};
+  }
+}
+
+// U of one chunk from the packed start state, stored as token rows.
+__device__ __forceinline__ Frag solve_u(const Frag (&s)[4], const Frag& v, const Tilde& t,
+                                        uint32_t rows, uint32_t small, uint32_t to) {
+  float x[2][4] = {};
+#pragma unroll
+  for (int j = 0; j < 4; ++j) mma_rows(x, s[j], load_frag(t.a + rows + j * 32));
+  mma_rows(x, v, load_frag(small + kAk * kSmallBytes));
+  const Frag x_bf16 = pack_frag(x[0], x[1]);
+  mma_rows(x, x_bf16, load_frag(small + kTm * kSmallBytes));
+  const Frag u = pack_frag(x[0], x[1]);
+  store_frag_t(to, u);
+  return u;
+}
+
+// One chunk of the lambda chain; kFull also gives dV and leaves Z and L in shared memory.
+template <bool kFull>
+__device__ __forceinline__ void step_lambda(StateRows& lambda, const Frag& dy, const Tilde& t,
+                                            uint32_t rows, uint32_t small, const float* end,
+                                            uint32_t l_to, uint32_t z_to, float (&dv)[2][4]) {
+  scale_columns(lambda, end);
+  float z[2][4] = {};
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const Frag high = pack_frag(lambda[2 * j], lambda[2 * j + 1]);
+    mma_rows(z, high, load_frag(t.b + rows + j * 32));
+    if constexpr (kFull) {
+      const Frag rest = pack_frag_rest(lambda[2 * j], lambda[2 * j + 1], high);
+      const Frag k = load_frag(t.k + rows + j * 32);
+      mma_rows(dv, high, k);
+      mma_rows(dv, rest, k);
+      put_rows(l_to, j, high);
+    }
+  }
+  mma_cols(z, dy, load_frag_t(small + kRb * kSmallBytes));
+  const Frag du = pack_frag(z[0], z[1]);
+  mma_cols(z, du, load_frag_t(small + kTm * kSmallBytes));
+  const Frag z_bf16 = pack_frag(z[0], z[1]);
+  add_outer(lambda, dy, t.r + rows);
+  add_outer(lambda, z_bf16, t.a + rows);
+  if constexpr (kFull) {
+    store_frag_t(z_to, z_bf16);
+    mma_cols(dv, dy, load_frag_t(small + kRk * kSmallBytes));
+    mma_cols(dv, dy, load_frag_t(small + kRkRest * kSmallBytes));
+    mma_cols(dv, z_bf16, load_frag_t(small + kAk * kSmallBytes));
+  }
+}
+
+// Warp w: the w-th of D_rb, D_rk, D_ak, D_ab.
+__device__ __forceinline__ void gradient_products(uint32_t dy, uint32_t z, uint32_t u, uint32_t v,
+                                                  uint32_t to) {
+  const int warp = static_cast<int>(threadIdx.x) >> 5;
+  const uint32_t left = warp < kDak ? dy : z, right = warp == kDrb || warp == kDab ? u : v;
+  float d[2][4] = {};
+#pragma unroll
+  for (int j = 0; j < 4; ++j) mma_rows(d, load_frag(left + j * 32), load_frag(right + j * 32));
+  keep_causal(d, warp < kDak ? 1 : 0);
+  store_small(to + warp * kSmallBytes, pack_frag(d[0], d[1]));
+}
+
+// Column sums over the rows >= this one, of the tile's rows g (x[0], x[1]) and g + 8 (x[2], x[3]).
+__device__ __forceinline__ void suffix_sums(float (&x)[4]) {
+  const int lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2;
+#pragma unroll
+  for (int e = 0; e < 4; ++e)
+#pragma unroll
+    for (int d = 1; d < 8; d *= 2) {
+      const float below = __shfl_down_sync(0xffffffffu, x[e], 4 * d);
+      if (g + d < 8) x[e] += below;
+    }
+#pragma unroll
+  for (int e = 0; e < 2; ++e) x[e] += __shfl_sync(0xffffffffu, x[e + 2], lane & 3);
+}
+
+__device__ __forceinline__ float column_sum(float x) {
+#pragma unroll
+  for (int d = 4; d < 32; d *= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
+  return x;
+}
+
+struct Pair {
+  float x[4];  // two columns of row g, two of row g + 8
+};
+
+__device__ __forceinline__ Pair load_pair(uint32_t at) {
+  const uint32_t upper = load_shared(at), lower = load_shared(at + 8 * kRowBytes);
+  return {{low_half(upper), high_half(upper), low_half(lower), high_half(lower)}};
+}
+
+struct ChunkAddresses {
+  uint32_t r, a, b, k, v, dy, u, z, s0, l, d;  // first row of the chunk, without the lane's offset
+  const float* exp_c;                          // row of the chunk's first token
+};
+
+// dR, dA, dB, dK, dW of 16 tokens x this warp's 16 columns.
+__device__ __forceinline__ void key_gradients(const BackwardParams& p, const ChunkAddresses& at,
+                                              int64_t x0, int64_t stride, int tokens,
+                                              bool from_zero) {
+  const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
+  const uint32_t lane_at = tile_lane(kRowBytes);
+  const uint32_t own = lane_at + warp * 32;
+  float dr[2][4] = {}, da[2][4] = {}, db[2][4] = {}, dk[2][4] = {}, far_b[2][4] = {},
+        far_k[2][4] = {}, crossing[2][4] = {};
+  constexpr Frag kOnes = {{0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u}};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const Frag s = load_frag_t(at.s0 + i * 16 * kRowBytes + own);
+    const Frag l = load_frag_t(at.l + i * 16 * kRowBytes + own);
+    mma_cols(dr, load_frag(at.dy + lane_at + i * 32), s);
+    mma_cols(da, load_frag(at.z + lane_at + i * 32), s);
+    mma_cols(far_b, load_frag(at.u + lane_at + i * 32), l);
+    mma_cols(far_k, load_frag(at.v + lane_at + i * 32), l);
+    Frag sl;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sl.x[e] = mul_bf16x2(s.x[e], l.x[e]);
+    mma_cols(crossing, kOnes, sl);
+  }
+  const uint32_t d = at.d + lane * 16u;
+  {
+    const Frag b = load_frag_t(at.b + own), k = load_frag_t(at.k + own);
+    mma_cols(dr, load_frag(d + kDrb * kSmallBytes), b);
+    mma_cols(dr, load_frag(d + kDrk * kSmallBytes), k);
+    mma_cols(da, load_frag(d + kDab * kSmallBytes), b);
+    mma_cols(da, load_frag(d + kDak * kSmallBytes), k);
+  }
+  {
+    const Frag r = load_frag_t(at.r + own), a = load_frag_t(at.a + own);
+    mma_cols(db, load_a_t(d + kDrb * kSmallBytes), r);
+    mma_cols(db, load_a_t(d + kDab * kSmallBytes), a);
+    mma_cols(dk, load_a_t(d + kDrk * kSmallBytes), r);
+    mma_cols(dk, load_a_t(d + kDak * kSmallBytes), a);
+  }
+  const int row = lane >> 2, column = warp * 16 + (lane & 3) * 2;
+  Frag out_r, out_w, out_k, out_a, out_b;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint32_t cell = row * kRowBytes + (column + half * 8) * 2;
+    const Pair r = load_pair(at.r + cell), a = load_pair(at.a + cell);
+    const Pair b = load_pair(at.b + cell), k = load_pair(at.k + cell);
+    float grow[4], total[2] = {}, after_a[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float far = b.x[e] * far_b[half][e] + k.x[e] * far_k[half][e];
+      after_a[e] = a.x[e] * da[half][e];
+      grow[e] =
+          r.x[e] * dr[half][e] - b.x[e] * db[half][e] - k.x[e] * dk[half][e] - far + after_a[e];
+      total[e & 1] += far;
+    }
+    suffix_sums(grow);
+    total[0] = column_sum(total[0]) + crossing[half][0];
+    total[1] = column_sum(total[1]) + crossing[half][1];
+#pragma unroll
+    for (int lower = 0; lower < 2; ++lower) {
+      const int token = row + 8 * lower, e = 2 * lower;
+      const float* exp_at = at.exp_c + token * kExpRow + column + half * 8;
+      const float2 now = *reinterpret_cast<const float2*>(exp_at);
+      const float2 before =
+          token == 0 ? make_float2(1, 1) : *reinterpret_cast<const float2*>(exp_at - kExpRow);
+      const int slot = lower + 2 * half;
+      out_r.x[slot] = pack(dr[half][e] * now.x, dr[half][e + 1] * now.y);
+      out_a.x[slot] = pack(da[half][e] * before.x, da[half][e + 1] * before.y);
+      const float2 inverse = make_float2(reciprocal_fast(now.x), reciprocal_fast(now.y));
+      out_b.x[slot] = pack((db[half][e] + far_b[half][e]) * inverse.x,
+                           (db[half][e + 1] + far_b[half][e + 1]) * inverse.y);
+      out_k.x[slot] = pack((dk[half][e] + far_k[half][e]) * inverse.x,
+                           (dk[half][e + 1] + far_k[half][e + 1]) * inverse.y);
+      const uint32_t logit = token < tokens ? __ldg(reinterpret_cast<const unsigned int*>(
+                                                  p.in.w + x0 + token * stride + column + half * 8))
+                                            : 0u;
+      const auto to_logit = [&](float g, float w) {
+        const float up = exp2_fast(-kLog2E * fabsf(w));  // s (1 - s) = up / (1 + up)^2
+        const float s = reciprocal_fast(1.0f + up);
+        return -kDecay * g * up * s * s;
+      };
+      const bool nothing = from_zero && token == 0;
+      const float g0 = nothing ? 0.0f : total[0] + grow[e] - after_a[e];
+      const float g1 = nothing ? 0.0f : total[1] + grow[e + 1] - after_a[e + 1];
+      out_w.x[slot] = pack(to_logit(g0, low_half(logit)), to_logit(g1, high_half(logit)));
+    }
+  }
+  const int64_t to = x0 + warp * 16;
+  store_rows(p.dr + to, stride, out_r, tokens);
+  store_rows(p.dw + to, stride, out_w, tokens);
+  store_rows(p.dk + to, stride, out_k, tokens);
+  store_rows(p.da + to, stride, out_a, tokens);
+  store_rows(p.db + to, stride, out_b, tokens);
+}
+
+__global__ void __launch_bounds__(kThreads, 3) backward_kernel(const BackwardParams p) {
+  extern __shared__ uint4 memory[];
+  BackwardShared& shared = *reinterpret_cast<BackwardShared*>(memory);
+  const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
+  const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
+  const int first = segment * p.steps_per_segment;
+  const int last = min(first + p.steps_per_segment, p.steps);
+  const int64_t stride = static_cast<int64_t>(p.heads) * kN;
+  const int64_t origin = static_cast<int64_t>(head / p.heads) * p.tokens * stride +
+                         static_cast<int64_t>(head % p.heads) * kN;
+  const Tilde tilde{shared_address(shared.r), shared_address(shared.a), shared_address(shared.b),
+                    shared_address(shared.k)};
+  const uint32_t v_at = shared_address(shared.v), dy_at = shared_address(shared.dy),
+                 u_at = shared_address(shared.u), z_at = shared_address(shared.z),
+                 s0_at = shared_address(shared.s0), l_at = shared_address(shared.l),
+                 small_at = shared_address(shared.small), d_at = shared_address(shared.d);
+  const uint32_t lane_at = tile_lane(kRowBytes), lane_at_t = tile_lane_t(kRowBytes) + warp * 32;
+
+  StateRows lambda = {};
+  if (p.end_gradient != nullptr)
+    load_state(lambda,
+               p.end_gradient + (static_cast<int64_t>(head) * p.segments + segment) * kStateFloats);
+
+  for (int step = last - 1; step >= first; --step) {
+    const int tokens = p.tokens - step * kStep;
+    const int64_t x0 = origin + int64_t{step} * kStep * stride;
+    {
+      Raw raw;
+      load_raw<true, true>(raw, p.in, x0, stride, tokens);
+      copy_rows(v_at, p.in.v, x0, stride, tokens);
+      copy_rows(dy_at, p.dy, x0, stride, tokens);
+      copy_async_commit();
+      prepare<true, true, true>(raw, tokens, tilde, shared.end, shared.exp_c);
+    }
+    __syncthreads();
+    causal_products<true, true>(tilde, small_at, shared.solve(), lane_at);
+    const uint32_t* checkpoint =
+        p.checkpoints + (static_cast<int64_t>(head) * p.steps + step) * kCheckpointWords;
+    copy_async_wait<0>();
+    __syncthreads();
+
+    // U of both chunks, and the state between them.
+    {
+      Frag start[4];
+      load_checkpoint(start, checkpoint);
+      const Frag v = load_a_t(v_at + lane_at + warp * 32);
+      const Frag u = solve_u(start, v, tilde, lane_at, small_at + lane * 16u, u_at + lane_at_t);
+      StateRows s;
+#pragma unroll
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const uint32_t word = start[n >> 1].x[(n & 1) * 2 + (e >> 1)];
+          s[n][e] = (e & 1) != 0 ? high_half(word) : low_half(word);
+        }
+      add_outer(s, u, tilde.b + lane_at);
+      add_outer(s, v, tilde.k + lane_at);
+      scale_columns(s, shared.end);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        start[j] = pack_frag(s[2 * j], s[2 * j + 1]);
+        put_rows(s0_at, j, start[j]);
+      }
+      const uint32_t rows = kChunk * kRowBytes;
+      solve_u(start, load_a_t(v_at + rows + lane_at + warp * 32), tilde, rows + lane_at,
+              small_at + kSmalls * kSmallBytes + lane * 16u, u_at + rows + lane_at_t);
+    }
+
+#pragma unroll 1
+    for (int c = 1; c >= 0; --c) {
+      const uint32_t rows = static_cast<uint32_t>(c * kChunk * kRowBytes);
+      const int64_t x = x0 + c * kChunk * stride;
+      if (c == 0) {
+        Frag start[4];
+        load_checkpoint(start, checkpoint);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) put_rows(s0_at, j, start[j]);
+      }
+      float dv[2][4] = {};
+      step_lambda<true>(lambda, load_a_t(dy_at + rows + lane_at + warp * 32), tilde, rows + lane_at,
+                        small_at + c * kSmalls * kSmallBytes + lane * 16u, shared.end + c * kN,
+                        l_at, z_at + lane_at_t, dv);
+      store_rows(p.dv + x + warp * 16, stride, transpose_frag(pack_frag(dv[0], dv[1])),
+                 tokens - c * kChunk);
+      __syncthreads();
+      gradient_products(dy_at + rows + lane_at, z_at + lane_at, u_at + rows + lane_at,
+                        v_at + rows + lane_at, d_at);
+      __syncthreads();
+      const ChunkAddresses at{tilde.r + rows, tilde.a + rows, tilde.b + rows,
+                              tilde.k + rows, v_at + rows,    dy_at + rows,
+                              u_at + rows,    z_at,           s0_at,
+                              l_at,           d_at,           shared.exp_c + c * kChunk * kExpRow};
+      key_gradients(p, at, x, stride, tokens - c * kChunk, step == 0 && c == 0 && !p.has_s0);
+      __syncthreads();
+    }
+  }
+  if (p.ds0 != nullptr && segment == 0)
+    store_state(lambda, p.ds0 + static_cast<int64_t>(head) * kStateFloats);
+}
+
+// Only the lambda chain, from zero: Q of a segment.
+__global__ void __launch_bounds__(kThreads, 3) operator_kernel(const BackwardParams p) {
+  __shared__ OperatorShared shared;
+  const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
+  const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
+  const int first = segment * p.steps_per_segment;
+  const int last = min(first + p.steps_per_segment, p.steps);
+  const int64_t stride = static_cast<int64_t>(p.heads) * kN;
+  const int64_t origin = static_cast<int64_t>(head / p.heads) * p.tokens * stride +
+                         static_cast<int64_t>(head % p.heads) * kN;
+  const Tilde tilde{shared_address(shared.r), shared_address(shared.a), shared_address(shared.b),
+                    0};
+  const uint32_t dy_at = shared_address(shared.dy), small_at = shared_address(shared.small);
+  const uint32_t lane_at = tile_lane(kRowBytes);
+  StateRows lambda = {};
+  Raw raw;
+  load_raw<true, false>(raw, p.in, origin + int64_t{last - 1} * kStep * stride, stride,
+                        p.tokens - (last - 1) * kStep);
+  for (int step = last - 1; step >= first; --step) {
+    const int tokens = p.tokens - step * kStep;
+    const int64_t x0 = origin + int64_t{step} * kStep * stride;
+    copy_rows(dy_at, p.dy, x0, stride, tokens);
+    copy_async_commit();
+    prepare<true, false, false>(raw, tokens, tilde, shared.end, nullptr);
+    __syncthreads();
+    if (step > first) load_raw<true, false>(raw, p.in, x0 - kStep * stride, stride, tokens + kStep);
+    causal_products<true, false>(tilde, small_at, shared.solve_rows, lane_at);
+    copy_async_wait<0>();
+    __syncthreads();
+#pragma unroll 1
+    for (int c = 1; c >= 0; --c) {
+      const uint32_t rows = static_cast<uint32_t>(c * kChunk * kRowBytes) + lane_at;
+      float unused[2][4];
+      step_lambda<false>(lambda, load_a_t(dy_at + rows + warp * 32), tilde, rows,
+                         small_at + c * kSmalls * kSmallBytes + lane * 16u, shared.end + c * kN, 0,
+                         0, unused);
+    }
+    __syncthreads();
+  }
+  store_state(lambda,
+              p.operator_q + (static_cast<int64_t>(head) * p.segments + segment) * kStateFloats);
+}
+
+}  // namespace
+}  // namespace chunk
+
+cudaError_t wkv7_chunk_backward(const Wkv7Shape& shape, const Wkv7Backward& io,
+                                cudaStream_t stream) {
+  using namespace chunk;
+  const Plan plan(shape);
+  const int streams = shape.batch * shape.heads;
+  const auto bf16 = [](const void* p) { return static_cast<const __nv_bfloat16*>(p); };
+  const auto out = [](void* p) { return static_cast<__nv_bfloat16*>(p); };
+  const Memory memory(plan, streams, const_cast<void*>(io.saved), io.workspace);
+  BackwardParams p{};
+  p.in = {bf16(io.r), bf16(io.w), bf16(io.k), bf16(io.v), bf16(io.a), bf16(io.b)};
+  p.dy = bf16(io.dy);
+  p.end_gradient = io.ds_out;
+  p.checkpoints = memory.checkpoints;
+  p.dr = out(io.dr);
+  p.dw = out(io.dw);
+  p.dk = out(io.dk);
+  p.dv = out(io.dv);
+  p.da = out(io.da);
+  p.db = out(io.db);
+  p.ds0 = io.ds0;
+  p.has_s0 = io.has_s0;
+  p.tokens = shape.tokens;
+  p.heads = shape.heads;
+  p.steps = plan.steps;
+  p.segments = plan.segments;
+  p.steps_per_segment = plan.steps_per_segment;
+  const dim3 grid(static_cast<unsigned>(streams), static_cast<unsigned>(plan.segments));
+  if (plan.segments > 1) {
+    p.operator_q = memory.operator_n;
+    operator_kernel<<<grid, kThreads, 0, stream>>>(p);
+    if (const cudaError_t e = cudaGetLastError(); e != cudaSuccess) return e;
+    if (const cudaError_t e = join_backward(plan, streams, memory, io.ds_out, stream);
+        e != cudaSuccess)
+      return e;
+    p.end_gradient = memory.operator_n;
+  }
+  if (const cudaError_t e = cudaFuncSetAttribute(
+          backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(BackwardShared));
+      e != cudaSuccess)
+    return e;
+  backward_kernel<<<grid, kThreads, sizeof(BackwardShared), stream>>>(p);
+  return cudaGetLastError();
+}
+
+}  // namespace rwkv::cuda

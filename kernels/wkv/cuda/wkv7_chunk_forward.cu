@@ -1,0 +1,162 @@
+/// Chunked WKV-7 forward (spec rwkv7 4.1). Per chunk of 16 tokens and 16 value rows of the state:
+///   X = A~ S^T + A_ak V;  U = X + (Tm - I) X;  Y = R~ S^T + A_rb U + A_rk V
+///   S = (S + U^T B~ + V^T K~) diag(P)
+/// all computed transposed, so that accumulators of one product are the A operand of the next.
+/// Precision: S enters Y as two bf16 numbers (value and rest), so do A_rb and A_rk; U keeps X in
+/// fp32.
+
+#include "kernels/wkv/cuda/wkv7_chunk.cuh"
+#include "kernels/wkv/cuda/wkv7_segments.cuh"
+
+namespace rwkv::cuda {
+namespace chunk {
+namespace {
+
+struct ForwardParams {
+  Inputs in;
+  const float* start;  // (B H, segments) states, or s0 with one segment; null: zero
+  __nv_bfloat16* y;
+  float* s_out;
+  uint32_t* checkpoints;  // (B H, steps) packed states at each step's start; null: not saved
+  float *operator_n, *operator_m;  // (B H, segments), for kOperator
+  int tokens, heads, steps, segments, steps_per_segment;
+};
+
+struct ForwardShared {
+  uint4 r[kStep * kRowBytes / 16], a[kStep * kRowBytes / 16], b[kStep * kRowBytes / 16],
+      k[kStep * kRowBytes / 16], v[kStep * kRowBytes / 16];
+  uint4 small[2 * kSmalls * kSmallBytes / 16];
+  float solve[2 * kChunk * kSolveRow];
+  float end[2 * kN];
+};
+
+// kOperator: no outputs but the segment's operators; blockIdx.z = 0 gives N (start 0), 1 gives M
+// (start I, v = 0).
+template <bool kOperator>
+__global__ void __launch_bounds__(kThreads, 3) forward_kernel(const ForwardParams p) {
+  __shared__ ForwardShared shared;
+  const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
+  const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
+  const bool is_m = kOperator && blockIdx.z == 1;
+  const int first = segment * p.steps_per_segment;
+  const int last = min(first + p.steps_per_segment, p.steps);
+  const int64_t stride = static_cast<int64_t>(p.heads) * kN;
+  const int64_t origin = static_cast<int64_t>(head / p.heads) * p.tokens * stride +
+                         static_cast<int64_t>(head % p.heads) * kN;
+  const int64_t slot = static_cast<int64_t>(head) * p.segments + segment;
+
+  const Tilde tilde{shared_address(shared.r), shared_address(shared.a), shared_address(shared.b),
+                    shared_address(shared.k)};
+  const uint32_t v_at = shared_address(shared.v), small_at = shared_address(shared.small);
+  const uint32_t lane_at = tile_lane(kRowBytes), small_lane = lane * 16u;
+
+  StateRows s = {};
+  if (kOperator) {
+    if (is_m) identity_state(s);
+  } else if (p.start != nullptr) {
+    load_state(s, p.start + slot * kStateFloats);
+  }
+
+  Raw raw;
+  load_raw<!kOperator, true>(raw, p.in, origin + int64_t{first} * kStep * stride, stride,
+                             p.tokens - first * kStep);
+  for (int step = first; step < last; ++step) {
+    const int tokens = p.tokens - step * kStep;
+    const int64_t x0 = origin + int64_t{step} * kStep * stride;
+    copy_rows(v_at, p.in.v, x0, stride, is_m ? 0 : tokens);
+    copy_async_commit();
+    prepare<!kOperator, true, false>(raw, tokens, tilde, shared.end, nullptr);
+    __syncthreads();
+    if (step + 1 < last)
+      load_raw<!kOperator, true>(raw, p.in, x0 + kStep * stride, stride, tokens - kStep);
+    causal_products<!kOperator, true>(tilde, small_at, shared.solve, lane_at);
+    copy_async_wait<0>();
+    __syncthreads();
+
+    if (!kOperator && p.checkpoints != nullptr) {
+      uint4* to = reinterpret_cast<uint4*>(
+          p.checkpoints + (static_cast<int64_t>(head) * p.steps + step) * kCheckpointWords +
+          warp * (kCheckpointWords / 4));
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const Frag f = pack_frag(s[2 * j], s[2 * j + 1]);
+        to[j * 32 + lane] = make_uint4(f.x[0], f.x[1], f.x[2], f.x[3]);
+      }
+    }
+#pragma unroll 1
+    for (int c = 0; c < 2; ++c) {
+      const uint32_t rows = static_cast<uint32_t>(c * kChunk * kRowBytes) + lane_at;
+      const uint32_t small = small_at + c * kSmalls * kSmallBytes + small_lane;
+      float x[2][4] = {}, y[2][4] = {};
+      const Frag v = load_a_t(v_at + rows + warp * 32);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const Frag high = pack_frag(s[2 * j], s[2 * j + 1]);
+        const Frag a = load_frag(tilde.a + rows + j * 32);
+        mma_rows(x, high, a);
+        if constexpr (!kOperator) {
+          const Frag rest = pack_frag_rest(s[2 * j], s[2 * j + 1], high);
+          const Frag r = load_frag(tilde.r + rows + j * 32);
+          mma_rows(y, high, r);
+          mma_rows(y, rest, r);
+        }
+      }
+      mma_rows(x, v, load_frag(small + kAk * kSmallBytes));
+      const Frag x_bf16 = pack_frag(x[0], x[1]);
+      mma_rows(x, x_bf16, load_frag(small + kTm * kSmallBytes));
+      const Frag u = pack_frag(x[0], x[1]);
+      add_outer(s, u, tilde.b + rows);
+      add_outer(s, v, tilde.k + rows);
+      scale_columns(s, shared.end + c * kN);
+      if constexpr (!kOperator) {
+        mma_rows(y, v, load_frag(small + kRk * kSmallBytes));
+        mma_rows(y, v, load_frag(small + kRkRest * kSmallBytes));
+        mma_rows(y, u, load_frag(small + kRb * kSmallBytes));
+        mma_rows(y, u, load_frag(small + kRbRest * kSmallBytes));
+        store_rows(p.y + x0 + c * kChunk * stride + warp * 16, stride,
+                   transpose_frag(pack_frag(y[0], y[1])), tokens - c * kChunk);
+      }
+    }
+    __syncthreads();
+  }
+  if (kOperator)
+    store_state(s, (is_m ? p.operator_m : p.operator_n) + slot * kStateFloats);
+  else if (p.s_out != nullptr && segment == p.segments - 1)
+    store_state(s, p.s_out + static_cast<int64_t>(head) * kStateFloats);
+}
+
+}  // namespace
+}  // namespace chunk
+
+cudaError_t wkv7_chunk_forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t stream) {
+  using namespace chunk;
+  const Plan plan(shape);
+  const int streams = shape.batch * shape.heads;
+  const auto bf16 = [](const void* p) { return static_cast<const __nv_bfloat16*>(p); };
+  ForwardParams p{};
+  p.in = {bf16(io.r), bf16(io.w), bf16(io.k), bf16(io.v), bf16(io.a), bf16(io.b)};
+  p.start = io.s0;
+  p.y = static_cast<__nv_bfloat16*>(io.y);
+  p.s_out = io.s_out;
+  p.tokens = shape.tokens;
+  p.heads = shape.heads;
+  p.steps = plan.steps;
+  p.segments = plan.segments;
+  p.steps_per_segment = plan.steps_per_segment;
+  const Memory memory(plan, streams, io.saved, io.workspace);
+  p.checkpoints = memory.checkpoints;
+  const dim3 grid(static_cast<unsigned>(streams), static_cast<unsigned>(plan.segments));
+  if (plan.segments > 1) {
+    p.operator_m = memory.operator_m;
+    p.operator_n = memory.operator_n;
+    forward_kernel<true><<<dim3(grid.x, grid.y, 2), kThreads, 0, stream>>>(p);
+    if (const cudaError_t e = cudaGetLastError(); e != cudaSuccess) return e;
+    if (const cudaError_t e = join_forward(plan, streams, memory, io.s0, stream); e != cudaSuccess)
+      return e;
+    p.start = memory.operator_n;
+  }
+  forward_kernel<false><<<grid, kThreads, 0, stream>>>(p);
+  return cudaGetLastError();
+}
+
+}  // namespace rwkv::cuda

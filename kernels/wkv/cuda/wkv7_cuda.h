@@ -1,0 +1,62 @@
+#pragma once
+/// WKV-7 on CUDA: launchers over raw device pointers. Nothing here allocates, synchronises or uses
+/// the default stream; every launcher returns the launch error, if any.
+///
+/// Vectors r, w, k, v, a, b, y and their gradients are (B, T, H, 64), states (B, H, 64, 64) in fp32
+/// with rows = value index, columns = key index. w is the decay logit.
+///
+/// chunk: WY form in chunks of 16 tokens on tensor cores (spec rwkv7 4.1, 4.2), bf16 operands and
+/// fp32 accumulation, state in fp32 registers. segments > 1 cuts the sequence: the segments'
+/// operators are found in parallel, a short scan joins them, then all segments run at once
+/// (spec 4.4 scheme 3).
+/// serial: the plain recurrence in fp32 (spec 2.3, 3.4, 3.5), for any T, the yardstick.
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace rwkv::cuda {
+
+struct Wkv7Shape {
+  int batch = 1, tokens = 1, heads = 1;
+  int segments = 1;  ///< chunk only: parts of the sequence that run side by side
+};
+
+/// Head size of all kernels in this file.
+inline constexpr int kWkv7HeadSize = 64;
+
+struct Wkv7Forward {
+  const void *r, *w, *k, *v, *a, *b;  ///< bf16, or fp32 for serial with io_f32
+  const float* s0;                    ///< null: zero
+  void* y;
+  float* s_out;     ///< null: not wanted
+  void* saved;      ///< for the backward; null: nothing is saved
+  void* workspace;  ///< wkv7_*_workspace_bytes
+};
+
+struct Wkv7Backward {
+  const void *r, *w, *k, *v, *a, *b, *dy;
+  bool has_s0;          ///< the forward had an initial state
+  const float* ds_out;  ///< null: zero
+  void *dr, *dw, *dk, *dv, *da, *db;
+  float* ds0;  ///< null: not wanted
+  const void* saved;
+  void* workspace;
+};
+
+/// Number of segments that fills `multiprocessors` without wasting work.
+int wkv7_chunk_segments(const Wkv7Shape& shape, int multiprocessors);
+size_t wkv7_chunk_saved_bytes(const Wkv7Shape& shape);
+size_t wkv7_chunk_workspace_bytes(const Wkv7Shape& shape);
+cudaError_t wkv7_chunk_forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t stream);
+cudaError_t wkv7_chunk_backward(const Wkv7Shape& shape, const Wkv7Backward& io,
+                                cudaStream_t stream);
+
+size_t wkv7_serial_saved_bytes(const Wkv7Shape& shape);
+cudaError_t wkv7_serial_forward(const Wkv7Shape& shape, const Wkv7Forward& io, bool io_f32,
+                                cudaStream_t stream);
+cudaError_t wkv7_serial_backward(const Wkv7Shape& shape, const Wkv7Backward& io, bool io_f32,
+                                 cudaStream_t stream);
+
+}  // namespace rwkv::cuda
