@@ -5,10 +5,13 @@
 ///   accumulator (16 x 8)   c[0..1]: row g, columns 2q, 2q+1;   c[2..3]: row g + 8
 ///   A operand (16 x 16)    x[0]: row g, k 2q..; x[1]: row g + 8; x[2], x[3]: the same, k + 8
 ///   B operand (16 x 8)     b0: k 2q.., column g;   b1: k + 8
-/// So two neighbouring accumulators pack into one A operand, and one ldmatrix of a (16 rows x 16
-/// columns) tile gives either an A operand, or B operands whose columns are the tile's rows:
-/// (x0, x2) and (x1, x3). Transposed on the way, it gives B operands (x0, x1) and (x2, x3) whose
-/// k are the tile's rows, or the A operand (x0, x2, x1, x3) of the transposed tile.
+/// So two neighbouring accumulators pack into one A operand. ldmatrix gives four 8 x 8 tiles of a
+/// (16 rows x 16 columns) block of shared memory, in an order that the lanes' addresses choose:
+///   order "down" (0,0) (8,0) (0,8) (8,8): A operand; transposed, B operands (x0, x1) and (x2, x3)
+///     of columns 0.. and 8.., with the block's rows as k
+///   order "across" (0,0) (0,8) (8,0) (8,8): B operands (x0, x1) and (x2, x3) whose columns are the
+///     block's rows; transposed, the A operand of the transposed block
+/// Thus a B operand is always an aligned register pair, and no register is moved.
 
 #include <cuda_bf16.h>
 
@@ -42,31 +45,15 @@ __device__ __forceinline__ Frag load_frag_t(uint32_t address) {
   return f;
 }
 
-/// A operand of the transposed tile.
-__device__ __forceinline__ Frag load_a_t(uint32_t address) {
-  Frag f = load_frag_t(address);
-  const uint32_t swap = f.x[1];
-  f.x[1] = f.x[2];
-  f.x[2] = swap;
-  return f;
-}
-
 __device__ __forceinline__ void mma(float (&d)[4], const Frag& a, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
       "{%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b0), "r"(b1));
 }
 
-/// d (16 x 16) += a (16 x 16) times a tile whose rows are columns of the product.
-__device__ __forceinline__ void mma_rows(float (&d)[2][4], const Frag& a, const Frag& b) {
-  mma(d[0], a, b.x[0], b.x[2]);
-  mma(d[1], a, b.x[1], b.x[3]);
-}
-
-/// d (16 x 16) += a (16 x 16) times a tile, loaded transposed, whose rows are summed over.
-__device__ __forceinline__ void mma_cols(float (&d)[2][4], const Frag& a, const Frag& b) {
+/// d (16 x 16) += a (16 x 16) b, b as its two B operands.
+__device__ __forceinline__ void mma16(float (&d)[2][4], const Frag& a, const Frag& b) {
   mma(d[0], a, b.x[0], b.x[1]);
   mma(d[1], a, b.x[2], b.x[3]);
 }
@@ -151,22 +138,36 @@ __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-/// Stores a 16 x 16 tile as bf16 rows. Words: x[0] row g, columns 2q..; x[1] row g + 8; x[2], x[3]
-/// the same, columns + 8. Neighbour lanes swap halves so that each row goes out as whole sectors.
-__device__ __forceinline__ void store_rows(__nv_bfloat16* to, int64_t stride, const Frag& f,
-                                           int rows) {
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  const bool odd = (lane & 1) != 0;
-  const int column = (lane & 2) * 2 + (odd ? 8 : 0);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const uint32_t left = f.x[half], right = f.x[half + 2];
-    const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? left : right, 1);
-    const int row = (lane >> 2) + 8 * half;
-    if (row < rows)
-      *reinterpret_cast<uint2*>(to + row * stride + column) =
-          odd ? make_uint2(other, right) : make_uint2(left, other);
+/// Where this lane stores its part of a 16 x 16 tile of bf16 rows in memory: element offsets of its
+/// rows g and g + 8.
+struct RowPlace {
+  int64_t upper, lower;
+  bool has_upper, has_lower;
+  __device__ RowPlace(int64_t at, int64_t stride, int rows) {
+    const int lane = static_cast<int>(threadIdx.x) & 31, row = lane >> 2;
+    upper = at + row * stride + (lane & 2) * 2 + (lane & 1) * 8;
+    lower = upper + 8 * stride;
+    has_upper = row < rows;
+    has_lower = row + 8 < rows;
   }
+};
+
+/// Stores a 16 x 16 tile as bf16 rows. Words: x[0] row g, columns 2q..; x[1] row g + 8; x[2], x[3]
+/// the same, columns + 8. Neighbour lanes swap halves so that each row goes out as a whole sector.
+__device__ __forceinline__ void store_rows(__nv_bfloat16* to, const RowPlace& at, const Frag& f) {
+  const bool odd = (threadIdx.x & 1u) != 0;
+  const uint32_t other0 = __shfl_xor_sync(0xffffffffu, odd ? f.x[0] : f.x[2], 1);
+  const uint32_t other1 = __shfl_xor_sync(0xffffffffu, odd ? f.x[1] : f.x[3], 1);
+  if (at.has_upper)
+    *reinterpret_cast<uint2*>(to + at.upper) =
+        make_uint2(odd ? other0 : f.x[0], odd ? f.x[2] : other0);
+  if (at.has_lower)
+    *reinterpret_cast<uint2*>(to + at.lower) =
+        make_uint2(odd ? other1 : f.x[1], odd ? f.x[3] : other1);
+}
+
+__device__ __forceinline__ void prefetch_l2(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
 }  // namespace rwkv::cuda

@@ -38,91 +38,114 @@ struct Inputs {
   const __nv_bfloat16 *r, *w, *k, *v, *a, *b;
 };
 
-/// Words of r, w, k, a, b that a thread prepares: 8 tokens, 2 channels.
+/// What a thread prepares of r, w, k, a, b: 4 tokens, 4 channels.
 struct Raw {
-  uint32_t r[8], w[8], k[8], a[8], b[8];
+  uint2 r[4], w[4], k[4], a[4], b[4];
 };
 
-/// Where a thread stands in the preparation: warp -> (chunk, half of the channels), lane -> (8 of
-/// the chunk's tokens, two channels).
+/// Where a thread stands in the preparation: warp -> (chunk, half of the channels), lane -> (4 of
+/// the chunk's tokens, 4 channels).
 struct PrepPlace {
-  int chunk, token, channel;
-  bool late;
+  int chunk, quad, token, channel;
   __device__ PrepPlace() {
     const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
     chunk = warp >> 1;
-    late = lane >= 16;
-    token = chunk * kChunk + (late ? 8 : 0);
-    channel = (warp & 1) * 32 + (lane & 15) * 2;
+    quad = lane >> 3;
+    token = chunk * kChunk + quad * 4;
+    channel = (warp & 1) * 32 + (lane & 7) * 4;
   }
 };
 
-template <bool kR, bool kK>
+template <bool kR, bool kK, bool kW>
 __device__ __forceinline__ void load_raw(Raw& raw, const Inputs& in, int64_t x0, int64_t stride,
                                          int tokens) {
   const PrepPlace p;
-  const int64_t x = x0 + p.token * stride + p.channel;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const bool there = p.token + i < tokens;
-    const int64_t at = x + i * stride;
-    const auto word = [&](const __nv_bfloat16* from) {
-      return there ? __ldg(reinterpret_cast<const unsigned int*>(from + at)) : 0u;
+  int64_t at = x0 + p.token * stride + p.channel;
+  const auto load_row = [&](int i) {
+    const auto words = [&](const __nv_bfloat16* from) {
+      return __ldg(reinterpret_cast<const uint2*>(from + at));
     };
-    raw.w[i] = word(in.w);
-    raw.a[i] = word(in.a);
-    raw.b[i] = word(in.b);
-    if constexpr (kK) raw.k[i] = word(in.k);
-    if constexpr (kR) raw.r[i] = word(in.r);
+    if constexpr (kW) raw.w[i] = words(in.w);
+    raw.a[i] = words(in.a);
+    raw.b[i] = words(in.b);
+    if constexpr (kK) raw.k[i] = words(in.k);
+    if constexpr (kR) raw.r[i] = words(in.r);
+  };
+  if (tokens >= kStep) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i, at += stride) load_row(i);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i, at += stride) {
+    if constexpr (kW) raw.w[i] = make_uint2(0, 0);
+    raw.r[i] = raw.k[i] = raw.a[i] = raw.b[i] = make_uint2(0, 0);
+    if (p.token + i < tokens) load_row(i);
   }
 }
 
-/// Shared memory of the prepared operands: (32, kRow) bf16 each, then exp(c_16) of both chunks.
+/// Shared memory of the prepared operands: (32, kRow) bf16 each.
 struct Tilde {
   uint32_t r, a, b, k;
 };
 
-/// Writes R~, A~, B~, K~ and P, with kExp also exp(c_t).
+__device__ __forceinline__ void store_scaled(uint32_t to, const uint2& x, const float (&by)[4]) {
+  const uint32_t low = pack(low_half(x.x) * by[0], high_half(x.x) * by[1]);
+  const uint32_t high = pack(low_half(x.y) * by[2], high_half(x.y) * by[3]);
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(low), "r"(high) : "memory");
+}
+
+/// Writes R~, A~, B~, K~ and P = exp(c_16), with kExp also exp(c_t).
 template <bool kR, bool kK, bool kExp>
 __device__ __forceinline__ void prepare(const Raw& raw, int tokens, const Tilde& to, float* end,
                                         float* exp_c) {
   const PrepPlace p;
-  float c[8][2], sum0 = 0, sum1 = 0;
+  float c[4][4], before[4];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < 4; ++i) {
     const float scale = p.token + i < tokens ? kLog2Decay : 0.0f;
-    sum0 += scale * reciprocal_fast(1.0f + exp2_fast(-kLog2E * low_half(raw.w[i])));
-    sum1 += scale * reciprocal_fast(1.0f + exp2_fast(-kLog2E * high_half(raw.w[i])));
-    c[i][0] = sum0;
-    c[i][1] = sum1;
+    const float w[4] = {low_half(raw.w[i].x), high_half(raw.w[i].x), low_half(raw.w[i].y),
+                        high_half(raw.w[i].y)};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float sigmoid = reciprocal_fast(1.0f + exp2_fast(-kLog2E * w[j]));
+      c[i][j] = i == 0 ? scale * sigmoid : c[i - 1][j] + scale * sigmoid;
+    }
   }
-  const int early = static_cast<int>(threadIdx.x) & 15;
-  float before0 = __shfl_sync(0xffffffffu, sum0, early);
-  float before1 = __shfl_sync(0xffffffffu, sum1, early);
-  if (!p.late) before0 = before1 = 0;
-  float last0 = exp2_fast(before0), last1 = exp2_fast(before1);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {  // sums of the quads before this one
+    const float one = __shfl_up_sync(0xffffffffu, c[3][j], 8);
+    const float own = c[3][j] + (p.quad >= 1 ? one : 0.0f);
+    const float two = __shfl_up_sync(0xffffffffu, own, 16);
+    before[j] = (p.quad >= 1 ? one : 0.0f) + (p.quad >= 2 ? two : 0.0f);
+  }
+  float last[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) last[j] = exp2_fast(before[j]);
   uint32_t offset = static_cast<uint32_t>(p.token * kRowBytes + p.channel * 2);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const float c0 = c[i][0] + before0, c1 = c[i][1] + before1;
-    const float e0 = exp2_fast(c0), e1 = exp2_fast(c1);
-    const float n0 = exp2_fast(-c0), n1 = exp2_fast(-c1);
-    if constexpr (kR)
-      store_shared(to.r + offset, pack(low_half(raw.r[i]) * e0, high_half(raw.r[i]) * e1));
-    store_shared(to.a + offset, pack(low_half(raw.a[i]) * last0, high_half(raw.a[i]) * last1));
-    store_shared(to.b + offset, pack(low_half(raw.b[i]) * n0, high_half(raw.b[i]) * n1));
-    if constexpr (kK)
-      store_shared(to.k + offset, pack(low_half(raw.k[i]) * n0, high_half(raw.k[i]) * n1));
+  for (int i = 0; i < 4; ++i) {
+    float shrink[4], grow[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float x = c[i][j] + before[j];
+      shrink[j] = exp2_fast(x);
+      grow[j] = exp2_fast(-x);
+    }
+    if constexpr (kR) store_scaled(to.r + offset, raw.r[i], shrink);
+    store_scaled(to.a + offset, raw.a[i], last);
+    store_scaled(to.b + offset, raw.b[i], grow);
+    if constexpr (kK) store_scaled(to.k + offset, raw.k[i], grow);
     if constexpr (kExp)
-      *reinterpret_cast<float2*>(exp_c + (p.token + i) * kExpRow + p.channel) = make_float2(e0, e1);
-    last0 = e0;
-    last1 = e1;
+      *reinterpret_cast<float4*>(exp_c + (p.token + i) * kExpRow + p.channel) =
+          make_float4(shrink[0], shrink[1], shrink[2], shrink[3]);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) last[j] = shrink[j];
     offset += kRowBytes;
   }
-  if (p.late) {
-    end[p.chunk * kN + p.channel] = last0;
-    end[p.chunk * kN + p.channel + 1] = last1;
-  }
+  if (p.quad == 3)
+    *reinterpret_cast<float4*>(end + p.chunk * kN + p.channel) =
+        make_float4(last[0], last[1], last[2], last[3]);
 }
 
 /// Copies `tokens` rows (32, zeros beyond) of one vector to shared memory.
@@ -187,22 +210,36 @@ __device__ __forceinline__ void solve_unit_lower(const float* a, uint32_t to) {
   }
 }
 
+/// Offsets of this lane's row in a 16 x 16 block that ldmatrix reads in the order "down" or
+/// "across" (mma.cuh): of padded rows, and of a Small. store_frag_t writes its tiles "across".
+struct Lanes {
+  uint32_t down, across, small_down, small_across;
+  __device__ Lanes() {
+    const uint32_t lane = threadIdx.x & 31u, row = lane & 7u, one = (lane >> 3) & 1u,
+                   two = lane >> 4;
+    down = (row + one * 8) * kRowBytes + two * 16;
+    across = (row + two * 8) * kRowBytes + one * 16;
+    small_down = lane * 16;
+    small_across = row * 16 + one * 256 + two * 128;
+  }
+};
+
 /// The 16 x 16 matrices of both chunks. Warp -> (chunk, rows of a or rows of r).
 template <bool kR, bool kK>
 __device__ __forceinline__ void causal_products(const Tilde& t, uint32_t small, float* solve,
-                                                uint32_t lane_at) {
+                                                const Lanes& lanes) {
   const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
   const int chunk = warp >> 1;
   const bool of_r = (warp & 1) != 0;
   if (!kR && of_r) return;
-  const uint32_t at = static_cast<uint32_t>(chunk * kChunk * kRowBytes) + lane_at;
-  const uint32_t left = (of_r ? t.r : t.a) + at;
+  const uint32_t rows = static_cast<uint32_t>(chunk * kChunk * kRowBytes);
+  const uint32_t left = (of_r ? t.r : t.a) + rows + lanes.down, at = rows + lanes.across;
   float with_b[2][4] = {}, with_k[2][4] = {};
 #pragma unroll
   for (int j = 0; j < kN; j += 16) {
     const Frag x = load_frag(left + j * 2);
-    mma_rows(with_b, x, load_frag(t.b + at + j * 2));
-    if constexpr (kK) mma_rows(with_k, x, load_frag(t.k + at + j * 2));
+    mma16(with_b, x, load_frag(t.b + at + j * 2));
+    if constexpr (kK) mma16(with_k, x, load_frag(t.k + at + j * 2));
   }
   keep_causal(with_b, of_r);
   keep_causal(with_k, of_r);
@@ -246,7 +283,8 @@ __device__ __forceinline__ void scale_columns(StateRows& s, const float* end) {
   }
 }
 
-/// rows (16 x 64) += left (16 x 16) times 16 token rows of `right`.
+/// rows (16 x 64) += left (16 x 16) times 16 token rows of `right`, whose address includes
+/// Lanes::down.
 __device__ __forceinline__ void add_outer(StateRows& rows, const Frag& left, uint32_t right) {
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
@@ -287,18 +325,6 @@ __device__ __forceinline__ void identity_state(StateRows& s) {
 #pragma unroll
     for (int e = 0; e < 4; ++e)
       s[n][e] = row + 8 * (e >> 1) == column + n * 8 + (e & 1) ? 1.0f : 0.0f;
-}
-
-/// Offset of this lane's row in a 16 x 16 tile that load_frag reads, and that store_frag_t writes.
-__device__ __forceinline__ uint32_t tile_lane(int row_bytes) {
-  const uint32_t lane = threadIdx.x & 31u;
-  return ((lane & 7u) + ((lane >> 3) & 1u) * 8u) * static_cast<uint32_t>(row_bytes) +
-         (lane >> 4) * 16u;
-}
-__device__ __forceinline__ uint32_t tile_lane_t(int row_bytes) {
-  const uint32_t lane = threadIdx.x & 31u;
-  return ((lane & 7u) + (lane >> 4) * 8u) * static_cast<uint32_t>(row_bytes) +
-         ((lane >> 3) & 1u) * 16u;
 }
 
 /// A transposed 16 x 16 product (rows = channels, columns = tokens) as rows of tokens.

@@ -39,6 +39,7 @@ struct BackwardShared {
   uint4 r[kStep * kRowBytes / 16], a[kStep * kRowBytes / 16], b[kStep * kRowBytes / 16],
       k[kStep * kRowBytes / 16], v[kStep * kRowBytes / 16], dy[kStep * kRowBytes / 16],
       u[kStep * kRowBytes / 16], z[kChunk * kRowBytes / 16];
+  uint4 w[kStep * kRowBytes / 16];  // raw, one step ahead
   uint4 s0[kN * kRowBytes / 16], l[kN * kRowBytes / 16];
   uint4 small[2 * kSmalls * kSmallBytes / 16], d[4 * kSmallBytes / 16];
   float exp_c[kStep * kExpRow];
@@ -74,15 +75,26 @@ __device__ __forceinline__ void load_checkpoint(Frag (&f)[4], const uint32_t* fr
   }
 }
 
+// Asks for the rows and the state of a step that comes later.
+__device__ __forceinline__ void prefetch_step(const BackwardParams& p, int64_t x0, int64_t stride,
+                                              const uint32_t* checkpoint) {
+  const int row = static_cast<int>(threadIdx.x) >> 2, part = static_cast<int>(threadIdx.x) & 3;
+  const int64_t at = x0 + row * stride;
+  const __nv_bfloat16* one = part == 0 ? p.in.r : part == 1 ? p.in.k : part == 2 ? p.in.v : p.dy;
+  prefetch_l2(one + at);
+  if (part < 2) prefetch_l2((part == 0 ? p.in.a : p.in.b) + at);
+  if (threadIdx.x < kCheckpointWords / 32) prefetch_l2(checkpoint + threadIdx.x * 32);
+}
+
 // U of one chunk from the packed start state, stored as token rows.
 __device__ __forceinline__ Frag solve_u(const Frag (&s)[4], const Frag& v, const Tilde& t,
-                                        uint32_t rows, uint32_t small, uint32_t to) {
+                                        uint32_t across, uint32_t small, uint32_t to) {
   float x[2][4] = {};
 #pragma unroll
-  for (int j = 0; j < 4; ++j) mma_rows(x, s[j], load_frag(t.a + rows + j * 32));
-  mma_rows(x, v, load_frag(small + kAk * kSmallBytes));
+  for (int j = 0; j < 4; ++j) mma16(x, s[j], load_frag(t.a + across + j * 32));
+  mma16(x, v, load_frag(small + kAk * kSmallBytes));
   const Frag x_bf16 = pack_frag(x[0], x[1]);
-  mma_rows(x, x_bf16, load_frag(small + kTm * kSmallBytes));
+  mma16(x, x_bf16, load_frag(small + kTm * kSmallBytes));
   const Frag u = pack_frag(x[0], x[1]);
   store_frag_t(to, u);
   return u;
@@ -91,44 +103,46 @@ __device__ __forceinline__ Frag solve_u(const Frag (&s)[4], const Frag& v, const
 // One chunk of the lambda chain; kFull also gives dV and leaves Z and L in shared memory.
 template <bool kFull>
 __device__ __forceinline__ void step_lambda(StateRows& lambda, const Frag& dy, const Tilde& t,
-                                            uint32_t rows, uint32_t small, const float* end,
-                                            uint32_t l_to, uint32_t z_to, float (&dv)[2][4]) {
+                                            uint32_t rows, const Lanes& lanes, uint32_t small,
+                                            const float* end, uint32_t l_to, uint32_t z_to,
+                                            float (&dv)[2][4]) {
+  const uint32_t across = rows + lanes.across, down = rows + lanes.down;
+  small += lanes.small_down;
   scale_columns(lambda, end);
   float z[2][4] = {};
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     const Frag high = pack_frag(lambda[2 * j], lambda[2 * j + 1]);
-    mma_rows(z, high, load_frag(t.b + rows + j * 32));
+    mma16(z, high, load_frag(t.b + across + j * 32));
     if constexpr (kFull) {
-      const Frag rest = pack_frag_rest(lambda[2 * j], lambda[2 * j + 1], high);
-      const Frag k = load_frag(t.k + rows + j * 32);
-      mma_rows(dv, high, k);
-      mma_rows(dv, rest, k);
+      const Frag k = load_frag(t.k + across + j * 32);
+      mma16(dv, high, k);
       put_rows(l_to, j, high);
     }
   }
-  mma_cols(z, dy, load_frag_t(small + kRb * kSmallBytes));
+  mma16(z, dy, load_frag_t(small + kRb * kSmallBytes));
   const Frag du = pack_frag(z[0], z[1]);
-  mma_cols(z, du, load_frag_t(small + kTm * kSmallBytes));
+  mma16(z, du, load_frag_t(small + kTm * kSmallBytes));
   const Frag z_bf16 = pack_frag(z[0], z[1]);
-  add_outer(lambda, dy, t.r + rows);
-  add_outer(lambda, z_bf16, t.a + rows);
+  add_outer(lambda, dy, t.r + down);
+  add_outer(lambda, z_bf16, t.a + down);
   if constexpr (kFull) {
     store_frag_t(z_to, z_bf16);
-    mma_cols(dv, dy, load_frag_t(small + kRk * kSmallBytes));
-    mma_cols(dv, dy, load_frag_t(small + kRkRest * kSmallBytes));
-    mma_cols(dv, z_bf16, load_frag_t(small + kAk * kSmallBytes));
+    mma16(dv, dy, load_frag_t(small + kRk * kSmallBytes));
+    mma16(dv, dy, load_frag_t(small + kRkRest * kSmallBytes));
+    mma16(dv, z_bf16, load_frag_t(small + kAk * kSmallBytes));
   }
 }
 
 // Warp w: the w-th of D_rb, D_rk, D_ak, D_ab.
 __device__ __forceinline__ void gradient_products(uint32_t dy, uint32_t z, uint32_t u, uint32_t v,
-                                                  uint32_t to) {
+                                                  const Lanes& lanes, uint32_t to) {
   const int warp = static_cast<int>(threadIdx.x) >> 5;
-  const uint32_t left = warp < kDak ? dy : z, right = warp == kDrb || warp == kDab ? u : v;
+  const uint32_t left = (warp < kDak ? dy : z) + lanes.down,
+                 right = (warp == kDrb || warp == kDab ? u : v) + lanes.across;
   float d[2][4] = {};
 #pragma unroll
-  for (int j = 0; j < 4; ++j) mma_rows(d, load_frag(left + j * 32), load_frag(right + j * 32));
+  for (int j = 0; j < 4; ++j) mma16(d, load_frag(left + j * 32), load_frag(right + j * 32));
   keep_causal(d, warp < kDak ? 1 : 0);
   store_small(to + warp * kSmallBytes, pack_frag(d[0], d[1]));
 }
@@ -172,8 +186,17 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
                                               int64_t x0, int64_t stride, int tokens,
                                               bool from_zero) {
   const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
-  const uint32_t lane_at = tile_lane(kRowBytes);
-  const uint32_t own = lane_at + warp * 32;
+  const Lanes lanes;
+  const uint32_t lane_at = lanes.down, own = lane_at + warp * 32;
+  uint32_t logits[2][2];  // [upper or lower row][half]
+#pragma unroll
+  for (int lower = 0; lower < 2; ++lower) {
+    const int token = (lane >> 2) + 8 * lower;
+    const auto* from = reinterpret_cast<const unsigned int*>(p.in.w + x0 + token * stride +
+                                                             warp * 16 + (lane & 3) * 2);
+    logits[lower][0] = token < tokens ? __ldg(from) : 0u;
+    logits[lower][1] = token < tokens ? __ldg(from + 4) : 0u;
+  }
   float dr[2][4] = {}, da[2][4] = {}, db[2][4] = {}, dk[2][4] = {}, far_b[2][4] = {},
         far_k[2][4] = {}, crossing[2][4] = {};
   constexpr Frag kOnes = {{0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u}};
@@ -181,29 +204,29 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
   for (int i = 0; i < 4; ++i) {
     const Frag s = load_frag_t(at.s0 + i * 16 * kRowBytes + own);
     const Frag l = load_frag_t(at.l + i * 16 * kRowBytes + own);
-    mma_cols(dr, load_frag(at.dy + lane_at + i * 32), s);
-    mma_cols(da, load_frag(at.z + lane_at + i * 32), s);
-    mma_cols(far_b, load_frag(at.u + lane_at + i * 32), l);
-    mma_cols(far_k, load_frag(at.v + lane_at + i * 32), l);
+    mma16(dr, load_frag(at.dy + lane_at + i * 32), s);
+    mma16(da, load_frag(at.z + lane_at + i * 32), s);
+    mma16(far_b, load_frag(at.u + lane_at + i * 32), l);
+    mma16(far_k, load_frag(at.v + lane_at + i * 32), l);
     Frag sl;
 #pragma unroll
     for (int e = 0; e < 4; ++e) sl.x[e] = mul_bf16x2(s.x[e], l.x[e]);
-    mma_cols(crossing, kOnes, sl);
+    mma16(crossing, kOnes, sl);
   }
-  const uint32_t d = at.d + lane * 16u;
+  const uint32_t d = at.d + lanes.small_down, d_t = at.d + lanes.small_across;
   {
     const Frag b = load_frag_t(at.b + own), k = load_frag_t(at.k + own);
-    mma_cols(dr, load_frag(d + kDrb * kSmallBytes), b);
-    mma_cols(dr, load_frag(d + kDrk * kSmallBytes), k);
-    mma_cols(da, load_frag(d + kDab * kSmallBytes), b);
-    mma_cols(da, load_frag(d + kDak * kSmallBytes), k);
+    mma16(dr, load_frag(d + kDrb * kSmallBytes), b);
+    mma16(dr, load_frag(d + kDrk * kSmallBytes), k);
+    mma16(da, load_frag(d + kDab * kSmallBytes), b);
+    mma16(da, load_frag(d + kDak * kSmallBytes), k);
   }
   {
     const Frag r = load_frag_t(at.r + own), a = load_frag_t(at.a + own);
-    mma_cols(db, load_a_t(d + kDrb * kSmallBytes), r);
-    mma_cols(db, load_a_t(d + kDab * kSmallBytes), a);
-    mma_cols(dk, load_a_t(d + kDrk * kSmallBytes), r);
-    mma_cols(dk, load_a_t(d + kDak * kSmallBytes), a);
+    mma16(db, load_frag_t(d_t + kDrb * kSmallBytes), r);
+    mma16(db, load_frag_t(d_t + kDab * kSmallBytes), a);
+    mma16(dk, load_frag_t(d_t + kDrk * kSmallBytes), r);
+    mma16(dk, load_frag_t(d_t + kDak * kSmallBytes), a);
   }
   const int row = lane >> 2, column = warp * 16 + (lane & 3) * 2;
   Frag out_r, out_w, out_k, out_a, out_b;
@@ -239,9 +262,7 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
                            (db[half][e + 1] + far_b[half][e + 1]) * inverse.y);
       out_k.x[slot] = pack((dk[half][e] + far_k[half][e]) * inverse.x,
                            (dk[half][e + 1] + far_k[half][e + 1]) * inverse.y);
-      const uint32_t logit = token < tokens ? __ldg(reinterpret_cast<const unsigned int*>(
-                                                  p.in.w + x0 + token * stride + column + half * 8))
-                                            : 0u;
+      const uint32_t logit = logits[lower][half];
       const auto to_logit = [&](float g, float w) {
         const float up = exp2_fast(-kLog2E * fabsf(w));  // s (1 - s) = up / (1 + up)^2
         const float s = reciprocal_fast(1.0f + up);
@@ -253,12 +274,12 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
       out_w.x[slot] = pack(to_logit(g0, low_half(logit)), to_logit(g1, high_half(logit)));
     }
   }
-  const int64_t to = x0 + warp * 16;
-  store_rows(p.dr + to, stride, out_r, tokens);
-  store_rows(p.dw + to, stride, out_w, tokens);
-  store_rows(p.dk + to, stride, out_k, tokens);
-  store_rows(p.da + to, stride, out_a, tokens);
-  store_rows(p.db + to, stride, out_b, tokens);
+  const RowPlace to(x0 + warp * 16, stride, tokens);
+  store_rows(p.dr, to, out_r);
+  store_rows(p.dw, to, out_w);
+  store_rows(p.dk, to, out_k);
+  store_rows(p.da, to, out_a);
+  store_rows(p.db, to, out_b);
 }
 
 __global__ void __launch_bounds__(kThreads, 3) backward_kernel(const BackwardParams p) {
@@ -276,38 +297,57 @@ __global__ void __launch_bounds__(kThreads, 3) backward_kernel(const BackwardPar
   const uint32_t v_at = shared_address(shared.v), dy_at = shared_address(shared.dy),
                  u_at = shared_address(shared.u), z_at = shared_address(shared.z),
                  s0_at = shared_address(shared.s0), l_at = shared_address(shared.l),
-                 small_at = shared_address(shared.small), d_at = shared_address(shared.d);
-  const uint32_t lane_at = tile_lane(kRowBytes), lane_at_t = tile_lane_t(kRowBytes) + warp * 32;
+                 w_at = shared_address(shared.w), small_at = shared_address(shared.small),
+                 d_at = shared_address(shared.d);
+  const Lanes lanes;
+  const uint32_t own = lanes.across + warp * 32;  // this warp's 16 value columns
 
   StateRows lambda = {};
   if (p.end_gradient != nullptr)
     load_state(lambda,
                p.end_gradient + (static_cast<int64_t>(head) * p.segments + segment) * kStateFloats);
 
+  copy_rows(w_at, p.in.w, origin + int64_t{last - 1} * kStep * stride, stride,
+            p.tokens - (last - 1) * kStep);
+  copy_async_commit();
+  copy_async_wait<0>();
+  __syncthreads();
   for (int step = last - 1; step >= first; --step) {
     const int tokens = p.tokens - step * kStep;
     const int64_t x0 = origin + int64_t{step} * kStep * stride;
     {
       Raw raw;
-      load_raw<true, true>(raw, p.in, x0, stride, tokens);
+      load_raw<true, true, false>(raw, p.in, x0, stride, tokens);
       copy_rows(v_at, p.in.v, x0, stride, tokens);
       copy_rows(dy_at, p.dy, x0, stride, tokens);
       copy_async_commit();
+      const PrepPlace place;
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        raw.w[i] =
+            *reinterpret_cast<const uint2*>(reinterpret_cast<const char*>(shared.w) +
+                                            (place.token + i) * kRowBytes + place.channel * 2);
       prepare<true, true, true>(raw, tokens, tilde, shared.end, shared.exp_c);
     }
     __syncthreads();
-    causal_products<true, true>(tilde, small_at, shared.solve(), lane_at);
     const uint32_t* checkpoint =
         p.checkpoints + (static_cast<int64_t>(head) * p.steps + step) * kCheckpointWords;
+    Frag start[4];
+    load_checkpoint(start, checkpoint);
+    causal_products<true, true>(tilde, small_at, shared.solve(), lanes);
     copy_async_wait<0>();
     __syncthreads();
+    if (step > first) {
+      copy_rows(w_at, p.in.w, x0 - kStep * stride, stride, kStep);
+      copy_async_commit();
+      prefetch_step(p, x0 - kStep * stride, stride, checkpoint - kCheckpointWords);
+    }
 
     // U of both chunks, and the state between them.
     {
-      Frag start[4];
-      load_checkpoint(start, checkpoint);
-      const Frag v = load_a_t(v_at + lane_at + warp * 32);
-      const Frag u = solve_u(start, v, tilde, lane_at, small_at + lane * 16u, u_at + lane_at_t);
+      const Frag v = load_frag_t(v_at + own);
+      const Frag u =
+          solve_u(start, v, tilde, lanes.across, small_at + lanes.small_across, u_at + own);
       StateRows s;
 #pragma unroll
       for (int n = 0; n < 8; ++n)
@@ -316,8 +356,8 @@ __global__ void __launch_bounds__(kThreads, 3) backward_kernel(const BackwardPar
           const uint32_t word = start[n >> 1].x[(n & 1) * 2 + (e >> 1)];
           s[n][e] = (e & 1) != 0 ? high_half(word) : low_half(word);
         }
-      add_outer(s, u, tilde.b + lane_at);
-      add_outer(s, v, tilde.k + lane_at);
+      add_outer(s, u, tilde.b + lanes.down);
+      add_outer(s, v, tilde.k + lanes.down);
       scale_columns(s, shared.end);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
@@ -325,35 +365,34 @@ __global__ void __launch_bounds__(kThreads, 3) backward_kernel(const BackwardPar
         put_rows(s0_at, j, start[j]);
       }
       const uint32_t rows = kChunk * kRowBytes;
-      solve_u(start, load_a_t(v_at + rows + lane_at + warp * 32), tilde, rows + lane_at,
-              small_at + kSmalls * kSmallBytes + lane * 16u, u_at + rows + lane_at_t);
+      solve_u(start, load_frag_t(v_at + rows + own), tilde, rows + lanes.across,
+              small_at + kSmalls * kSmallBytes + lanes.small_across, u_at + rows + own);
     }
 
 #pragma unroll 1
     for (int c = 1; c >= 0; --c) {
       const uint32_t rows = static_cast<uint32_t>(c * kChunk * kRowBytes);
       const int64_t x = x0 + c * kChunk * stride;
+      if (c == 0) load_checkpoint(start, checkpoint);
+      float dv[2][4] = {};
+      step_lambda<true>(lambda, load_frag_t(dy_at + rows + own), tilde, rows, lanes,
+                        small_at + c * kSmalls * kSmallBytes, shared.end + c * kN, l_at, z_at + own,
+                        dv);
       if (c == 0) {
-        Frag start[4];
-        load_checkpoint(start, checkpoint);
 #pragma unroll
         for (int j = 0; j < 4; ++j) put_rows(s0_at, j, start[j]);
       }
-      float dv[2][4] = {};
-      step_lambda<true>(lambda, load_a_t(dy_at + rows + lane_at + warp * 32), tilde, rows + lane_at,
-                        small_at + c * kSmalls * kSmallBytes + lane * 16u, shared.end + c * kN,
-                        l_at, z_at + lane_at_t, dv);
-      store_rows(p.dv + x + warp * 16, stride, transpose_frag(pack_frag(dv[0], dv[1])),
-                 tokens - c * kChunk);
+      store_rows(p.dv, RowPlace(x + warp * 16, stride, tokens - c * kChunk),
+                 transpose_frag(pack_frag(dv[0], dv[1])));
       __syncthreads();
-      gradient_products(dy_at + rows + lane_at, z_at + lane_at, u_at + rows + lane_at,
-                        v_at + rows + lane_at, d_at);
+      gradient_products(dy_at + rows, z_at, u_at + rows, v_at + rows, lanes, d_at);
       __syncthreads();
       const ChunkAddresses at{tilde.r + rows, tilde.a + rows, tilde.b + rows,
                               tilde.k + rows, v_at + rows,    dy_at + rows,
                               u_at + rows,    z_at,           s0_at,
                               l_at,           d_at,           shared.exp_c + c * kChunk * kExpRow};
       key_gradients(p, at, x, stride, tokens - c * kChunk, step == 0 && c == 0 && !p.has_s0);
+      if (c == 0) copy_async_wait<0>();
       __syncthreads();
     }
   }
@@ -374,11 +413,11 @@ __global__ void __launch_bounds__(kThreads, 3) operator_kernel(const BackwardPar
   const Tilde tilde{shared_address(shared.r), shared_address(shared.a), shared_address(shared.b),
                     0};
   const uint32_t dy_at = shared_address(shared.dy), small_at = shared_address(shared.small);
-  const uint32_t lane_at = tile_lane(kRowBytes);
+  const Lanes lanes;
   StateRows lambda = {};
   Raw raw;
-  load_raw<true, false>(raw, p.in, origin + int64_t{last - 1} * kStep * stride, stride,
-                        p.tokens - (last - 1) * kStep);
+  load_raw<true, false, true>(raw, p.in, origin + int64_t{last - 1} * kStep * stride, stride,
+                              p.tokens - (last - 1) * kStep);
   for (int step = last - 1; step >= first; --step) {
     const int tokens = p.tokens - step * kStep;
     const int64_t x0 = origin + int64_t{step} * kStep * stride;
@@ -386,17 +425,18 @@ __global__ void __launch_bounds__(kThreads, 3) operator_kernel(const BackwardPar
     copy_async_commit();
     prepare<true, false, false>(raw, tokens, tilde, shared.end, nullptr);
     __syncthreads();
-    if (step > first) load_raw<true, false>(raw, p.in, x0 - kStep * stride, stride, tokens + kStep);
-    causal_products<true, false>(tilde, small_at, shared.solve_rows, lane_at);
+    if (step > first)
+      load_raw<true, false, true>(raw, p.in, x0 - kStep * stride, stride, tokens + kStep);
+    causal_products<true, false>(tilde, small_at, shared.solve_rows, lanes);
     copy_async_wait<0>();
     __syncthreads();
 #pragma unroll 1
     for (int c = 1; c >= 0; --c) {
-      const uint32_t rows = static_cast<uint32_t>(c * kChunk * kRowBytes) + lane_at;
+      const uint32_t rows = static_cast<uint32_t>(c * kChunk * kRowBytes);
       float unused[2][4];
-      step_lambda<false>(lambda, load_a_t(dy_at + rows + warp * 32), tilde, rows,
-                         small_at + c * kSmalls * kSmallBytes + lane * 16u, shared.end + c * kN, 0,
-                         0, unused);
+      step_lambda<false>(lambda, load_frag_t(dy_at + rows + lanes.across + warp * 32), tilde, rows,
+                         lanes, small_at + c * kSmalls * kSmallBytes, shared.end + c * kN, 0, 0,
+                         unused);
     }
     __syncthreads();
   }

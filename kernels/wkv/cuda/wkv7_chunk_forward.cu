@@ -22,6 +22,11 @@ struct ForwardParams {
   int tokens, heads, steps, segments, steps_per_segment;
 };
 
+#ifndef WKV7_FORWARD_BLOCKS
+#define WKV7_FORWARD_BLOCKS 3
+#endif
+constexpr int kForwardBlocks = WKV7_FORWARD_BLOCKS;
+
 struct ForwardShared {
   uint4 r[kStep * kRowBytes / 16], a[kStep * kRowBytes / 16], b[kStep * kRowBytes / 16],
       k[kStep * kRowBytes / 16], v[kStep * kRowBytes / 16];
@@ -33,7 +38,7 @@ struct ForwardShared {
 // kOperator: no outputs but the segment's operators; blockIdx.z = 0 gives N (start 0), 1 gives M
 // (start I, v = 0).
 template <bool kOperator>
-__global__ void __launch_bounds__(kThreads, 3) forward_kernel(const ForwardParams p) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const ForwardParams p) {
   __shared__ ForwardShared shared;
   const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
   const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
@@ -48,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 3) forward_kernel(const ForwardParam
   const Tilde tilde{shared_address(shared.r), shared_address(shared.a), shared_address(shared.b),
                     shared_address(shared.k)};
   const uint32_t v_at = shared_address(shared.v), small_at = shared_address(shared.small);
-  const uint32_t lane_at = tile_lane(kRowBytes), small_lane = lane * 16u;
+  const Lanes lanes;
 
   StateRows s = {};
   if (kOperator) {
@@ -58,8 +63,8 @@ __global__ void __launch_bounds__(kThreads, 3) forward_kernel(const ForwardParam
   }
 
   Raw raw;
-  load_raw<!kOperator, true>(raw, p.in, origin + int64_t{first} * kStep * stride, stride,
-                             p.tokens - first * kStep);
+  load_raw<!kOperator, true, true>(raw, p.in, origin + int64_t{first} * kStep * stride, stride,
+                                   p.tokens - first * kStep);
   for (int step = first; step < last; ++step) {
     const int tokens = p.tokens - step * kStep;
     const int64_t x0 = origin + int64_t{step} * kStep * stride;
@@ -68,8 +73,8 @@ __global__ void __launch_bounds__(kThreads, 3) forward_kernel(const ForwardParam
     prepare<!kOperator, true, false>(raw, tokens, tilde, shared.end, nullptr);
     __syncthreads();
     if (step + 1 < last)
-      load_raw<!kOperator, true>(raw, p.in, x0 + kStep * stride, stride, tokens - kStep);
-    causal_products<!kOperator, true>(tilde, small_at, shared.solve, lane_at);
+      load_raw<!kOperator, true, true>(raw, p.in, x0 + kStep * stride, stride, tokens - kStep);
+    causal_products<!kOperator, true>(tilde, small_at, shared.solve, lanes);
     copy_async_wait<0>();
     __syncthreads();
 
@@ -85,36 +90,35 @@ __global__ void __launch_bounds__(kThreads, 3) forward_kernel(const ForwardParam
     }
 #pragma unroll 1
     for (int c = 0; c < 2; ++c) {
-      const uint32_t rows = static_cast<uint32_t>(c * kChunk * kRowBytes) + lane_at;
-      const uint32_t small = small_at + c * kSmalls * kSmallBytes + small_lane;
+      const uint32_t rows = static_cast<uint32_t>(c * kChunk * kRowBytes) + lanes.across;
+      const uint32_t down = static_cast<uint32_t>(c * kChunk * kRowBytes) + lanes.down;
+      const uint32_t small = small_at + c * kSmalls * kSmallBytes + lanes.small_across;
       float x[2][4] = {}, y[2][4] = {};
-      const Frag v = load_a_t(v_at + rows + warp * 32);
+      const Frag v = load_frag_t(v_at + rows + warp * 32);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const Frag high = pack_frag(s[2 * j], s[2 * j + 1]);
         const Frag a = load_frag(tilde.a + rows + j * 32);
-        mma_rows(x, high, a);
+        mma16(x, high, a);
         if constexpr (!kOperator) {
-          const Frag rest = pack_frag_rest(s[2 * j], s[2 * j + 1], high);
           const Frag r = load_frag(tilde.r + rows + j * 32);
-          mma_rows(y, high, r);
-          mma_rows(y, rest, r);
+          mma16(y, high, r);
         }
       }
-      mma_rows(x, v, load_frag(small + kAk * kSmallBytes));
+      mma16(x, v, load_frag(small + kAk * kSmallBytes));
       const Frag x_bf16 = pack_frag(x[0], x[1]);
-      mma_rows(x, x_bf16, load_frag(small + kTm * kSmallBytes));
+      mma16(x, x_bf16, load_frag(small + kTm * kSmallBytes));
       const Frag u = pack_frag(x[0], x[1]);
-      add_outer(s, u, tilde.b + rows);
-      add_outer(s, v, tilde.k + rows);
+      add_outer(s, u, tilde.b + down);
+      add_outer(s, v, tilde.k + down);
       scale_columns(s, shared.end + c * kN);
       if constexpr (!kOperator) {
-        mma_rows(y, v, load_frag(small + kRk * kSmallBytes));
-        mma_rows(y, v, load_frag(small + kRkRest * kSmallBytes));
-        mma_rows(y, u, load_frag(small + kRb * kSmallBytes));
-        mma_rows(y, u, load_frag(small + kRbRest * kSmallBytes));
-        store_rows(p.y + x0 + c * kChunk * stride + warp * 16, stride,
-                   transpose_frag(pack_frag(y[0], y[1])), tokens - c * kChunk);
+        mma16(y, v, load_frag(small + kRk * kSmallBytes));
+        mma16(y, v, load_frag(small + kRkRest * kSmallBytes));
+        mma16(y, u, load_frag(small + kRb * kSmallBytes));
+        mma16(y, u, load_frag(small + kRbRest * kSmallBytes));
+        store_rows(p.y, RowPlace(x0 + c * kChunk * stride + warp * 16, stride, tokens - c * kChunk),
+                   transpose_frag(pack_frag(y[0], y[1])));
       }
     }
     __syncthreads();
