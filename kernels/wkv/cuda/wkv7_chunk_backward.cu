@@ -109,28 +109,29 @@ __device__ __forceinline__ void step_lambda(StateRows& lambda, const Frag& dy, c
   const uint32_t across = rows + lanes.across, down = rows + lanes.down;
   small += lanes.small_down;
   scale_columns(lambda, end);
+  Frag l[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) l[j] = pack_frag(lambda[2 * j], lambda[2 * j + 1]);
   float z[2][4] = {};
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const Frag high = pack_frag(lambda[2 * j], lambda[2 * j + 1]);
-    mma16(z, high, load_frag(t.b + across + j * 32));
-    if constexpr (kFull) {
-      const Frag k = load_frag(t.k + across + j * 32);
-      mma16(dv, high, k);
-      put_rows(l_to, j, high);
-    }
-  }
+  for (int j = 0; j < 4; ++j) mma16(z, l[j], load_frag(t.b + across + j * 32));
   mma16(z, dy, load_frag_t(small + kRb * kSmallBytes));
   const Frag du = pack_frag(z[0], z[1]);
+  if constexpr (kFull) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) mma16(dv, l[j], load_frag(t.k + across + j * 32));
+  }
   mma16(z, du, load_frag_t(small + kTm * kSmallBytes));
-  const Frag z_bf16 = pack_frag(z[0], z[1]);
   add_outer(lambda, dy, t.r + down);
+  const Frag z_bf16 = pack_frag(z[0], z[1]);
   add_outer(lambda, z_bf16, t.a + down);
   if constexpr (kFull) {
-    store_frag_t(z_to, z_bf16);
     mma16(dv, dy, load_frag_t(small + kRk * kSmallBytes));
     mma16(dv, dy, load_frag_t(small + kRkRest * kSmallBytes));
     mma16(dv, z_bf16, load_frag_t(small + kAk * kSmallBytes));
+    store_frag_t(z_to, z_bf16);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) put_rows(l_to, j, l[j]);
   }
 }
 

@@ -35,14 +35,15 @@ struct ForwardShared {
   float end[2 * kN];
 };
 
-// kOperator: no outputs but the segment's operators; blockIdx.z = 0 gives N (start 0), 1 gives M
-// (start I, v = 0).
-template <bool kOperator>
-__global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const ForwardParams p) {
-  __shared__ ForwardShared shared;
+// What a walk over a segment is for: y and the states; or one of the segment's operators, N (start
+// 0) or M (start I, v = 0, so that k does not enter).
+enum class Walk { kOutputs, kN, kM };
+
+template <Walk kWalk>
+__device__ __forceinline__ void walk_segment(const ForwardParams& p, ForwardShared& shared) {
+  constexpr bool kY = kWalk == Walk::kOutputs, kV = kWalk != Walk::kM;
   const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
   const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
-  const bool is_m = kOperator && blockIdx.z == 1;
   const int first = segment * p.steps_per_segment;
   const int last = min(first + p.steps_per_segment, p.steps);
   const int64_t stride = static_cast<int64_t>(p.heads) * kN;
@@ -56,29 +57,26 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const
   const Lanes lanes;
 
   StateRows s = {};
-  if (kOperator) {
-    if (is_m) identity_state(s);
-  } else if (p.start != nullptr) {
-    load_state(s, p.start + slot * kStateFloats);
-  }
+  if (kWalk == Walk::kM) identity_state(s);
+  if (kY && p.start != nullptr) load_state(s, p.start + slot * kStateFloats);
 
   Raw raw;
-  load_raw<!kOperator, true, true>(raw, p.in, origin + int64_t{first} * kStep * stride, stride,
-                                   p.tokens - first * kStep);
+  load_raw<kY, kV, true>(raw, p.in, origin + int64_t{first} * kStep * stride, stride,
+                         p.tokens - first * kStep);
   for (int step = first; step < last; ++step) {
     const int tokens = p.tokens - step * kStep;
     const int64_t x0 = origin + int64_t{step} * kStep * stride;
-    copy_rows(v_at, p.in.v, x0, stride, is_m ? 0 : tokens);
+    if constexpr (kV) copy_rows(v_at, p.in.v, x0, stride, tokens);
     copy_async_commit();
-    prepare<!kOperator, true, false>(raw, tokens, tilde, shared.end, nullptr);
+    prepare<kY, kV, false>(raw, tokens, tilde, shared.end, nullptr);
     __syncthreads();
     if (step + 1 < last)
-      load_raw<!kOperator, true, true>(raw, p.in, x0 + kStep * stride, stride, tokens - kStep);
-    causal_products<!kOperator, true>(tilde, small_at, shared.solve, lanes);
+      load_raw<kY, kV, true>(raw, p.in, x0 + kStep * stride, stride, tokens - kStep);
+    causal_products<kY, kV>(tilde, small_at, shared.solve, lanes);
     copy_async_wait<0>();
     __syncthreads();
 
-    if (!kOperator && p.checkpoints != nullptr) {
+    if (kY && p.checkpoints != nullptr) {
       uint4* to = reinterpret_cast<uint4*>(
           p.checkpoints + (static_cast<int64_t>(head) * p.steps + step) * kCheckpointWords +
           warp * (kCheckpointWords / 4));
@@ -88,31 +86,32 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const
         to[j * 32 + lane] = make_uint4(f.x[0], f.x[1], f.x[2], f.x[3]);
       }
     }
-#pragma unroll 1
+#pragma unroll
     for (int c = 0; c < 2; ++c) {
       const uint32_t rows = static_cast<uint32_t>(c * kChunk * kRowBytes) + lanes.across;
       const uint32_t down = static_cast<uint32_t>(c * kChunk * kRowBytes) + lanes.down;
       const uint32_t small = small_at + c * kSmalls * kSmallBytes + lanes.small_across;
       float x[2][4] = {}, y[2][4] = {};
-      const Frag v = load_frag_t(v_at + rows + warp * 32);
+      Frag v{};
+      if constexpr (kV) v = load_frag_t(v_at + rows + warp * 32);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const Frag high = pack_frag(s[2 * j], s[2 * j + 1]);
         const Frag a = load_frag(tilde.a + rows + j * 32);
         mma16(x, high, a);
-        if constexpr (!kOperator) {
+        if constexpr (kY) {
           const Frag r = load_frag(tilde.r + rows + j * 32);
           mma16(y, high, r);
         }
       }
-      mma16(x, v, load_frag(small + kAk * kSmallBytes));
+      if constexpr (kV) mma16(x, v, load_frag(small + kAk * kSmallBytes));
       const Frag x_bf16 = pack_frag(x[0], x[1]);
       mma16(x, x_bf16, load_frag(small + kTm * kSmallBytes));
       const Frag u = pack_frag(x[0], x[1]);
       add_outer(s, u, tilde.b + down);
-      add_outer(s, v, tilde.k + down);
+      if constexpr (kV) add_outer(s, v, tilde.k + down);
       scale_columns(s, shared.end + c * kN);
-      if constexpr (!kOperator) {
+      if constexpr (kY) {
         mma16(y, v, load_frag(small + kRk * kSmallBytes));
         mma16(y, v, load_frag(small + kRkRest * kSmallBytes));
         mma16(y, u, load_frag(small + kRb * kSmallBytes));
@@ -123,10 +122,24 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const
     }
     __syncthreads();
   }
-  if (kOperator)
-    store_state(s, (is_m ? p.operator_m : p.operator_n) + slot * kStateFloats);
+  if constexpr (!kY)
+    store_state(s, (kV ? p.operator_n : p.operator_m) + slot * kStateFloats);
   else if (p.s_out != nullptr && segment == p.segments - 1)
     store_state(s, p.s_out + static_cast<int64_t>(head) * kStateFloats);
+}
+
+__global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const ForwardParams p) {
+  __shared__ ForwardShared shared;
+  walk_segment<Walk::kOutputs>(p, shared);
+}
+
+__global__ void __launch_bounds__(kThreads, kForwardBlocks)
+    operators_kernel(const ForwardParams p) {
+  __shared__ ForwardShared shared;
+  if (blockIdx.z == 0)
+    walk_segment<Walk::kN>(p, shared);
+  else
+    walk_segment<Walk::kM>(p, shared);
 }
 
 }  // namespace
@@ -153,13 +166,13 @@ cudaError_t wkv7_chunk_forward(const Wkv7Shape& shape, const Wkv7Forward& io, cu
   if (plan.segments > 1) {
     p.operator_m = memory.operator_m;
     p.operator_n = memory.operator_n;
-    forward_kernel<true><<<dim3(grid.x, grid.y, 2), kThreads, 0, stream>>>(p);
+    operators_kernel<<<dim3(grid.x, grid.y, 2), kThreads, 0, stream>>>(p);
     if (const cudaError_t e = cudaGetLastError(); e != cudaSuccess) return e;
     if (const cudaError_t e = join_forward(plan, streams, memory, io.s0, stream); e != cudaSuccess)
       return e;
     p.start = memory.operator_n;
   }
-  forward_kernel<false><<<grid, kThreads, 0, stream>>>(p);
+  forward_kernel<<<grid, kThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
 
