@@ -42,6 +42,8 @@ if(RWKV_CPU_ARCH AND NOT RWKV_CPU_ARCH STREQUAL "generic")
     target_compile_definitions(rwkv_flags INTERFACE RWKV_NATIVE_CPU_${cpu_id})
   endif()
 endif()
+target_compile_options(rwkv_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-Werror>)
 if(RWKV_SANITIZE)
   # The sanitizers' instrumentation confuses these two flow-based warnings of GCC 12.
   target_compile_options(rwkv_flags INTERFACE

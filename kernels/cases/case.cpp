@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "kernels/core/bf16.h"
+
 namespace rwkv::cases {
 namespace {
 
@@ -18,10 +20,12 @@ double bytes_of(const std::vector<Argument>& args, uint32_t mask = ~0u) {
   return sum;
 }
 
-double bytes_of_f32(const std::vector<Argument>& args) {
+/// Gradients of inputs have their type, those of parameters are f32; ids have none.
+double gradient_bytes(const std::vector<Argument>& in, const std::vector<Argument>& param) {
   double sum = 0;
-  for (const Argument& a : args)
-    if (a.spec.dtype == DType::kF32) sum += static_cast<double>(a.spec.bytes());
+  for (const Argument& a : in)
+    if (a.spec.dtype != DType::kI32) sum += static_cast<double>(a.spec.bytes());
+  for (const Argument& a : param) sum += 4.0 * static_cast<double>(a.spec.numel());
   return sum;
 }
 
@@ -60,6 +64,25 @@ Fill ids(int64_t vocab) {
   };
 }
 
+void fill_argument(const Argument& argument, const Rng& rng, const TensorView& out) {
+  if (out.spec.dtype != DType::kBF16) return argument.fill(rng, out);
+  std::vector<float> values(static_cast<size_t>(out.numel()));
+  TensorSpec spec = out.spec;
+  spec.dtype = DType::kF32;
+  argument.fill(rng, TensorView(values.data(), spec));
+  auto* to = out.as<BF16>();
+  for (size_t i = 0; i < values.size(); ++i) to[i] = to_bf16(values[i]);
+}
+
+OpCase in_bf16(OpCase c) {
+  c.name += "_bf16";
+  for (Argument& a : c.in)
+    if (a.spec.dtype == DType::kF32) a.spec.dtype = DType::kBF16;
+  for (Argument& a : c.param)
+    if (a.matrix) a.spec.dtype = DType::kBF16;
+  return c;
+}
+
 Limits rounding(double n, double factor) {
   const double rel = factor * std::ldexp(4.0 + std::sqrt(n), -23);
   return {4 * rel, 4 * rel, rel};
@@ -84,7 +107,7 @@ double OpCase::forward_bytes() const {
 
 double OpCase::backward_bytes() const {
   const ShapeCall call = infer();
-  return bytes_of(in, op->backward_reads_in) + bytes_of_f32(in) + 2 * bytes_of(param) +
+  return bytes_of(in, op->backward_reads_in) + gradient_bytes(in, param) + bytes_of(param) +
          bytes_of(call.out) + bytes_of(call.saved);
 }
 

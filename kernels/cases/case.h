@@ -23,8 +23,11 @@ Fill ids(int64_t vocab);
 struct Argument {
   std::string name;
   TensorSpec spec;
-  Fill fill;
+  Fill fill;            ///< of f32 or i32 views; see fill_argument
+  bool matrix = false;  ///< a parameter that has the activations' type
 };
+/// Fills host memory; bf16 views get the rounded f32 values.
+void fill_argument(const Argument& argument, const Rng& rng, const TensorView& out);
 
 /// Largest allowed errors of an f32 kernel against the double reference, by the three measures of
 /// tests/support/compare.h.
@@ -38,8 +41,9 @@ struct Limits {
 Limits rounding(double n, double factor = 1);
 
 enum class Use : uint8_t {
-  kTest,   ///< small: compared with the reference
-  kBench,  ///< a shape of a real model: for rwkv-bench, too slow for the reference
+  kTest,       ///< small: compared with the reference
+  kBench,      ///< a shape of a real model: for rwkv-bench, too slow for the reference
+  kBenchCuda,  ///< the same, too large for a CPU
 };
 
 struct OpCase {
@@ -66,6 +70,9 @@ template <class Attrs>
 std::shared_ptr<const void> attrs(const Attrs& a) {
   return std::make_shared<const Attrs>(a);
 }
+
+/// The case with activations and matrices in bf16: "layer_norm/b2_t17_c128_bf16".
+OpCase in_bf16(OpCase c);
 
 std::vector<OpCase> elementwise_cases();
 std::vector<OpCase> embedding_cases();

@@ -24,6 +24,8 @@ std::vector<OpCase> elementwise_cases() {
   add("b2_t5_c33", {2, 5, 33}, Use::kTest);
   add("b3_t50_c256", {3, 50, 256}, Use::kTest);  // several pieces of parallel work
   add("t512_f3072", {1, 512, 3072}, Use::kBench);
+  add("b8_t4096_c768", {8, 4096, 768}, Use::kBenchCuda);
+  add("b8_t4096_f3072", {8, 4096, 3072}, Use::kBenchCuda);
   return list;
 }
 

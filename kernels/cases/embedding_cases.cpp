@@ -10,7 +10,7 @@ std::vector<OpCase> embedding_cases() {
     list.push_back({.name = str("embedding/b", b, "_t", t, "_c", c, "_v", v),
                     .op = &kEmbedding,
                     .in = {{"tokens", TensorSpec({b, t}, DType::kI32), ids(v)}},
-                    .param = {{"weight", {v, c}, normal(0, 0.1)}},
+                    .param = {{"weight", {v, c}, normal(0, 0.1), true}},
                     .forward = {0, 0, 0},
                     .backward = rounding(static_cast<double>(b * t)),
                     .use = use});
@@ -20,6 +20,8 @@ std::vector<OpCase> embedding_cases() {
   add(2, 9, 33, 4, Use::kTest);  // every token several times
   add(3, 17, 130, 300, Use::kTest);
   add(1, 512, 768, 50304, Use::kBench);
+  add(2, 300, 64, 3, Use::kTest);  // runs of one token over many pieces of the sorted list
+  add(8, 4096, 768, 50304, Use::kBenchCuda);
   return list;
 }
 

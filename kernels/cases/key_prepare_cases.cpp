@@ -48,6 +48,8 @@ std::vector<OpCase> key_prepare_cases() {
   add("saturated_", 2, 6, 2, 32, plain, normal(0, 20), Use::kTest);
   add("floor_", 2, 7, 2, 32, keys_around_the_floor(32), logits, Use::kTest);
   add("", 1, 512, 12, 64, plain, logits, Use::kBench);
+  add("", 2, 150, 5, 64, plain, logits, Use::kTest);  // several chunks of rows and tiles
+  add("", 8, 4096, 12, 64, plain, logits, Use::kBenchCuda);
   return list;
 }
 

@@ -15,7 +15,9 @@ std::vector<OpCase> last_token_cases() {
   };
   add(1, 1, 1, Use::kTest);
   add(3, 5, 33, Use::kTest);
+  add(2, 3, 64, Use::kTest);
   add(8, 512, 768, Use::kBench);
+  add(8, 4096, 768, Use::kBenchCuda);
   return list;
 }
 

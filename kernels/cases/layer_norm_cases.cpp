@@ -29,7 +29,11 @@ std::vector<OpCase> layer_norm_cases() {
   add("mean10_t40_c96", {1, 40, 96}, 10, Use::kTest);  // one-pass variances fail here
   add("b3_t100_c40", {3, 100, 40}, 0, Use::kTest);     // many chunks of rows
   add("t19_c768", {1, 19, 768}, 0, Use::kTest);
+  add("t300_c1056", {1, 300, 1056}, 0, Use::kTest);  // several warps a row on CUDA
+  add("t9_c4096", {1, 9, 4096}, 0, Use::kTest);
   add("t512_c768", {1, 512, 768}, 0, Use::kBench);
+  add("b8_t4096_c768", {8, 4096, 768}, 0, Use::kBenchCuda);
+  add("b4_t4096_c2048", {4, 4096, 2048}, 0, Use::kBenchCuda);
   return list;
 }
 

@@ -11,13 +11,14 @@ std::vector<OpCase> linear_cases() {
     const int64_t k = x.last();
     std::string name = "linear/";
     for (int i = 0; i < x.rank; ++i) name += str(x[i], "x");
-    list.push_back({.name = name + str("to", n),
-                    .op = &kLinear,
-                    .in = {{"x", x, normal(0, 1)}},
-                    .param = {{"weight", {n, k}, normal(0, 1 / std::sqrt(static_cast<double>(k)))}},
-                    .forward = rounding(static_cast<double>(k)),
-                    .backward = rounding(static_cast<double>(std::max(n, x.rows()))),
-                    .use = use});
+    list.push_back(
+        {.name = name + str("to", n),
+         .op = &kLinear,
+         .in = {{"x", x, normal(0, 1)}},
+         .param = {{"weight", {n, k}, normal(0, 1 / std::sqrt(static_cast<double>(k))), true}},
+         .forward = rounding(static_cast<double>(k)),
+         .backward = rounding(static_cast<double>(std::max(n, x.rows()))),
+         .use = use});
   };
   add({1}, 1, Use::kTest);
   add({1, 1, 3}, 5, Use::kTest);
@@ -28,6 +29,9 @@ std::vector<OpCase> linear_cases() {
   add({2, 33, 64}, 96, Use::kTest);
   add({1, 140, 65}, 200, Use::kTest);  // several tiles
   add({1, 512, 768}, 768, Use::kBench);
+  add({8, 4096, 768}, 768, Use::kBenchCuda);
+  add({8, 4096, 768}, 3072, Use::kBenchCuda);
+  add({8, 4096, 3072}, 768, Use::kBenchCuda);
   add({1, 512, 768}, 3072, Use::kBench);
   add({1, 512, 3072}, 768, Use::kBench);
   add({1, 1, 768}, 3072, Use::kBench);

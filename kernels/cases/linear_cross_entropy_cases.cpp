@@ -31,7 +31,7 @@ std::vector<OpCase> linear_cross_entropy_cases() {
                     .op = &kLinearCrossEntropy,
                     .in = {{"x", {b, t, c}, normal(0, 1)},
                            {"targets", TensorSpec({b, t}, DType::kI32), ids(v)}},
-                    .param = {{"weight", {v, c}, weight}},
+                    .param = {{"weight", {v, c}, weight, true}},
                     .attrs = attrs(a),
                     .forward = rounding(static_cast<double>(c), 2),
                     .backward = rounding(terms, 4),
@@ -47,7 +47,10 @@ std::vector<OpCase> linear_cross_entropy_cases() {
   add("", 2, 9, 33, 77, scaled(33), Attrs{.chunk_tokens = 1000}, Use::kTest);
   add("ties_", 2, 9, 16, 40, tied_rows(), Attrs{}, Use::kTest);
   add("wide_", 1, 6, 24, 1300, normal(0, 3), Attrs{}, Use::kTest);  // logits of +-60
+  add("", 1, 12, 64, 5003, scaled(64), Attrs{}, Use::kTest);
   add("", 1, 512, 768, 50304, scaled(768), Attrs{}, Use::kBench);
+  add("", 8, 4096, 768, 50304, scaled(768), Attrs{}, Use::kBenchCuda);
+  add("", 8, 4096, 768, 65536, scaled(768), Attrs{.chunk_tokens = 8192}, Use::kBenchCuda);
   return list;
 }
 

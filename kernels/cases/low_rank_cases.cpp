@@ -15,8 +15,8 @@ std::vector<OpCase> low_rank_cases() {
                     names[static_cast<size_t>(inner)], bias ? "_bias" : ""),
         .op = &kLowRank,
         .in = {{"x", {b, t, k}, normal(0, 1)}},
-        .param = {{"W1", {k, r}, normal(0, 1 / std::sqrt(static_cast<double>(k)))},
-                  {"W2", {r, n}, normal(0, 1 / std::sqrt(static_cast<double>(r)))}},
+        .param = {{"W1", {k, r}, normal(0, 1 / std::sqrt(static_cast<double>(k))), true},
+                  {"W2", {r, n}, normal(0, 1 / std::sqrt(static_cast<double>(r))), true}},
         .attrs = attrs(LowRankAttrs{.inner = inner}),
         .forward = rounding(static_cast<double>(k + r)),
         .backward = rounding(static_cast<double>(k + n + r + b * t)),
@@ -34,6 +34,8 @@ std::vector<OpCase> low_rank_cases() {
   add(3, 11, 64, 32, 64, kTanh, true, Use::kTest);
   add(1, 130, 30, 16, 35, kNone, false, Use::kTest);
   add(1, 512, 768, 64, 768, kTanh, true, Use::kBench);
+  add(8, 4096, 768, 64, 768, kTanh, true, Use::kBenchCuda);
+  add(8, 4096, 768, 128, 768, kSigmoid, false, Use::kBenchCuda);
   add(1, 512, 768, 128, 768, kSigmoid, false, Use::kBench);
   return list;
 }

@@ -28,8 +28,11 @@ std::vector<OpCase> token_shift_cases() {
   add(2, 17, 300, 1, true, false, Use::kTest);  // more than one block of channels
   add(2, 17, 65, 4, true, true, Use::kTest);
   add(2, 3, 20, 2, false, true, Use::kTest);
-  add(2, 21, 64, 3, true, false, Use::kTest);  // chunks of rows that cross sequences
+  add(2, 21, 64, 3, true, false, Use::kTest);    // chunks of rows that cross sequences
+  add(3, 130, 160, 6, true, false, Use::kTest);  // runs of rows that cross sequences
   add(1, 512, 768, 6, false, false, Use::kBench);
+  add(8, 4096, 768, 6, false, false, Use::kBenchCuda);
+  add(8, 4096, 768, 1, false, false, Use::kBenchCuda);
   add(1, 512, 768, 1, false, false, Use::kBench);
   return list;
 }

@@ -21,6 +21,7 @@ std::vector<OpCase> value_residual_cases() {
   add(3, 5, 33, 2, Use::kTest);
   add(2, 70, 128, 30, Use::kTest);  // saturated gates
   add(1, 512, 768, 1, Use::kBench);
+  add(8, 4096, 768, 1, Use::kBenchCuda);
   return list;
 }
 

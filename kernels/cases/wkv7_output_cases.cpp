@@ -32,7 +32,9 @@ std::vector<OpCase> wkv7_output_cases() {
   add(2, 9, 2, 32, 0.01, Use::kTest);
   add(1, 5, 2, 128, 1, Use::kTest);
   add(1, 3, 1, 256, 1, Use::kTest);
+  add(2, 150, 5, 64, 1, Use::kTest);
   add(1, 512, 12, 64, 1, Use::kBench);
+  add(8, 4096, 12, 64, 1, Use::kBenchCuda);
   return list;
 }
 

@@ -22,6 +22,8 @@ struct GemmCall {
   Accum mode = Accum::kWrite;
   DType dtype = DType::kF32;      ///< of A and B: f32, or bf16 on CUDA
   DType out_dtype = DType::kF32;  ///< of C: f32, or that of A and B; sums are in f32
+  /// CUDA only: a factor of the product, in device memory; null means 1.
+  const float* alpha = nullptr;
 };
 
 /// Runs the product on the context's device. f32 on the CPU. Deterministic: every element of C is

@@ -175,6 +175,7 @@ void tiny(const Product& p) {
 void check(const GemmCall& g) {
   RWKV_CHECK(g.dtype == DType::kF32, DTypeError, "matrix product on the CPU: found ",
              dtype_name(g.dtype), ", expected f32");
+  RWKV_ASSERT(g.alpha == nullptr, "gemm: alpha is for CUDA");
   RWKV_ASSERT(g.m >= 0 && g.n >= 0 && g.k >= 0, "gemm ", g.m, " x ", g.n, " x ", g.k);
   RWKV_ASSERT(g.lda >= (g.trans_a ? g.m : g.k), "gemm: lda ", g.lda, " for ", g.m, " x ", g.k);
   RWKV_ASSERT(g.ldb >= (g.trans_b ? g.k : g.n), "gemm: ldb ", g.ldb, " for ", g.k, " x ", g.n);

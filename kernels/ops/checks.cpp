@@ -28,30 +28,35 @@ void dtype(std::string_view op, std::string_view arg, const TensorSpec& found, D
              to_string(found), ", expected ", dtype_name(expected));
 }
 
+void activation(std::string_view op, std::string_view arg, const TensorSpec& found) {
+  RWKV_CHECK(found.dtype == DType::kF32 || found.dtype == DType::kBF16, DTypeError, "op ", op, ", ",
+             arg, ": found ", to_string(found), ", expected f32 or bf16");
+}
+
 void shape(std::string_view op, std::string_view arg, const TensorSpec& found,
-           std::initializer_list<int64_t> expected, std::string_view why) {
-  const TensorSpec want(expected);
-  dtype(op, arg, found, DType::kF32);
+           std::initializer_list<int64_t> expected, std::string_view why, DType type) {
+  const TensorSpec want(expected, type);
+  dtype(op, arg, found, type);
   RWKV_CHECK(found.same_shape(want), ShapeError, "op ", op, ", ", arg, ": found ", to_string(found),
              ", expected ", to_string(want), why.empty() ? "" : ": ", why);
 }
 
 void same(std::string_view op, std::string_view arg, const TensorSpec& found, std::string_view like,
           const TensorSpec& expected) {
-  dtype(op, arg, found, DType::kF32);
+  dtype(op, arg, found, expected.dtype);
   RWKV_CHECK(found.same_shape(expected), ShapeError, "op ", op, ", ", arg, ": found ",
              to_string(found), ", expected the shape of ", like, ", ", to_string(expected));
 }
 
 void rank(std::string_view op, std::string_view arg, const TensorSpec& found, int expected) {
-  dtype(op, arg, found, DType::kF32);
+  activation(op, arg, found);
   RWKV_CHECK(found.rank == expected, ShapeError, "op ", op, ", ", arg, ": found ", to_string(found),
              ", expected rank ", expected);
   positive(op, arg, found);
 }
 
 void any_rank(std::string_view op, std::string_view arg, const TensorSpec& found) {
-  dtype(op, arg, found, DType::kF32);
+  activation(op, arg, found);
   RWKV_CHECK(found.rank >= 1, ShapeError, "op ", op, ", ", arg, ": found a scalar, expected rank ",
              "1 to 4");
   positive(op, arg, found);

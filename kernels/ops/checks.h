@@ -14,15 +14,18 @@ void counts(const ShapeCall& call, std::string_view op, size_t in_least, size_t 
             size_t param_least, size_t param_most);
 /// Element type. Throws DTypeError.
 void dtype(std::string_view op, std::string_view arg, const TensorSpec& found, DType expected);
-/// f32 and exactly this shape. `why` explains where the expected shape comes from.
+/// f32 or bf16: activations and matrices. The CPU kernels refuse bf16 when they are called.
+void activation(std::string_view op, std::string_view arg, const TensorSpec& found);
+/// Of this type and exactly this shape. `why` explains where the expected shape comes from.
 void shape(std::string_view op, std::string_view arg, const TensorSpec& found,
-           std::initializer_list<int64_t> expected, std::string_view why = "");
-/// f32 and the shape of another argument.
+           std::initializer_list<int64_t> expected, std::string_view why = "",
+           DType type = DType::kF32);
+/// Type and shape of another argument.
 void same(std::string_view op, std::string_view arg, const TensorSpec& found, std::string_view like,
           const TensorSpec& expected);
-/// f32 of this rank, every dimension at least 1.
+/// f32 or bf16 of this rank, every dimension at least 1.
 void rank(std::string_view op, std::string_view arg, const TensorSpec& found, int expected);
-/// f32 of rank 1 to 4, every dimension at least 1.
+/// f32 or bf16 of rank 1 to 4, every dimension at least 1.
 void any_rank(std::string_view op, std::string_view arg, const TensorSpec& found);
 /// i32 of shape (B, T), not empty.
 void tokens(std::string_view op, std::string_view arg, const TensorSpec& found);

@@ -1,6 +1,7 @@
 #include "kernels/ops/elementwise.h"
 
 #include "kernels/cpu/kernels.h"
+#include "kernels/cuda/kernels.h"
 #include "kernels/ops/checks.h"
 
 namespace rwkv {
@@ -28,8 +29,8 @@ constinit const Op kAdd = {
     .infer = infer_add,
     .backward_reads_in = 0,
     .backward_reads_out = 0,
-    .forward = {cpu::add_forward, nullptr},
-    .backward = {cpu::add_backward, nullptr},
+    .forward = {cpu::add_forward, cuda::add_forward},
+    .backward = {cpu::add_backward, cuda::add_backward},
 };
 
 constinit const Op kSquaredRelu = {
@@ -37,8 +38,8 @@ constinit const Op kSquaredRelu = {
     .infer = infer_squared_relu,
     .backward_reads_in = 0b1,
     .backward_reads_out = 0,
-    .forward = {cpu::squared_relu_forward, nullptr},
-    .backward = {cpu::squared_relu_backward, nullptr},
+    .forward = {cpu::squared_relu_forward, cuda::squared_relu_forward},
+    .backward = {cpu::squared_relu_backward, cuda::squared_relu_backward},
 };
 
 }  // namespace rwkv

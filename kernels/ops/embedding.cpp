@@ -1,6 +1,8 @@
 #include "kernels/ops/embedding.h"
 
 #include "kernels/cpu/kernels.h"
+#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/ops/checks.h"
 
 namespace rwkv {
@@ -12,7 +14,8 @@ void infer(ShapeCall& call) {
   const TensorSpec &tokens = call.in[0], &weight = call.param[0];
   checks::tokens(op, "tokens", tokens);
   checks::rank(op, "weight", weight, 2);
-  call.out = {TensorSpec({tokens[0], tokens[1], weight[1]})};
+  call.out = {TensorSpec({tokens[0], tokens[1], weight[1]}, weight.dtype)};
+  call.workspace_bytes = cuda::embedding_bytes(tokens.numel(), weight[1]);
 }
 
 }  // namespace
@@ -22,8 +25,8 @@ constinit const Op kEmbedding = {
     .infer = infer,
     .backward_reads_in = 0b1,
     .backward_reads_out = 0,
-    .forward = {cpu::embedding_forward, nullptr},
-    .backward = {cpu::embedding_backward, nullptr},
+    .forward = {cpu::embedding_forward, cuda::embedding_forward},
+    .backward = {cpu::embedding_backward, cuda::embedding_backward},
 };
 
 }  // namespace rwkv

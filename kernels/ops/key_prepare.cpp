@@ -2,6 +2,8 @@
 
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/ops/checks.h"
 
 namespace rwkv {
@@ -18,7 +20,8 @@ void infer(ShapeCall& call) {
   checks::shape(op, "k_k", call.param[0], {1, 1, k0[2]}, "one value per channel of k0");
   checks::shape(op, "k_a", call.param[1], {1, 1, k0[2]}, "one value per channel of k0");
   call.out = {k0, k0, k0};
-  call.workspace_bytes = cpu::partial_bytes(k0.rows(), 2 * k0[2]);
+  call.workspace_bytes = std::max(cpu::partial_bytes(k0.rows(), 2 * k0[2]),
+                                  cuda::row_partial_bytes(k0.rows(), k0[2], 2));
 }
 
 }  // namespace
@@ -28,8 +31,8 @@ constinit const Op kKeyPrepare = {
     .infer = infer,
     .backward_reads_in = 0b11,
     .backward_reads_out = 0,
-    .forward = {cpu::key_prepare_forward, nullptr},
-    .backward = {cpu::key_prepare_backward, nullptr},
+    .forward = {cpu::key_prepare_forward, cuda::key_prepare_forward},
+    .backward = {cpu::key_prepare_backward, cuda::key_prepare_backward},
 };
 
 }  // namespace rwkv

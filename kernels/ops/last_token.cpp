@@ -1,6 +1,8 @@
 #include "kernels/ops/last_token.h"
 
 #include "kernels/cpu/last_token.h"
+#include "kernels/cuda/kernels.h"
+#include "kernels/ops/checks.h"
 
 namespace rwkv {
 namespace {
@@ -11,6 +13,7 @@ void infer(ShapeCall& call) {
   const TensorSpec& x = call.in[0];
   RWKV_CHECK(x.rank == 3 && x[1] >= 1, ShapeError, "last_token: x is ", to_string(x),
              ", expected (B, T, C) with T >= 1");
+  checks::activation("last_token", "x", x);
   TensorSpec y({x[0], 1, x[2]}, x.dtype);
   call.out = {y};
 }
@@ -21,7 +24,7 @@ const Op kLastToken = {.name = "last_token",
                        .infer = infer,
                        .backward_reads_in = 0,
                        .backward_reads_out = 0,
-                       .forward = {cpu::last_token_forward, nullptr},
-                       .backward = {cpu::last_token_backward, nullptr}};
+                       .forward = {cpu::last_token_forward, cuda::last_token_forward},
+                       .backward = {cpu::last_token_backward, cuda::last_token_backward}};
 
 }  // namespace rwkv

@@ -2,6 +2,8 @@
 
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/ops/checks.h"
 
 namespace rwkv {
@@ -17,7 +19,8 @@ void infer(ShapeCall& call) {
   checks::shape(op, "bias", call.param[1], {x.last()}, "one value per channel of x");
   call.out = {x};
   call.saved = {TensorSpec({x.rows()}), TensorSpec({x.rows()})};
-  call.workspace_bytes = cpu::partial_bytes(x.rows(), 2 * x.last());
+  call.workspace_bytes = std::max(cpu::partial_bytes(x.rows(), 2 * x.last()),
+                                  cuda::whole_row_partial_bytes(x.rows(), x.last(), 2));
 }
 
 }  // namespace
@@ -27,8 +30,8 @@ constinit const Op kLayerNorm = {
     .infer = infer,
     .backward_reads_in = 0b1,
     .backward_reads_out = 0,
-    .forward = {cpu::layer_norm_forward, nullptr},
-    .backward = {cpu::layer_norm_backward, nullptr},
+    .forward = {cpu::layer_norm_forward, cuda::layer_norm_forward},
+    .backward = {cpu::layer_norm_backward, cuda::layer_norm_backward},
 };
 
 }  // namespace rwkv

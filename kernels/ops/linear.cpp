@@ -1,6 +1,7 @@
 #include "kernels/ops/linear.h"
 
 #include "kernels/cpu/kernels.h"
+#include "kernels/cuda/kernels.h"
 #include "kernels/ops/checks.h"
 
 namespace rwkv {
@@ -19,7 +20,7 @@ void infer(ShapeCall& call) {
   checks::any_rank(op, "x", x);
   checks::rank(op, "weight", weight, 2);
   checks::shape(op, "weight", weight, {weight[0], x.last()},
-                "stored (out, in), in = last dimension of x");
+                "stored (out, in), in = last dimension of x", x.dtype);
   call.out = {with_last(x, weight[0])};
 }
 
@@ -38,8 +39,8 @@ constinit const Op kLinear = {
     .infer = infer,
     .backward_reads_in = 0b1,
     .backward_reads_out = 0,
-    .forward = {cpu::linear_forward, nullptr},
-    .backward = {cpu::linear_backward, nullptr},
+    .forward = {cpu::linear_forward, cuda::linear_forward},
+    .backward = {cpu::linear_backward, cuda::linear_backward},
     .forward_flops = forward_flops,
     .backward_flops = backward_flops,
 };

@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "kernels/cpu/kernels.h"
+#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/ops/checks.h"
 
 namespace rwkv {
@@ -19,18 +21,19 @@ void infer(ShapeCall& call) {
              to_string(targets), ", expected (", x[0], ", ", x[1], ") as in x ", to_string(x));
   checks::rank(op, "weight", weight, 2);
   checks::shape(op, "weight", weight, {weight[0], x[2]},
-                "stored (vocabulary, channels), channels = last dimension of x");
+                "stored (vocabulary, channels), channels = last dimension of x", x.dtype);
   const int64_t chunk = call.attr<LinearCrossEntropyAttrs>().chunk_tokens;
   RWKV_CHECK(chunk >= 0, ConfigError, "op ", op, ": found chunk_tokens ", chunk,
              ", expected 0 (keep the logits) or a number of tokens");
   const TensorSpec per_token({x[0], x[1]});
   call.out = {TensorSpec({}), per_token};
   call.saved = {per_token};
+  const int64_t stride = cuda::logits_stride(weight[0]);
   if (chunk == 0)
-    call.saved.push_back(TensorSpec({x[0], x[1], weight[0]}));
+    call.saved.push_back(TensorSpec({x[0], x[1], stride}, x.dtype));
   else
     call.workspace_bytes =
-        static_cast<size_t>(std::min(chunk, x.rows()) * weight[0]) * sizeof(float);
+        static_cast<size_t>(std::min(chunk, x.rows()) * stride) * dtype_bytes(x.dtype);
 }
 
 double forward_flops(const ShapeCall& call) {
@@ -50,8 +53,8 @@ constinit const Op kLinearCrossEntropy = {
     .infer = infer,
     .backward_reads_in = 0b11,
     .backward_reads_out = 0,
-    .forward = {cpu::linear_cross_entropy_forward, nullptr},
-    .backward = {cpu::linear_cross_entropy_backward, nullptr},
+    .forward = {cpu::linear_cross_entropy_forward, cuda::linear_cross_entropy_forward},
+    .backward = {cpu::linear_cross_entropy_backward, cuda::linear_cross_entropy_backward},
     .forward_flops = forward_flops,
     .backward_flops = backward_flops,
 };

@@ -4,7 +4,7 @@
 namespace rwkv {
 
 /// Tokens that are handled at a time when the logits are kept. `chunk_tokens` of this value gives
-/// bit-equal losses and gradients with less memory and one more product.
+/// bit-equal losses and gradients on the CPU with less memory and one more product.
 inline constexpr int64_t kLinearCrossEntropyChunk = 512;
 
 struct LinearCrossEntropyAttrs {
@@ -22,9 +22,9 @@ struct LinearCrossEntropyAttrs {
 /// in x (B, T, C), targets (B, T) i32   param weight (V, C)
 /// out loss () f32, token_loss (B, T) f32 (no gradient flows through token_loss)
 /// saved sum_exp (B, T) = sum of exp(logit - largest logit) [, logits (B, T, V) if chunk_tokens ==
-/// 0] backward reads: x, targets, saved, and overwrites the saved logits with their gradient: one
-/// backward per forward.
-/// A NaN or +inf logit makes the loss NaN.
+/// 0, V rounded up to a multiple of 64]. Backward reads: x, targets, saved. On the CPU it
+/// overwrites the saved logits with their gradient: one backward per forward. On CUDA the forward
+/// already leaves the gradient (for s = 1) in their place. A NaN or +inf logit makes the loss NaN.
 /// Forward throws ShapeError naming the first target outside [0, V).
 /// source: spec rwkv7 2.6, 3.1; kernels/ref/linear_cross_entropy_ref.h
 extern const Op kLinearCrossEntropy;

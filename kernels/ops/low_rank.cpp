@@ -2,6 +2,8 @@
 
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/ops/checks.h"
 
 namespace rwkv {
@@ -14,19 +16,23 @@ void infer(ShapeCall& call) {
   const TensorSpec &x = call.in[0], &w1 = call.param[0], &w2 = call.param[1];
   checks::any_rank(op, "x", x);
   checks::rank(op, "W1", w1, 2);
-  checks::shape(op, "W1", w1, {x.last(), w1[1]}, "stored (in, rank), in = last dimension of x");
+  checks::shape(op, "W1", w1, {x.last(), w1[1]}, "stored (in, rank), in = last dimension of x",
+                x.dtype);
   checks::rank(op, "W2", w2, 2);
-  checks::shape(op, "W2", w2, {w1[1], w2[1]}, "stored (rank, out), rank as in W1");
+  checks::shape(op, "W2", w2, {w1[1], w2[1]}, "stored (rank, out), rank as in W1", x.dtype);
   const int64_t rows = x.rows(), rank = w1[1], n = w2[1];
   TensorSpec out = x;
   out.dim[static_cast<size_t>(out.rank - 1)] = n;
   call.out = {out};
-  call.saved = {TensorSpec({rows, rank})};
+  const bool biased = call.param.size() == 3;
+  call.saved = {TensorSpec({rows, rank + (biased ? cuda::kLowRankExtra : 0)}, x.dtype)};
   call.workspace_bytes = align_up(static_cast<size_t>(rows * rank) * sizeof(float));
-  if (call.param.size() == 3) {
+  if (biased) {
     checks::shape(op, "bias", call.param[2], {1, 1, n}, "one value per output channel");
     call.workspace_bytes += cpu::partial_bytes(rows, n);
   }
+  call.workspace_bytes =
+      std::max(call.workspace_bytes, cuda::low_rank_bytes(rows, rank, n, x.dtype, biased));
 }
 
 double forward_flops(const ShapeCall& call) {
@@ -45,8 +51,8 @@ constinit const Op kLowRank = {
     .infer = infer,
     .backward_reads_in = 0b1,
     .backward_reads_out = 0,
-    .forward = {cpu::low_rank_forward, nullptr},
-    .backward = {cpu::low_rank_backward, nullptr},
+    .forward = {cpu::low_rank_forward, cuda::low_rank_forward},
+    .backward = {cpu::low_rank_backward, cuda::low_rank_backward},
     .forward_flops = forward_flops,
     .backward_flops = backward_flops,
 };

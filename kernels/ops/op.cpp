@@ -11,13 +11,28 @@ KernelFn lookup(const Context& ctx, const Op& op, const std::array<KernelFn, 2>&
   return fn;
 }
 
+void refuse_bf16(const Op& op, std::span<const TensorView> views) {
+  for (const TensorView& v : views)
+    RWKV_CHECK(v.spec.dtype != DType::kBF16 || !v, DTypeError, "op ", op.name,
+               " on the cpu: found ", to_string(v.spec),
+               ", expected f32; bf16 needs --device cuda");
+}
+
+void check_types(const Context& ctx, const Op& op, const OpCall& call) {
+  if (ctx.device() != Device::kCpu) return;
+  for (const auto& list : {call.in, call.param, call.out, call.dout, call.din})
+    refuse_bf16(op, list);
+}
+
 }  // namespace
 
 void run_forward(Context& ctx, const Op& op, const OpCall& call) {
+  check_types(ctx, op, call);
   lookup(ctx, op, op.forward, "forward")(ctx, call);
 }
 
 void run_backward(Context& ctx, const Op& op, const OpCall& call) {
+  check_types(ctx, op, call);
   lookup(ctx, op, op.backward, "backward")(ctx, call);
 }
 

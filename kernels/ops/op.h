@@ -59,7 +59,13 @@ struct Op {
   double (*backward_flops)(const ShapeCall&) = nullptr;
 };
 
-/// Calls a kernel after looking it up. Throws DeviceError "op X has no CUDA kernel in this build".
+/// Types. Activations (inputs, outputs and their gradients) are f32 or bf16, the same throughout a
+/// call; so are weights that are matrices of a product or table (linear, low_rank W1 and W2,
+/// embedding, head). Vectors (norm weights, mixes, biases, r_k) and saved statistics are f32, and
+/// so is every parameter gradient, whatever the parameter's type. CPU kernels are f32 only.
+
+/// Calls a kernel after looking it up. Throws DeviceError "op X has no CUDA kernel in this build",
+/// DTypeError if the CPU is handed bf16.
 void run_forward(Context& ctx, const Op& op, const OpCall& call);
 void run_backward(Context& ctx, const Op& op, const OpCall& call);
 

@@ -1,4 +1,5 @@
 set(RWKV_OP_SOURCES
+  ops/adamw.cpp
   ops/checks.cpp
   ops/op.cpp
   ops/op_table.cpp
@@ -26,6 +27,22 @@ set(RWKV_OP_SOURCES
   cpu/token_shift.cpp
   cpu/wkv7_output.cpp
 )
+
+if(RWKV_HAVE_CUDA)
+  list(APPEND RWKV_OP_SOURCES
+    cuda/adamw.cu
+    cuda/elementwise.cu
+    cuda/embedding.cu
+    cuda/key_prepare.cu
+    cuda/layer_norm.cu
+    cuda/linear.cpp
+    cuda/linear_cross_entropy.cu
+    cuda/low_rank.cu
+    cuda/row_sums.cu
+    cuda/token_shift.cu
+    cuda/wkv7_output.cu
+  )
+endif()
 
 # Shapes and inputs for tests and rwkv-bench; they build everywhere, so that they cannot rot.
 set(RWKV_CASE_SOURCES

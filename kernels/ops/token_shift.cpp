@@ -2,6 +2,8 @@
 
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/ops/checks.h"
 
 namespace rwkv {
@@ -17,11 +19,13 @@ void infer(ShapeCall& call) {
     checks::shape(op, str("mix_", i), call.param[i], {1, 1, h[2]}, "one weight per channel of h");
   call.out.assign(call.param.size(), h);
   if (call.in.size() == 2) {
-    checks::shape(op, "prev", call.in[1], {h[0], h[2]}, "the row before each sequence of h");
+    checks::shape(op, "prev", call.in[1], {h[0], h[2]}, "the row before each sequence of h",
+                  h.dtype);
     call.out.push_back(call.in[1]);
   }
-  call.workspace_bytes =
-      cpu::partial_bytes(h.rows(), static_cast<int64_t>(call.param.size()) * h[2]);
+  const auto mixes = static_cast<int64_t>(call.param.size());
+  call.workspace_bytes = std::max(cpu::partial_bytes(h.rows(), mixes * h[2]),
+                                  cuda::row_partial_bytes(h.rows(), h[2], mixes));
 }
 
 }  // namespace
@@ -31,8 +35,8 @@ constinit const Op kTokenShift = {
     .infer = infer,
     .backward_reads_in = 0b11,
     .backward_reads_out = 0,
-    .forward = {cpu::token_shift_forward, nullptr},
-    .backward = {cpu::token_shift_backward, nullptr},
+    .forward = {cpu::token_shift_forward, cuda::token_shift_forward},
+    .backward = {cpu::token_shift_backward, cuda::token_shift_backward},
 };
 
 }  // namespace rwkv

@@ -1,6 +1,7 @@
 #include "kernels/ops/value_residual.h"
 
 #include "kernels/cpu/kernels.h"
+#include "kernels/cuda/kernels.h"
 #include "kernels/ops/checks.h"
 
 namespace rwkv {
@@ -23,8 +24,8 @@ constinit const Op kValueResidual = {
     .infer = infer,
     .backward_reads_in = 0b111,
     .backward_reads_out = 0,
-    .forward = {cpu::value_residual_forward, nullptr},
-    .backward = {cpu::value_residual_backward, nullptr},
+    .forward = {cpu::value_residual_forward, cuda::value_residual_forward},
+    .backward = {cpu::value_residual_backward, cuda::value_residual_backward},
 };
 
 }  // namespace rwkv

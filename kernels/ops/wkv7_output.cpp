@@ -2,6 +2,8 @@
 
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/ops/checks.h"
 
 namespace rwkv {
@@ -22,7 +24,8 @@ void infer(ShapeCall& call) {
   checks::shape(op, "r_k", call.param[2], {heads, n}, "(heads, head size)");
   call.out = {y};
   call.saved.assign(2, TensorSpec({y[0], y[1], heads}));
-  call.workspace_bytes = cpu::partial_bytes(y.rows(), 3 * c);
+  call.workspace_bytes =
+      std::max(cpu::partial_bytes(y.rows(), 3 * c), cuda::row_partial_bytes(y.rows(), c, 3));
 }
 
 }  // namespace
@@ -32,8 +35,8 @@ constinit const Op kWkv7Output = {
     .infer = infer,
     .backward_reads_in = 0b11111,
     .backward_reads_out = 0,
-    .forward = {cpu::wkv7_output_forward, nullptr},
-    .backward = {cpu::wkv7_output_backward, nullptr},
+    .forward = {cpu::wkv7_output_forward, cuda::wkv7_output_forward},
+    .backward = {cpu::wkv7_output_backward, cuda::wkv7_output_backward},
 };
 
 }  // namespace rwkv

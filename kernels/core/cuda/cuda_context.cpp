@@ -41,11 +41,15 @@ CudaState::CudaState() {
   RWKV_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   RWKV_CUBLAS(cublasLtCreate(&lt));
   RWKV_CUDA(cudaMalloc(&lt_workspace, lt_workspace_bytes));
+  RWKV_CUDA(cudaMalloc(&zero_one, 2 * sizeof(float)));
+  const float values[2] = {0, 1};
+  RWKV_CUDA(cudaMemcpy(zero_one, values, sizeof values, cudaMemcpyHostToDevice));
 }
 
 CudaState::~CudaState() {
   if (stream != nullptr) cudaStreamSynchronize(stream);
   if (lt_workspace != nullptr) cudaFree(lt_workspace);
+  if (zero_one != nullptr) cudaFree(zero_one);
   if (lt != nullptr) cublasLtDestroy(lt);
   if (stream != nullptr) cudaStreamDestroy(stream);
 }

@@ -11,7 +11,7 @@ namespace rwkv {
 
 struct CudaState {
   /// Everything that a choice of algorithm depends on.
-  using GemmKey = std::array<int64_t, 11>;
+  using GemmKey = std::array<int64_t, 15>;
 
   CudaState();
   ~CudaState();
@@ -23,6 +23,7 @@ struct CudaState {
   cudaStream_t stream = nullptr;
   cublasLtHandle_t lt = nullptr;
   void* lt_workspace = nullptr;
+  float* zero_one = nullptr;  ///< 0 and 1 in device memory: beta where alpha is on the device
   size_t lt_workspace_bytes = size_t{32} << 20;  ///< what NVIDIA advises for Hopper
   std::map<GemmKey, cublasLtMatmulAlgo_t> gemm_algorithms;
 };

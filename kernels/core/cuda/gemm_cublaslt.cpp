@@ -2,6 +2,7 @@
 // change places and nothing is copied.
 
 #include <memory>
+#include <utility>
 
 #include "kernels/core/backend.h"
 #include "kernels/core/cuda/cuda_state.h"
@@ -21,6 +22,12 @@ cudaDataType_t type_of(DType t) {
       throw DTypeError(
           str("matrix product on CUDA: found ", dtype_name(t), ", expected f32, bf16 or f16"));
   }
+}
+
+/// The largest power of two up to 256 that divides an address.
+uint32_t alignment(const void* p) {
+  const auto address = reinterpret_cast<uintptr_t>(p) | 256;
+  return static_cast<uint32_t>(address & (~address + 1));
 }
 
 struct LayoutDelete {
@@ -62,7 +69,19 @@ void cuda_gemm(Context& ctx, const GemmCall& g) {
   const Layout second =
       g.trans_a ? layout(g.dtype, g.m, g.k, g.lda) : layout(g.dtype, g.k, g.m, g.lda);
   const Layout out = layout(g.out_dtype, g.n, g.m, g.ldc);
-  const float alpha = 1, beta = g.mode == Accum::kAdd ? 1.0f : 0.0f;
+  const float one = 1, zero = 0;
+  const bool add = g.mode == Accum::kAdd;
+  const void* alpha = &one;
+  const void* beta = add ? &one : &zero;
+  if (g.alpha != nullptr) {
+    const cublasLtPointerMode_t mode = CUBLASLT_POINTER_MODE_DEVICE;
+    RWKV_CUBLAS(
+        cublasLtMatmulDescSetAttribute(raw, CUBLASLT_MATMUL_DESC_POINTER_MODE, &mode, sizeof mode));
+    alpha = g.alpha;
+    beta = s.zero_one + (add ? 1 : 0);
+  }
+  // cuBLASLt takes 256-byte alignment for granted unless told otherwise.
+  const uint32_t align_a = alignment(g.b), align_b = alignment(g.a), align_c = alignment(g.c);
 
   const CudaState::GemmKey key = {g.m,
                                   g.n,
@@ -74,7 +93,11 @@ void cuda_gemm(Context& ctx, const GemmCall& g) {
                                   g.trans_b,
                                   static_cast<int64_t>(g.dtype),
                                   static_cast<int64_t>(g.out_dtype),
-                                  g.mode == Accum::kAdd};
+                                  add,
+                                  g.alpha != nullptr,
+                                  align_a,
+                                  align_b,
+                                  align_c};
   auto it = s.gemm_algorithms.find(key);
   if (it == s.gemm_algorithms.end()) {
     cublasLtMatmulPreference_t p = nullptr;
@@ -84,6 +107,12 @@ void cuda_gemm(Context& ctx, const GemmCall& g) {
     RWKV_CUBLAS(cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                                      &s.lt_workspace_bytes,
                                                      sizeof s.lt_workspace_bytes));
+    for (const auto& [attribute, bytes] :
+         {std::pair{CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, align_a},
+          {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, align_b},
+          {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, align_c},
+          {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, align_c}})
+      RWKV_CUBLAS(cublasLtMatmulPreferenceSetAttribute(p, attribute, &bytes, sizeof bytes));
     cublasLtMatmulHeuristicResult_t result{};
     int found = 0;
     RWKV_CUBLAS(cublasLtMatmulAlgoGetHeuristic(s.lt, raw, first.get(), second.get(), out.get(),
@@ -92,7 +121,7 @@ void cuda_gemm(Context& ctx, const GemmCall& g) {
                g.n, " x ", g.k, " in ", dtype_name(g.dtype));
     it = s.gemm_algorithms.emplace(key, result.algo).first;
   }
-  RWKV_CUBLAS(cublasLtMatmul(s.lt, raw, &alpha, g.b, first.get(), g.a, second.get(), &beta, g.c,
+  RWKV_CUBLAS(cublasLtMatmul(s.lt, raw, alpha, g.b, first.get(), g.a, second.get(), beta, g.c,
                              out.get(), g.c, out.get(), &it->second, s.lt_workspace,
                              s.lt_workspace_bytes, s.stream));
 }

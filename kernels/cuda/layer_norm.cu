@@ -1,0 +1,237 @@
+// Layer norm. A block of 8 warps forms groups of W = 1, 2, 4 or 8 warps; a group takes one row at a
+// time and keeps it in registers (up to 4 packs a thread), so memory is read once. Mean and
+// variance are two passes over the registers. The backward adds the parameter gradients of the
+// block's chunk of rows in registers (row_sums.cuh). Shared memory: 9 KiB. Limited by bandwidth.
+
+#include "kernels/cuda/common/math.cuh"
+#include "kernels/cuda/common/row_sums.cuh"
+#include "kernels/ops/layer_norm.h"
+
+namespace rwkv::cuda {
+namespace {
+
+constexpr int kThreads = 32 * kRowWarps;
+constexpr int kItems = 4;  ///< packs of a row that one thread holds
+
+/// Warps per row, or 0 if a row is too wide.
+int group_warps(int64_t c, int pack) {
+  for (int w = 1; w <= kRowWarps; w *= 2)
+    if (c <= static_cast<int64_t>(w) * 32 * kItems * pack) return w;
+  return 0;
+}
+
+/// Sums of a group of W warps; `smem` holds 2 * kRowWarps floats. Threads of all groups take part.
+__device__ __forceinline__ float2 group_sum(float a, float b, int warps, float2* smem) {
+  a = lane_sum(a);
+  b = lane_sum(b);
+  if (warps == 1) return make_float2(a, b);
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  __syncthreads();  // the last sum's readers are done
+  if (threadIdx.x % 32 == 0) smem[warp] = make_float2(a, b);
+  __syncthreads();
+  float2 total = make_float2(0, 0);
+  const int first = warp / warps * warps;
+  for (int w = 0; w < warps; ++w) {
+    total.x += smem[first + w].x;
+    total.y += smem[first + w].y;
+  }
+  return total;
+}
+
+struct Shape {
+  int64_t rows, c, rows_per_block;
+  int warps;
+};
+
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(const T* __restrict__ x, const float* __restrict__ weight,
+                   const float* __restrict__ bias, T* __restrict__ y, float* __restrict__ mean_out,
+                   float* __restrict__ rstd_out, Shape s, float eps) {
+  __shared__ float2 smem[kRowWarps];
+  const int group_threads = s.warps * 32, groups = kThreads / group_threads;
+  const int group = static_cast<int>(threadIdx.x) / group_threads;
+  const int thread = static_cast<int>(threadIdx.x) % group_threads;
+  const float inv_c = 1.0f / static_cast<float>(s.c);
+  const int64_t begin = blockIdx.x * s.rows_per_block;
+  const int64_t end = min(begin + s.rows_per_block, s.rows);
+  for (int64_t row0 = begin; row0 < end; row0 += groups) {
+    const int64_t row = row0 + group;
+    const bool live = row < end;
+    float v[kItems][N] = {};
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      const int64_t c = static_cast<int64_t>(thread + j * group_threads) * N;
+      if (live && c < s.c) load<N>(x + row * s.c + c, v[j]);
+#pragma unroll
+      for (int e = 0; e < N; ++e) sum += v[j][e];
+    }
+    const float mean = group_sum(sum, 0.0f, s.warps, smem).x * inv_c;
+    float square = 0;
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      if (static_cast<int64_t>(thread + j * group_threads) * N >= s.c) break;
+#pragma unroll
+      for (int e = 0; e < N; ++e) square += (v[j][e] - mean) * (v[j][e] - mean);
+    }
+    const float rstd = 1.0f / sqrtf(group_sum(square, 0.0f, s.warps, smem).x * inv_c + eps);
+    if (!live) continue;  // the loop's trip count is the same for all threads of the block
+    if (thread == 0) {
+      mean_out[row] = mean;
+      rstd_out[row] = rstd;
+    }
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      const int64_t c = static_cast<int64_t>(thread + j * group_threads) * N;
+      if (c >= s.c) break;
+      float w[N], b[N];
+      load<N>(weight + c, w);
+      load<N>(bias + c, b);
+#pragma unroll
+      for (int e = 0; e < N; ++e) w[e] = (v[j][e] - mean) * rstd * w[e] + b[e];
+      store<N>(y + row * s.c + c, w);
+    }
+  }
+}
+
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(const T* __restrict__ x, const float* __restrict__ weight,
+                    const float* __restrict__ mean_in, const float* __restrict__ rstd_in,
+                    const T* __restrict__ dy, Grad<T> dx, float* __restrict__ partials, Shape s) {
+  __shared__ float2 smem[kRowWarps];
+  __shared__ float fold[kRowWarps * 32 * N];
+  const int group_threads = s.warps * 32, groups = kThreads / group_threads;
+  const int group = static_cast<int>(threadIdx.x) / group_threads;
+  const int thread = static_cast<int>(threadIdx.x) % group_threads;
+  const float inv_c = 1.0f / static_cast<float>(s.c);
+  const int64_t begin = blockIdx.x * s.rows_per_block;
+  const int64_t end = min(begin + s.rows_per_block, s.rows);
+  float dw[kItems][N] = {}, db[kItems][N] = {};
+  for (int64_t row0 = begin; row0 < end; row0 += groups) {
+    const int64_t row = row0 + group;
+    const bool live = row < end;
+    const float mean = live ? mean_in[row] : 0.0f, rstd = live ? rstd_in[row] : 0.0f;
+    float v[kItems][N], d[kItems][N];  // normalised x, gradient of it
+    float sum_g = 0, sum_gx = 0;
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      const int64_t c = static_cast<int64_t>(thread + j * group_threads) * N;
+      if (live && c < s.c) {
+        load<N>(x + row * s.c + c, v[j]);
+        load<N>(dy + row * s.c + c, d[j]);
+      } else {
+#pragma unroll
+        for (int e = 0; e < N; ++e) v[j][e] = d[j][e] = 0.0f;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      const int64_t c = static_cast<int64_t>(thread + j * group_threads) * N;
+      if (!live || c >= s.c) continue;
+      float w[N];
+      load<N>(weight + c, w);
+#pragma unroll
+      for (int e = 0; e < N; ++e) {
+        v[j][e] = (v[j][e] - mean) * rstd;
+        dw[j][e] += d[j][e] * v[j][e];
+        db[j][e] += d[j][e];
+        d[j][e] *= w[e];
+        sum_g += d[j][e];
+        sum_gx += d[j][e] * v[j][e];
+      }
+    }
+    if (dx.mode == Accum::kSkip) continue;
+    const float2 total = group_sum(sum_g, sum_gx, s.warps, smem);
+    const float mean_g = total.x * inv_c, mean_gx = total.y * inv_c;
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      const int64_t c = static_cast<int64_t>(thread + j * group_threads) * N;
+      if (!live || c >= s.c) continue;
+#pragma unroll
+      for (int e = 0; e < N; ++e) d[j][e] = rstd * (d[j][e] - mean_g - v[j][e] * mean_gx);
+      emit<N>(dx, row * s.c + c, d[j]);
+    }
+  }
+  // Fold the groups: thread q of the first group owns the same channels as thread q of the others.
+  const auto fold_groups = [&](const float(&sums)[N], int j, int which) {
+    __syncthreads();
+#pragma unroll
+    for (int e = 0; e < N; ++e) fold[(group * N + e) * group_threads + thread] = sums[e];
+    __syncthreads();
+    for (int q = static_cast<int>(threadIdx.x); q < group_threads * N; q += kThreads) {
+      const int64_t c =
+          static_cast<int64_t>(q % group_threads + j * group_threads) * N + q / group_threads;
+      if (c >= s.c) continue;
+      float total = 0;
+      for (int g = 0; g < groups; ++g) total += fold[g * N * group_threads + q];
+      partials[(static_cast<int64_t>(blockIdx.x) * 2 + which) * s.c + c] = total;
+    }
+  };
+#pragma unroll
+  for (int j = 0; j < kItems; ++j) {
+    if (static_cast<int64_t>(j) * group_threads * N >= s.c) break;
+    fold_groups(dw[j], j, 0);
+    fold_groups(db[j], j, 1);
+  }
+}
+
+template <class T>
+int pack_of(const OpCall& call, const TensorView& like) {
+  const bool packed = packs<T>(like.last(), {call.in, call.out, call.dout, call.din, call.param});
+  return packed ? kPack<T> : 1;
+}
+
+Shape shape_of(const TensorView& x, int pack) {
+  Shape s{
+      .rows = x.rows(), .c = x.last(), .rows_per_block = 0, .warps = group_warps(x.last(), pack)};
+  RWKV_CHECK(s.warps > 0, ShapeError, "op layer_norm on CUDA: found ", s.c, " channels, expected ",
+             "at most ", kRowWarps * 32 * kItems * pack, pack == 1 ? " (an odd width)" : "");
+  return s;
+}
+
+}  // namespace
+
+void layer_norm_forward(Context& ctx, const OpCall& call) {
+  by_type("layer_norm", call.in[0], [&](auto zero) {
+    using T = decltype(zero);
+    const int pack = pack_of<T>(call, call.in[0]);
+    Shape s = shape_of(call.in[0], pack);
+    // Four rows per group: enough blocks for every multiprocessor, few enough to amortise starts.
+    s.rows_per_block = 4 * kRowWarps / s.warps;
+    const auto blocks = static_cast<unsigned>(ceil_div(s.rows, s.rows_per_block));
+    const auto run = [&](auto kernel) {
+      kernel<<<blocks, kThreads, 0, stream_of(ctx)>>>(
+          call.in[0].as<T>(), call.param[0].f32(), call.param[1].f32(), call.out[0].as<T>(),
+          call.saved[0].f32(), call.saved[1].f32(), s, call.attr<LayerNormAttrs>().eps);
+    };
+    pack == 1 ? run(forward_kernel<T, 1>) : run(forward_kernel<T, kPack<T>>);
+    RWKV_LAUNCHED("layer_norm forward", stream_of(ctx));
+  });
+}
+
+void layer_norm_backward(Context& ctx, const OpCall& call) {
+  by_type("layer_norm", call.in[0], [&](auto zero) {
+    using T = decltype(zero);
+    const int pack = pack_of<T>(call, call.in[0]);
+    Shape s = shape_of(call.in[0], pack);
+    const RowPlan plan = row_plan(s.rows, 1);
+    s.rows_per_block = plan.rows;
+    auto* partials =
+        reinterpret_cast<float*>(ctx.workspace(whole_row_partial_bytes(s.rows, s.c, 2)));
+    const auto run = [&](auto kernel) {
+      kernel<<<static_cast<unsigned>(plan.chunks), kThreads, 0, stream_of(ctx)>>>(
+          call.in[0].as<T>(), call.param[0].f32(), call.saved[0].f32(), call.saved[1].f32(),
+          call.dout[0].as<T>(), grad_of<T>(call.din[0], call.din_mode[0]), partials, s);
+    };
+    pack == 1 ? run(backward_kernel<T, 1>) : run(backward_kernel<T, kPack<T>>);
+    RWKV_LAUNCHED("layer_norm backward", stream_of(ctx));
+    RowSums sums{.dst = {grad_of<float>(call.dparam[0], call.dparam_mode[0]),
+                         grad_of<float>(call.dparam[1], call.dparam_mode[1])},
+                 .count = 2};
+    reduce_row_sums(ctx, partials, plan.chunks, 2, s.c, sums);
+  });
+}
+
+}  // namespace rwkv::cuda

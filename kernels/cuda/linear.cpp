@@ -1,0 +1,57 @@
+// The linear layer is three matrix products (kernels/core/cuda/gemm_cublaslt.cpp).
+
+#include "kernels/core/gemm.h"
+#include "kernels/cuda/kernels.h"
+
+namespace rwkv::cuda {
+
+void linear_forward(Context& ctx, const OpCall& call) {
+  const TensorView &x = call.in[0], &w = call.param[0], &y = call.out[0];
+  const int64_t n = w.dim(0), k = w.dim(1);
+  gemm(ctx, {.m = x.rows(),
+             .n = n,
+             .k = k,
+             .a = x.data,
+             .b = w.data,
+             .c = y.data,
+             .lda = k,
+             .ldb = k,
+             .ldc = n,
+             .trans_b = true,
+             .dtype = x.spec.dtype,
+             .out_dtype = y.spec.dtype});
+}
+
+void linear_backward(Context& ctx, const OpCall& call) {
+  const TensorView &x = call.in[0], &w = call.param[0], &dy = call.dout[0];
+  const int64_t rows = dy.rows(), n = w.dim(0), k = w.dim(1);
+  if (call.din_mode[0] != Accum::kSkip)
+    gemm(ctx, {.m = rows,
+               .n = k,
+               .k = n,
+               .a = dy.data,
+               .b = w.data,
+               .c = call.din[0].data,
+               .lda = n,
+               .ldb = k,
+               .ldc = k,
+               .mode = call.din_mode[0],
+               .dtype = dy.spec.dtype,
+               .out_dtype = dy.spec.dtype});
+  if (call.dparam_mode[0] != Accum::kSkip)
+    gemm(ctx, {.m = n,
+               .n = k,
+               .k = rows,
+               .a = dy.data,
+               .b = x.data,
+               .c = call.dparam[0].data,
+               .lda = n,
+               .ldb = k,
+               .ldc = k,
+               .trans_a = true,
+               .mode = call.dparam_mode[0],
+               .dtype = dy.spec.dtype,
+               .out_dtype = DType::kF32});
+}
+
+}  // namespace rwkv::cuda

@@ -1,0 +1,259 @@
+// Head, softmax and loss. Logits are in the activations' type, in rows of logits_stride(V).
+//
+// One kernel handles a row of logits per block: it reads the row once into shared memory (V
+// elements: 100 KB for 50304 in bf16; rows that do not fit are read again from memory), finds the
+// largest logit and the sum of exponentials, and in the same visit overwrites the row with its
+// gradient for an upstream gradient of 1. So where logits are kept, the forward leaves their
+// gradient in place of them, and the backward is two products scaled by the upstream gradient (on
+// the device, as the products' alpha). With chunk_tokens > 0 the forward leaves nothing and the
+// backward computes logits and gradient again, a chunk at a time, in the workspace.
+// Limited by bandwidth: one read and one write of the logits, besides the products.
+
+#include <cfloat>
+
+#include "kernels/core/gemm.h"
+#include "kernels/cuda/common/launch.cuh"
+#include "kernels/cuda/common/math.cuh"
+#include "kernels/ops/linear_cross_entropy.h"
+
+namespace rwkv::cuda {
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int kWarps = kThreads / 32;
+constexpr size_t kMostShared = size_t{220} << 10;  ///< of 227 KB a block may have on Hopper
+constexpr float kL2Wrap = 1e-4f;
+
+struct RowsCall {
+  int64_t vocab, stride;
+  const int32_t* targets;
+  float *token_loss, *sum_exp;  ///< null: not wanted
+  float inv_tokens;             ///< of the mean in the gradient; 0: the logits stay
+  bool l2wrap, shared;
+};
+
+__device__ float block_max(float x, float* smem) {
+  x = lane_max(x);
+  if (threadIdx.x % 32 == 0) smem[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = lane_max(smem[threadIdx.x % kWarps]);
+  __syncthreads();
+  return x;
+}
+__device__ double block_sum(double x, double* smem) {
+  for (int o = 16; o > 0; o >>= 1) x += __shfl_xor_sync(0xffffffffu, x, o);
+  if (threadIdx.x % 32 == 0) smem[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = 0;
+  for (int w = 0; w < kWarps; ++w) x += smem[w];
+  __syncthreads();
+  return x;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) rows_kernel(T* logits, RowsCall c) {
+  extern __shared__ uint4 row_memory[];
+  __shared__ float fold[kWarps];
+  __shared__ double fold_sum[kWarps];
+  __shared__ int argmax;
+  constexpr int N = kPack<T>;
+  T* row = logits + static_cast<int64_t>(blockIdx.x) * c.stride;
+  T* held = c.shared ? reinterpret_cast<T*>(row_memory) : row;
+  const int vocab = static_cast<int>(c.vocab);
+  const int first = static_cast<int>(threadIdx.x) * N;
+  constexpr int kStep = kThreads * N;
+  if (threadIdx.x == 0) argmax = vocab - 1;
+
+  // fmaxf passes over NaN; it shows in the sum of exponentials.
+  float most = -INFINITY;
+#pragma unroll 4
+  for (int i = first; i < vocab; i += kStep) {
+    const uint4 raw = *reinterpret_cast<const uint4*>(row + i);
+    if (c.shared) row_memory[i / N] = raw;
+    float x[N];
+    load<N>(reinterpret_cast<const T*>(&raw), x);
+#pragma unroll
+    for (int e = 0; e < N; ++e)
+      if (i + e < vocab) most = fmaxf(most, x[e]);
+  }
+  most = block_max(most, fold);
+
+  float part = 0;
+  int at = vocab;
+  for (int i = first; i < vocab; i += kStep) {
+    float x[N];
+    load<N>(held + i, x);
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      if (i + e >= vocab) continue;
+      part += exp_as<T>(x[e] - most);
+      if (x[e] == most && i + e < at) at = i + e;
+    }
+  }
+  if (at < vocab) atomicMin(&argmax, at);  // an integer minimum: the order does not matter
+  const int target = c.targets[blockIdx.x];
+  const bool known = target >= 0 && target < vocab;
+  const float target_logit = known ? to_float(row[target]) : __int_as_float(0x7fffffff);
+  const double sum = block_sum(static_cast<double>(part), fold_sum);
+  if (threadIdx.x == 0) {
+    if (c.sum_exp != nullptr) c.sum_exp[blockIdx.x] = static_cast<float>(sum);
+    if (c.token_loss != nullptr)
+      c.token_loss[blockIdx.x] = static_cast<float>(
+          log(sum) + (static_cast<double>(most) - static_cast<double>(target_logit)));
+  }
+  if (c.inv_tokens == 0.0f) return;
+
+  // block_sum's barriers lie between every read of row[target] and these stores.
+  const float factor = known ? c.inv_tokens / static_cast<float>(sum) : 0.0f;
+  const float hit = known ? c.inv_tokens : 0.0f;
+  const int top = argmax;
+  const float wrap = c.l2wrap && known ? c.inv_tokens * kL2Wrap * most : 0.0f;
+  for (int i = first; i < vocab; i += kStep) {
+    float x[N];
+    load<N>(held + i, x);
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      x[e] = exp_as<T>(x[e] - most) * factor;
+      if (i + e == target) x[e] -= hit;
+      if (i + e == top) x[e] += wrap;
+    }
+    store<N>(row + i, x);  // the row's padding may receive anything
+  }
+}
+
+/// Mean of n values, in double, by one block.
+__global__ void __launch_bounds__(kThreads) mean_kernel(const float* x, int64_t n, float* mean) {
+  __shared__ double fold[kWarps];
+  double sum = 0;
+#pragma unroll 8
+  for (int64_t i = threadIdx.x; i < n; i += kThreads) sum += static_cast<double>(x[i]);
+  sum = block_sum(sum, fold);
+  if (threadIdx.x == 0) *mean = static_cast<float>(sum / static_cast<double>(n));
+}
+
+struct Head {
+  explicit Head(const OpCall& call)
+      : x(call.in[0]),
+        weight(call.param[0]),
+        rows(x.rows()),
+        width(x.last()),
+        vocab(weight.dim(0)),
+        stride(logits_stride(vocab)),
+        kept(call.attr<LinearCrossEntropyAttrs>().chunk_tokens == 0),
+        chunk(kept ? rows : std::min(rows, call.attr<LinearCrossEntropyAttrs>().chunk_tokens)) {}
+
+  TensorView x, weight;
+  int64_t rows, width, vocab, stride;
+  bool kept;
+  int64_t chunk;
+
+  DType type() const { return x.spec.dtype; }
+  std::byte* x_at(int64_t row) const {
+    return static_cast<std::byte*>(x.data) +
+           row * width * static_cast<int64_t>(dtype_bytes(type()));
+  }
+  void* logits(Context& ctx, const OpCall& call) const {
+    if (kept) return call.saved[1].data;
+    return ctx.workspace(static_cast<size_t>(chunk * stride) * dtype_bytes(type()));
+  }
+  void compute_logits(Context& ctx, int64_t row, int64_t tokens, void* logits) const {
+    gemm(ctx, {.m = tokens,
+               .n = vocab,
+               .k = width,
+               .a = x_at(row),
+               .b = weight.data,
+               .c = logits,
+               .lda = width,
+               .ldb = width,
+               .ldc = stride,
+               .trans_b = true,
+               .dtype = type(),
+               .out_dtype = type()});
+  }
+  void softmax(Context& ctx, const OpCall& call, int64_t row, int64_t tokens, void* logits,
+               bool forward, bool gradient) const {
+    RowsCall rows_call{.vocab = vocab,
+                       .stride = stride,
+                       .targets = call.in[1].as<int32_t>() + row,
+                       .token_loss = forward ? call.out[1].f32() + row : nullptr,
+                       .sum_exp = forward ? call.saved[0].f32() + row : nullptr,
+                       .inv_tokens = gradient ? 1.0f / static_cast<float>(rows) : 0.0f,
+                       .l2wrap = call.attr<LinearCrossEntropyAttrs>().l2wrap,
+                       .shared = false};
+    const size_t bytes = static_cast<size_t>(stride) * dtype_bytes(type());
+    rows_call.shared = bytes <= kMostShared;
+    by_type("linear_cross_entropy", x, [&](auto zero) {
+      using T = decltype(zero);
+      const size_t shared = rows_call.shared ? bytes : 0;
+      RWKV_CUDA(cudaFuncSetAttribute(rows_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     static_cast<int>(kMostShared)));
+      rows_kernel<T><<<static_cast<unsigned>(tokens), kThreads, shared, stream_of(ctx)>>>(
+          static_cast<T*>(logits), rows_call);
+      RWKV_LAUNCHED("linear_cross_entropy rows", stream_of(ctx));
+    });
+  }
+};
+
+}  // namespace
+
+void linear_cross_entropy_forward(Context& ctx, const OpCall& call) {
+  const Head head(call);
+  RWKV_CHECK(head.vocab < INT32_MAX / 2, ShapeError, "op linear_cross_entropy on CUDA: found ",
+             head.vocab, " words, expected fewer than 2^30");
+  void* logits = head.logits(ctx, call);
+  for (int64_t row = 0; row < head.rows; row += head.chunk) {
+    const int64_t tokens = std::min(head.chunk, head.rows - row);
+    head.compute_logits(ctx, row, tokens, logits);
+    head.softmax(ctx, call, row, tokens, logits, true, head.kept);
+  }
+  mean_kernel<<<1, kThreads, 0, stream_of(ctx)>>>(call.out[1].f32(), head.rows, call.out[0].f32());
+  RWKV_LAUNCHED("linear_cross_entropy mean", stream_of(ctx));
+}
+
+void linear_cross_entropy_backward(Context& ctx, const OpCall& call) {
+  const Head head(call);
+  Accum weight_mode = call.dparam_mode[0];
+  if (call.din_mode[0] == Accum::kSkip && weight_mode == Accum::kSkip) return;
+  void* logits = head.logits(ctx, call);
+  const DType type = head.type();
+  for (int64_t row = 0; row < head.rows; row += head.chunk) {
+    const int64_t tokens = std::min(head.chunk, head.rows - row);
+    if (!head.kept) {
+      head.compute_logits(ctx, row, tokens, logits);
+      head.softmax(ctx, call, row, tokens, logits, false, true);
+    }
+    if (call.din_mode[0] != Accum::kSkip)
+      gemm(ctx, {.m = tokens,
+                 .n = head.width,
+                 .k = head.vocab,
+                 .a = logits,
+                 .b = head.weight.data,
+                 .c = static_cast<std::byte*>(call.din[0].data) +
+                      row * head.width * static_cast<int64_t>(dtype_bytes(type)),
+                 .lda = head.stride,
+                 .ldb = head.width,
+                 .ldc = head.width,
+                 .mode = call.din_mode[0],
+                 .dtype = type,
+                 .out_dtype = type,
+                 .alpha = call.dout[0].f32()});
+    if (weight_mode == Accum::kSkip) continue;
+    gemm(ctx, {.m = head.vocab,
+               .n = head.width,
+               .k = tokens,
+               .a = logits,
+               .b = head.x_at(row),
+               .c = call.dparam[0].data,
+               .lda = head.stride,
+               .ldb = head.width,
+               .ldc = head.width,
+               .trans_a = true,
+               .mode = weight_mode,
+               .dtype = type,
+               .out_dtype = DType::kF32,
+               .alpha = call.dout[0].f32()});
+    weight_mode = Accum::kAdd;
+  }
+}
+
+}  // namespace rwkv::cuda

@@ -1,0 +1,328 @@
+// Every op with CUDA kernels on every test case, in f32 and in bf16: against the double reference
+// in all gradient modes, bit-equality of reruns and of gradients computed alone, addresses off
+// their alignment, and ids out of range; AdamW and the global norm against a double computation.
+// Skipped without a GPU.
+//
+// f32 results keep the case's own limits. bf16 results may be off by twice what a plain bf16
+// computation of the same op is off (tests/ops/bf16_naive.h), plus one rounding.
+
+#include <cctype>
+#include <cmath>
+#include <limits>
+
+#include "kernels/core/bf16.h"
+#include "kernels/core/memory.h"
+#include "kernels/ops/adamw.h"
+#include "tests/ops/bf16_naive.h"
+#include "tests/ops/cuda_harness.h"
+#include "tests/support/compare.h"
+
+namespace rwkv::test {
+namespace {
+
+constexpr uint64_t kSeed = 20250424;
+constexpr double kRounding = 1.0 / 512;  // half a unit of the last place of bf16
+
+const std::vector<cases::OpCase>& test_cases() {
+  static const auto list = [] {
+    std::vector<cases::OpCase> keep;
+    for (const auto& c : cases::all_cases())
+      if (c.use == cases::Use::kTest && c.op->forward[1] != nullptr) {
+        keep.push_back(c);
+        keep.push_back(cases::in_bf16(c));
+      }
+    return keep;
+  }();
+  return list;
+}
+
+bool is_bf16(const cases::OpCase& c) {
+  return c.name.ends_with("_bf16");
+}
+
+class CudaOps : public testing::TestWithParam<size_t> {
+ protected:
+  void SetUp() override {
+    static const bool gpu = have_gpu();
+    if (!gpu) GTEST_SKIP() << "no GPU";
+  }
+  static Context& context() {
+    static Context ctx(Device::kCuda);
+    return ctx;
+  }
+  const cases::OpCase& op_case() const { return test_cases()[GetParam()]; }
+};
+
+INSTANTIATE_TEST_SUITE_P(Case, CudaOps, testing::Range<size_t>(0, test_cases().size()),
+                         [](const testing::TestParamInfo<size_t>& info) {
+                           std::string name = test_cases()[info.param].name;
+                           for (char& c : name)
+                             if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
+                           return name;
+                         });
+
+/// Outputs and gradients of the double reference and, in bf16, of the plain bf16 computation.
+struct Expected {
+  explicit Expected(const CudaRun& run) : exact(run.operands()), naive_run(run.operands()) {
+    const auto reference = ref::reference_of<double>(run.op_case().op->name);
+    reference.forward(exact);
+    reference.backward(exact);
+    if (is_bf16(run.op_case())) naive(run.op_case().op->name, naive_run);
+  }
+  static std::vector<std::vector<double>> gradients(const ref::RefCall<double>& c) {
+    auto all = c.din;
+    all.insert(all.end(), c.dparam.begin(), c.dparam.end());
+    return all;
+  }
+  ref::RefCall<double> exact, naive_run;
+};
+
+testing::AssertionResult close(const CudaRun& run, const std::string& what, const TensorSpec& spec,
+                               const std::vector<double>& got, const std::vector<double>& want,
+                               const std::vector<double>& plain, const cases::Limits& limits) {
+  const CompareOptions where{
+      .what = run.op_case().name + " " + what, .row_length = spec.last(), .seed = run.seed()};
+  Tolerance tol{limits.element, limits.row, limits.rel};
+  if (is_bf16(run.op_case())) {
+    std::vector<double> rounded = plain;
+    if (spec.dtype == DType::kBF16)
+      for (double& x : rounded) x = round_bf16(x);
+    const Difference d =
+        measure(std::span<const double>(rounded), std::span<const double>(want), where);
+    // f32 results may be off a little more than in f32 runs: fast exponentials.
+    const double slack = spec.dtype == DType::kBF16 ? kRounding : std::ldexp(1.0, -14);
+    tol.element += 2 * d.element + slack;
+    tol.row += 2 * d.row + slack;
+    tol.rel += 2 * d.rel + slack;
+  }
+  return matches(std::span<const double>(got), std::span<const double>(want), tol, where);
+}
+
+void expect_results(const CudaRun& run, const Expected& expected,
+                    const std::vector<std::vector<double>>& content) {
+  EXPECT_TRUE(run.guards_intact());
+  const cases::OpCase& c = run.op_case();
+  for (size_t o = 0; o < run.count(CudaRun::kOut); ++o) {
+    cases::Limits limits = c.forward;
+    EXPECT_TRUE(close(run, str("output ", o), run.spec(CudaRun::kOut, o),
+                      run.values(CudaRun::kOut, o), expected.exact.out[o],
+                      expected.naive_run.out[o], limits));
+  }
+  auto want = Expected::gradients(expected.exact), plain = Expected::gradients(expected.naive_run);
+  for (size_t g = 0; g < want.size(); ++g) {
+    if (want[g].empty()) continue;
+    if (!content.empty())
+      for (size_t i = 0; i < want[g].size(); ++i) {
+        want[g][i] += content[g][i];
+        plain[g][i] += content[g][i];
+      }
+    EXPECT_TRUE(close(run, str("gradient ", g, content.empty() ? "" : " added"),
+                      run.spec(CudaRun::kGrad, g), run.values(CudaRun::kGrad, g), want[g], plain[g],
+                      c.backward));
+  }
+}
+
+/// What kAdd starts from: of the gradients' size and sign, so that nothing cancels; representable.
+std::vector<std::vector<double>> start_content(const CudaRun& run, const Expected& expected) {
+  auto content = Expected::gradients(expected.exact);
+  for (size_t g = 0; g < content.size(); ++g) {
+    const Rng rng(run.seed(), hash_name("content"), g);
+    for (size_t i = 0; i < content[g].size(); ++i) {
+      const double x = content[g][i] * std::fabs(rng.normal(i));
+      content[g][i] = run.spec(CudaRun::kGrad, g).dtype == DType::kBF16
+                          ? round_bf16(x)
+                          : static_cast<double>(static_cast<float>(x));
+    }
+  }
+  return content;
+}
+
+TEST_P(CudaOps, MatchReferenceWritingAndAdding) {
+  for (const uint64_t seed : {kSeed, kSeed + 1}) {
+    CudaRun run(context(), op_case(), seed);
+    const Expected expected(run);
+    run.run(run.all(Accum::kWrite));
+    expect_results(run, expected, {});
+    const auto content = start_content(run, expected);
+    run.run(run.all(Accum::kAdd), content);
+    expect_results(run, expected, content);
+  }
+}
+
+TEST_P(CudaOps, RerunsAndLoneGradientsAreBitEqual) {
+  CudaRun run(context(), op_case(), kSeed);
+  const auto modes = run.all(Accum::kWrite);
+  run.run(modes);
+  const auto collect = [&](CudaRun::Kind kind) {
+    std::vector<std::vector<uint8_t>> list;
+    for (size_t i = 0; i < run.count(kind); ++i) list.push_back(run.bytes(kind, i));
+    return list;
+  };
+  const auto out = collect(CudaRun::kOut), grad = collect(CudaRun::kGrad);
+  run.run(modes);
+  EXPECT_EQ(collect(CudaRun::kOut), out);
+  EXPECT_EQ(collect(CudaRun::kGrad), grad);
+  for (size_t g = 0; g < modes.size(); ++g) {
+    if (modes[g] == Accum::kSkip) continue;
+    std::vector<Accum> alone(modes.size(), Accum::kSkip);
+    alone[g] = Accum::kWrite;
+    run.run(alone);
+    EXPECT_TRUE(run.guards_intact());
+    for (size_t k = 0; k < modes.size(); ++k) {
+      if (k == g) {
+        EXPECT_EQ(run.bytes(CudaRun::kGrad, k), grad[k]) << op_case().name << " gradient " << g;
+        continue;
+      }
+      for (const uint8_t b : run.bytes(CudaRun::kGrad, k))  // skipped: still the fill pattern
+        ASSERT_TRUE(b == 0xc0 || b == 0x7f) << op_case().name << " gradient " << k << " touched";
+    }
+  }
+}
+
+TEST_P(CudaOps, UnalignedAddressesWork) {
+  // Matrix products want aligned operands; arenas see to that.
+  for (const char* op : {"linear", "low_rank", "linear_cross_entropy"})
+    if (op_case().op->name == op) return;
+  CudaRun run(context(), op_case(), kSeed, 3);
+  const Expected expected(run);
+  run.run(run.all(Accum::kWrite));
+  expect_results(run, expected, {});
+}
+
+class CudaExtra : public CudaOps {};
+INSTANTIATE_TEST_SUITE_P(One, CudaExtra, testing::Values<size_t>(0));
+
+cases::Fill with_bad_ids(int64_t vocab) {
+  return [=](const Rng& rng, const TensorView& out) {
+    cases::ids(vocab)(rng, out);
+    out.as<int32_t>()[2] = -1;
+    out.as<int32_t>()[3] = static_cast<int32_t>(vocab);
+  };
+}
+
+TEST_P(CudaExtra, IdsOutOfRangeGiveNaNAndNoGradient) {
+  for (const auto& original : test_cases()) {
+    const bool head = original.op->name == "linear_cross_entropy";
+    if ((!head && original.op->name != "embedding") || original.in[head ? 1 : 0].spec.numel() < 5)
+      continue;
+    cases::OpCase c = original;
+    c.in[head ? 1 : 0].fill = with_bad_ids(c.param[0].spec[0]);
+    CudaRun run(context(), c, kSeed);
+    run.run(run.all(Accum::kWrite));
+    EXPECT_TRUE(run.guards_intact());
+    if (head) {
+      EXPECT_TRUE(std::isnan(run.values(CudaRun::kOut, 0)[0])) << c.name;
+      EXPECT_TRUE(std::isnan(run.values(CudaRun::kOut, 1)[2])) << c.name;
+      EXPECT_FALSE(std::isnan(run.values(CudaRun::kOut, 1)[0])) << c.name;
+    } else {
+      const auto width = static_cast<size_t>(c.param[0].spec[1]);
+      EXPECT_TRUE(std::isnan(run.values(CudaRun::kOut, 0)[3 * width])) << c.name;
+      EXPECT_FALSE(std::isnan(run.values(CudaRun::kOut, 0)[4 * width])) << c.name;
+    }
+    for (const double g : run.values(CudaRun::kGrad, run.count(CudaRun::kGrad) - 1))
+      ASSERT_FALSE(std::isnan(g)) << c.name;
+  }
+}
+
+TEST_P(CudaExtra, AdamWMatchesDouble) {
+  // Pieces with a tail, a gap between two, decay and learning rate scale.
+  const std::vector<AdamWPiece> pieces = {{0, 16384, 1.0f, 0.1f},
+                                          {16384, 20003, 1.0f, 0.1f},
+                                          {20032, 20037, 2.0f, 0.0f},
+                                          {20064, 20065, 1.0f, 0.0f}};
+  constexpr int64_t n = 20096;
+  Context& ctx = context();
+  const TensorSpec flat({n}), flat16({n}, DType::kBF16);
+  Arena arena(Device::kCuda, 5 * align_up(flat.bytes()) + align_up(flat16.bytes()) + 4096, "adamw");
+  std::vector<std::vector<float>> host(4, std::vector<float>(n));  // p, m, v, g
+  for (size_t k = 0; k < 4; ++k) {
+    const Rng rng(kSeed, hash_name("adamw"), k);
+    for (size_t i = 0; i < n; ++i)
+      host[k][i] = static_cast<float>(k == 2 ? 0.01 * rng.uniform(i) : 0.3 * rng.normal(i));
+  }
+  std::vector<TensorView> device;
+  for (size_t k = 0; k < 4; ++k) device.push_back(arena.take(flat, "flat"));
+  const TensorView half = arena.take(flat16, "copies");
+  const TensorSpec piece_spec({static_cast<int64_t>(pieces.size() * sizeof(AdamWPiece) / 4)},
+                              DType::kI32);
+  const TensorView table = arena.take(piece_spec, "pieces");
+  const TensorView norm = arena.take(TensorSpec({2}), "norm");
+  auto send = [&](const TensorView& to, const void* from) {
+    copy(ctx, to, TensorView(const_cast<void*>(from), to.spec));
+  };
+  send(table, pieces.data());
+  ctx.reserve_workspace(grad_norm_workspace_bytes(pieces.size()));
+  const AdamWStep step{.lr = 1e-2, .clip = 1.0, .update = 3};
+  for (const bool broken : {false, true}) {
+    if (broken) host[3][17] = std::numeric_limits<float>::infinity();
+    for (size_t k = 0; k < 4; ++k) send(device[k], host[k].data());
+    const auto* d_pieces = static_cast<const AdamWPiece*>(table.data);
+    auto* d_norm = static_cast<double*>(norm.data);
+    grad_norm(ctx, device[3].f32(), d_pieces, pieces.size(), d_norm);
+    adamw_update(ctx,
+                 {.master = device[0].f32(),
+                  .m = device[1].f32(),
+                  .v = device[2].f32(),
+                  .grad = device[3].f32(),
+                  .copy = half.as<BF16>()},
+                 d_pieces, pieces.size(), step, d_norm);
+    double got_norm = 0;
+    copy(ctx, TensorView(&got_norm, norm.spec), norm);
+    std::vector<float> p(n), m(n);
+    std::vector<BF16> p16(n);
+    copy(ctx, TensorView(p.data(), flat), device[0]);
+    copy(ctx, TensorView(m.data(), flat), device[1]);
+    copy(ctx, TensorView(p16.data(), flat16), half);
+    if (broken) {
+      EXPECT_FALSE(std::isfinite(got_norm));
+      EXPECT_EQ(p, host[0]);  // nothing moved
+      EXPECT_EQ(m, host[1]);
+      continue;
+    }
+    double squares = 0;
+    for (const auto& piece : pieces)
+      for (auto i = static_cast<size_t>(piece.begin); i < static_cast<size_t>(piece.end); ++i)
+        squares += static_cast<double>(host[3][i]) * static_cast<double>(host[3][i]);
+    const double want_norm = std::sqrt(squares);
+    EXPECT_LE(std::fabs(got_norm - want_norm), 1e-12 * want_norm);
+    std::vector<double> want(host[0].begin(), host[0].end());
+    const double scale = step.clip / (want_norm + 1e-6);
+    for (const auto& piece : pieces)
+      for (auto i = static_cast<size_t>(piece.begin); i < static_cast<size_t>(piece.end); ++i) {
+        const double g = static_cast<double>(host[3][i]) * scale;
+        const double mi = 0.9 * static_cast<double>(host[1][i]) + 0.1 * g;
+        const double vi = 0.99 * static_cast<double>(host[2][i]) + 0.01 * g * g;
+        const double direction =
+            mi / (1 - std::pow(0.9, 3)) / (std::sqrt(vi / (1 - std::pow(0.99, 3))) + step.eps);
+        want[i] -= step.lr * static_cast<double>(piece.lr_scale) *
+                   (direction + static_cast<double>(piece.decay) * want[i]);
+      }
+    EXPECT_TRUE(matches(std::span<const float>(p), std::span<const double>(want),
+                        Tolerance::all(1e-6), {.what = "adamw"}));
+    for (const auto& piece : pieces)
+      for (auto i = static_cast<size_t>(piece.begin); i < static_cast<size_t>(piece.end); ++i)
+        ASSERT_EQ(p16[i].bits, to_bf16(p[i]).bits) << i;
+    EXPECT_EQ(p[20010], host[0][20010]);  // between the pieces
+  }
+}
+
+TEST_P(CudaExtra, CpuKernelsRefuseBf16) {
+  for (const auto& c : test_cases()) {
+    if (!is_bf16(c)) continue;
+    std::vector<TensorView> in, param, out, saved;
+    std::vector<uint8_t> memory(1 << 22);
+    for (const auto& a : c.in) in.emplace_back(memory.data(), a.spec);
+    for (const auto& a : c.param) param.emplace_back(memory.data(), a.spec);
+    for (const auto& s : c.infer().out) out.emplace_back(memory.data(), s);
+    for (const auto& s : c.infer().saved) saved.emplace_back(memory.data(), s);
+    Context cpu;
+    EXPECT_THROW(
+        run_forward(cpu, *c.op,
+                    {.in = in, .param = param, .out = out, .saved = saved, .attrs = c.attrs.get()}),
+        DTypeError)
+        << c.name;
+  }
+}
+
+}  // namespace
+}  // namespace rwkv::test
