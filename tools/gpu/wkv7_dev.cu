@@ -272,10 +272,8 @@ double relative(const vector<double>& x, const vector<double>& ref) {
 }
 
 template <class T>
-bool check(Variant variant, const char* name, const Problem& p, int segments, bool backward,
-           const double (&limit)[9]) {
-  const Host h = make_inputs(p, 17u + static_cast<unsigned>(p.T));
-  const Results ref = reference(p, h, backward);
+bool compare(Variant variant, const char* name, const Problem& p, const Host& h, const Results& ref,
+             int segments, bool backward, const double (&limit)[9]) {
   Runner<T> run(variant, p, segments);
   run.put(h);
   cudaStream_t stream;
@@ -307,10 +305,50 @@ bool check(Variant variant, const char* name, const Problem& p, int segments, bo
   return ok;
 }
 
+template <class T>
+bool check(Variant variant, const char* name, const Problem& p, int segments, bool backward,
+           const double (&limit)[9]) {
+  const Host h = make_inputs(p, 17u + static_cast<unsigned>(p.T));
+  return compare<T>(variant, name, p, h, reference(p, h, backward), segments, backward, limit);
+}
+
+const double kGoldenLimits[9] = {.01, .01, .01, .03, .01, .01, .015, .015, .01};
+
+// One case of wkv7_ops.h5 as wkv7_golden.py writes it.
+bool check_golden(const char* path) {
+  std::FILE* file = std::fopen(path, "rb");
+  if (file == nullptr) {
+    std::fprintf(stderr, "cannot open %s\n", path);
+    std::exit(3);
+  }
+  int size[4];
+  const auto read = [&](void* to, size_t bytes) {
+    if (std::fread(to, 1, bytes, file) != bytes) std::fprintf(stderr, "%s is short\n", path);
+  };
+  read(size, sizeof size);
+  Problem p{size[0], size[1], size[2], size[3] != 0};
+  if (std::strstr(path, "floor") != nullptr) p.kind = Kind::kFloor;
+  const size_t vectors = static_cast<size_t>(p.B) * p.T * p.H * kN;
+  const size_t states = static_cast<size_t>(p.B) * p.H * kN * kN;
+  Host h;
+  for (auto& x : h.x) x.resize(vectors), read(x.data(), 4 * vectors);
+  if (p.state)
+    for (auto* x : {&h.s0, &h.ds_out}) x->resize(states), read(x->data(), 4 * states);
+  Results ref(9);
+  for (size_t i = 0; i < 9; ++i) {
+    const bool of_state = i == 1 || i == 8;
+    ref[i].resize(of_state ? states : vectors);
+    if (!of_state || p.state) read(ref[i].data(), 8 * ref[i].size());
+  }
+  std::fclose(file);
+  std::printf("%s\n  ", path);
+  return compare<__nv_bfloat16>(Variant::kChunk, "chunk", p, h, ref, 1, true, kGoldenLimits);
+}
+
 int run_checks() {
   //                         y    s_out   dr      dw    dk      dv    da    db    ds0
   const double peers[9] = {.0035, .01, .0035, .004, .0035, .0035, .005, .005, .01};
-  const double golden[9] = {.01, .01, .01, .03, .01, .01, .015, .015, .01};
+  const auto& golden = kGoldenLimits;
   const double serial16[9] = {.003, 5e-6, .003, .003, .003, .003, .003, .003, 1e-4};
   const double serial32[9] = {5e-6, 5e-6, 1e-4, 1e-4, 5e-6, 5e-6, 1e-4, 5e-6, 1e-4};
   const double stepping[9] = {.003, 5e-6, .006, .006, .003, .003, .006, .003, .006};
@@ -325,6 +363,7 @@ int run_checks() {
   for (int t : {1, 17, 63, 65, 200}) chunk({2, t, 3, true}, 1, true, peers);
   chunk({1, 200, 2, true}, 3, true, peers);
   chunk({1, 1000, 2, false}, 7, true, peers);
+  chunk({4, 200, 16, true}, 3, true, peers);
   for (Kind kind : {Kind::kFloor, Kind::kSameKey, Kind::kZeroKey, Kind::kNearOne}) {
     chunk({1, 48, 1, true, kind}, 1, true, golden);
     chunk({1, 64, 2, false, kind}, 1, true, golden);
@@ -433,6 +472,12 @@ int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "check";
   const auto number = [&](int i) { return argc > i ? std::atoi(argv[i]) : 0; };
   if (mode == "check") return run_checks();
+  if (mode == "golden") {
+    bool ok = true;
+    for (int i = 2; i < argc; ++i) ok &= check_golden(argv[i]);
+    std::printf(ok ? "all good\n" : "FAILED\n");
+    return ok ? 0 : 1;
+  }
   cudaDeviceProp device;
   require(cudaGetDeviceProperties(&device, 0), "device");
   const Target one{number(2), number(3), number(4), 0, 0};

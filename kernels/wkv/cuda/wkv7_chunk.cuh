@@ -29,7 +29,8 @@ inline constexpr float kDecay = 0.60653065971263342f;
 inline constexpr float kLog2E = 1.4426950408889634f;
 
 /// 16 x 16 matrices of a chunk in shared memory, four 8 x 8 tiles of 128 bytes each.
-enum Small { kTm, kAk, kRb, kRbRest, kRk, kRkRest, kSmalls };
+/// "Rest": what rounding the matrix to bf16 lost. Tm stands for Tm - I.
+enum Small { kTm, kTmRest, kAk, kAkRest, kRb, kRbRest, kRk, kRkRest, kSmalls };
 inline constexpr int kSmallBytes = 512;
 /// Row of the fp32 copy of A_ab that the substitution reads.
 inline constexpr int kSolveRow = 20;
@@ -204,8 +205,13 @@ __device__ __forceinline__ void solve_unit_lower(const float* a, uint32_t to) {
   for (int i = 0; i < 8; ++i) {
     const int row = i + (lane >= 16 ? 8 : 0);
     const float value = lane >= 16 ? x[i + 8] : x[i];
-    const __nv_bfloat16 rounded = __float2bfloat16(row > column ? value : 0.0f);
+    const float exact = row > column ? value : 0.0f;
+    const __nv_bfloat16 rounded = __float2bfloat16(exact);
+    const __nv_bfloat16 rest = __float2bfloat16(exact - __bfloat162float(rounded));
     asm volatile("st.shared.b16 [%0], %1;" ::"r"(at + i * 16), "h"(__bfloat16_as_ushort(rounded))
+                 : "memory");
+    asm volatile("st.shared.b16 [%0], %1;" ::"r"(at + i * 16 + (kTmRest - kTm) * kSmallBytes),
+                 "h"(__bfloat16_as_ushort(rest))
                  : "memory");
   }
 }
@@ -254,7 +260,10 @@ __device__ __forceinline__ void causal_products(const Tilde& t, uint32_t small, 
       store_small(small + kRkRest * kSmallBytes, pack_frag_rest(with_k[0], with_k[1], k));
     }
   } else {
-    if constexpr (kK) store_small(small + kAk * kSmallBytes, k);
+    if constexpr (kK) {
+      store_small(small + kAk * kSmallBytes, k);
+      store_small(small + kAkRest * kSmallBytes, pack_frag_rest(with_k[0], with_k[1], k));
+    }
     float* own = solve + chunk * kChunk * kSolveRow;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
@@ -266,6 +275,16 @@ __device__ __forceinline__ void causal_products(const Tilde& t, uint32_t small, 
     __syncwarp();
     solve_unit_lower(own, small + kTm * kSmallBytes);
   }
+}
+
+/// x <- Tm x for x (16 channels x 16 tokens) transposed; `tm` are the operands of Tm - I and its
+/// rest. Where keys repeat, neighbouring tokens nearly cancel here, so x and Tm enter as two bf16
+/// numbers each.
+__device__ __forceinline__ void apply_tm(float (&x)[2][4], const Frag& tm, const Frag& tm_rest) {
+  const Frag high = pack_frag(x[0], x[1]), rest = pack_frag_rest(x[0], x[1], high);
+  mma16(x, high, tm_rest);
+  mma16(x, rest, tm);
+  mma16(x, high, tm);
 }
 
 /// 16 rows of a state: accumulators of eight 16 x 8 tiles.

@@ -41,7 +41,7 @@ struct BackwardShared {
       u[kStep * kRowBytes / 16], z[kChunk * kRowBytes / 16];
   uint4 w[kStep * kRowBytes / 16];  // raw, one step ahead
   uint4 s0[kN * kRowBytes / 16], l[kN * kRowBytes / 16];
-  uint4 small[2 * kSmalls * kSmallBytes / 16], d[4 * kSmallBytes / 16];
+  uint4 small[2 * kSmalls * kSmallBytes / 16];
   float exp_c[kStep * kExpRow];
   float end[2 * kN];
   __device__ float* solve() { return reinterpret_cast<float*>(l); }  // l is not in use yet
@@ -92,9 +92,9 @@ __device__ __forceinline__ Frag solve_u(const Frag (&s)[4], const Frag& v, const
   float x[2][4] = {};
 #pragma unroll
   for (int j = 0; j < 4; ++j) mma16(x, s[j], load_frag(t.a + across + j * 32));
+  mma16(x, v, load_frag(small + kAkRest * kSmallBytes));
   mma16(x, v, load_frag(small + kAk * kSmallBytes));
-  const Frag x_bf16 = pack_frag(x[0], x[1]);
-  mma16(x, x_bf16, load_frag(small + kTm * kSmallBytes));
+  apply_tm(x, load_frag(small + kTm * kSmallBytes), load_frag(small + kTmRest * kSmallBytes));
   const Frag u = pack_frag(x[0], x[1]);
   store_frag_t(to, u);
   return u;
@@ -115,13 +115,13 @@ __device__ __forceinline__ void step_lambda(StateRows& lambda, const Frag& dy, c
   float z[2][4] = {};
 #pragma unroll
   for (int j = 0; j < 4; ++j) mma16(z, l[j], load_frag(t.b + across + j * 32));
+  mma16(z, dy, load_frag_t(small + kRbRest * kSmallBytes));
   mma16(z, dy, load_frag_t(small + kRb * kSmallBytes));
-  const Frag du = pack_frag(z[0], z[1]);
   if constexpr (kFull) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) mma16(dv, l[j], load_frag(t.k + across + j * 32));
   }
-  mma16(z, du, load_frag_t(small + kTm * kSmallBytes));
+  apply_tm(z, load_frag_t(small + kTm * kSmallBytes), load_frag_t(small + kTmRest * kSmallBytes));
   add_outer(lambda, dy, t.r + down);
   const Frag z_bf16 = pack_frag(z[0], z[1]);
   add_outer(lambda, z_bf16, t.a + down);
@@ -129,6 +129,7 @@ __device__ __forceinline__ void step_lambda(StateRows& lambda, const Frag& dy, c
     mma16(dv, dy, load_frag_t(small + kRk * kSmallBytes));
     mma16(dv, dy, load_frag_t(small + kRkRest * kSmallBytes));
     mma16(dv, z_bf16, load_frag_t(small + kAk * kSmallBytes));
+    mma16(dv, z_bf16, load_frag_t(small + kAkRest * kSmallBytes));
     store_frag_t(z_to, z_bf16);
 #pragma unroll
     for (int j = 0; j < 4; ++j) put_rows(l_to, j, l[j]);
@@ -148,18 +149,23 @@ __device__ __forceinline__ void gradient_products(uint32_t dy, uint32_t z, uint3
   store_small(to + warp * kSmallBytes, pack_frag(d[0], d[1]));
 }
 
-// Column sums over the rows >= this one, of the tile's rows g (x[0], x[1]) and g + 8 (x[2], x[3]).
-__device__ __forceinline__ void suffix_sums(float (&x)[4]) {
-  const int lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2;
+// The 16 x 16 matrix with ones where column >= row: times X, the sums of X over later rows.
+__device__ __forceinline__ Frag upper_ones() {
+  const uint32_t row = (threadIdx.x & 31u) >> 2, k = (threadIdx.x & 3u) * 2;
+  const uint32_t diagonal = (k >= row ? 0x3f80u : 0u) | (k + 1 >= row ? 0x3f800000u : 0u);
+  return {{diagonal, 0u, 0x3f803f80u, diagonal}};
+}
+
+// Sums over the rows >= each one, for a tile's rows g (x[0], x[1]) and g + 8 (x[2], x[3]): a
+// product with ones, X as two bf16 numbers (error 2^-17 of the largest).
+__device__ __forceinline__ void suffix_sums(float (&x)[4], const Frag& ones) {
+  const uint32_t upper = pack(x[0], x[1]), lower = pack(x[2], x[3]);
+  const uint32_t upper_rest = pack_rest(x[0], x[1], upper),
+                 lower_rest = pack_rest(x[2], x[3], lower);
 #pragma unroll
-  for (int e = 0; e < 4; ++e)
-#pragma unroll
-    for (int d = 1; d < 8; d *= 2) {
-      const float below = __shfl_down_sync(0xffffffffu, x[e], 4 * d);
-      if (g + d < 8) x[e] += below;
-    }
-#pragma unroll
-  for (int e = 0; e < 2; ++e) x[e] += __shfl_sync(0xffffffffu, x[e + 2], lane & 3);
+  for (int e = 0; e < 4; ++e) x[e] = 0;
+  mma(x, ones, transpose8(upper_rest), transpose8(lower_rest));
+  mma(x, ones, transpose8(upper), transpose8(lower));
 }
 
 __device__ __forceinline__ float column_sum(float x) {
@@ -178,26 +184,27 @@ __device__ __forceinline__ Pair load_pair(uint32_t at) {
 }
 
 struct ChunkAddresses {
-  uint32_t r, a, b, k, v, dy, u, z, s0, l, d;  // first row of the chunk, without the lane's offset
-  const float* exp_c;                          // row of the chunk's first token
+  uint32_t r, a, b, k, v, dy, u, w, z, s0, l, d;  // first row of the chunk, without the lane
+  uint32_t w_buffer;
+  const __nv_bfloat16* next_w;  // w of the step to come; null while it is too early
+  const float* exp_c;           // row of the chunk's first token
 };
 
 // dR, dA, dB, dK, dW of 16 tokens x this warp's 16 columns.
 __device__ __forceinline__ void key_gradients(const BackwardParams& p, const ChunkAddresses& at,
-                                              int64_t x0, int64_t stride, int tokens,
-                                              bool from_zero) {
+                                              const Lanes& lanes, int64_t x0, int64_t stride,
+                                              int tokens, bool from_zero) {
   const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
-  const Lanes lanes;
   const uint32_t lane_at = lanes.down, own = lane_at + warp * 32;
   uint32_t logits[2][2];  // [upper or lower row][half]
 #pragma unroll
   for (int lower = 0; lower < 2; ++lower) {
     const int token = (lane >> 2) + 8 * lower;
-    const auto* from = reinterpret_cast<const unsigned int*>(p.in.w + x0 + token * stride +
-                                                             warp * 16 + (lane & 3) * 2);
-    logits[lower][0] = token < tokens ? __ldg(from) : 0u;
-    logits[lower][1] = token < tokens ? __ldg(from + 4) : 0u;
+    const uint32_t from = at.w + token * kRowBytes + (warp * 16 + (lane & 3) * 2) * 2;
+    logits[lower][0] = load_shared(from);
+    logits[lower][1] = load_shared(from + 16);
   }
+  gradient_products(at.dy, at.z, at.u, at.v, lanes, at.d);
   float dr[2][4] = {}, da[2][4] = {}, db[2][4] = {}, dk[2][4] = {}, far_b[2][4] = {},
         far_k[2][4] = {}, crossing[2][4] = {};
   constexpr Frag kOnes = {{0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u}};
@@ -213,6 +220,11 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
 #pragma unroll
     for (int e = 0; e < 4; ++e) sl.x[e] = mul_bf16x2(s.x[e], l.x[e]);
     mma16(crossing, kOnes, sl);
+  }
+  __syncthreads();  // D of all warps is there, and w is read
+  if (at.next_w != nullptr) {
+    copy_rows(at.w_buffer, at.next_w, 0, stride, kStep);
+    copy_async_commit();
   }
   const uint32_t d = at.d + lanes.small_down, d_t = at.d + lanes.small_across;
   {
@@ -231,6 +243,7 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
   }
   const int row = lane >> 2, column = warp * 16 + (lane & 3) * 2;
   Frag out_r, out_w, out_k, out_a, out_b;
+  const Frag ones = upper_ones();
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const uint32_t cell = row * kRowBytes + (column + half * 8) * 2;
@@ -245,7 +258,7 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
           r.x[e] * dr[half][e] - b.x[e] * db[half][e] - k.x[e] * dk[half][e] - far + after_a[e];
       total[e & 1] += far;
     }
-    suffix_sums(grow);
+    suffix_sums(grow, ones);
     total[0] = column_sum(total[0]) + crossing[half][0];
     total[1] = column_sum(total[1]) + crossing[half][1];
 #pragma unroll
@@ -298,8 +311,7 @@ __global__ void __launch_bounds__(kThreads, 3) backward_kernel(const BackwardPar
   const uint32_t v_at = shared_address(shared.v), dy_at = shared_address(shared.dy),
                  u_at = shared_address(shared.u), z_at = shared_address(shared.z),
                  s0_at = shared_address(shared.s0), l_at = shared_address(shared.l),
-                 w_at = shared_address(shared.w), small_at = shared_address(shared.small),
-                 d_at = shared_address(shared.d);
+                 w_at = shared_address(shared.w), small_at = shared_address(shared.small);
   const Lanes lanes;
   const uint32_t own = lanes.across + warp * 32;  // this warp's 16 value columns
 
@@ -339,8 +351,6 @@ __global__ void __launch_bounds__(kThreads, 3) backward_kernel(const BackwardPar
     copy_async_wait<0>();
     __syncthreads();
     if (step > first) {
-      copy_rows(w_at, p.in.w, x0 - kStep * stride, stride, kStep);
-      copy_async_commit();
       prefetch_step(p, x0 - kStep * stride, stride, checkpoint - kCheckpointWords);
     }
 
@@ -386,13 +396,24 @@ __global__ void __launch_bounds__(kThreads, 3) backward_kernel(const BackwardPar
       store_rows(p.dv, RowPlace(x + warp * 16, stride, tokens - c * kChunk),
                  transpose_frag(pack_frag(dv[0], dv[1])));
       __syncthreads();
-      gradient_products(dy_at + rows, z_at, u_at + rows, v_at + rows, lanes, d_at);
-      __syncthreads();
-      const ChunkAddresses at{tilde.r + rows, tilde.a + rows, tilde.b + rows,
-                              tilde.k + rows, v_at + rows,    dy_at + rows,
-                              u_at + rows,    z_at,           s0_at,
-                              l_at,           d_at,           shared.exp_c + c * kChunk * kExpRow};
-      key_gradients(p, at, x, stride, tokens - c * kChunk, step == 0 && c == 0 && !p.has_s0);
+      const uint32_t d_at = small_at + c * kSmalls * kSmallBytes;  // in place of used-up matrices
+      const bool fetch = c == 0 && step > first;
+      const ChunkAddresses at{tilde.r + rows,
+                              tilde.a + rows,
+                              tilde.b + rows,
+                              tilde.k + rows,
+                              v_at + rows,
+                              dy_at + rows,
+                              u_at + rows,
+                              w_at + rows,
+                              z_at,
+                              s0_at,
+                              l_at,
+                              d_at,
+                              w_at,
+                              fetch ? p.in.w + x0 - kStep * stride : nullptr,
+                              shared.exp_c + c * kChunk * kExpRow};
+      key_gradients(p, at, lanes, x, stride, tokens - c * kChunk, step == 0 && c == 0 && !p.has_s0);
       if (c == 0) copy_async_wait<0>();
       __syncthreads();
     }

@@ -2,8 +2,7 @@
 ///   X = A~ S^T + A_ak V;  U = X + (Tm - I) X;  Y = R~ S^T + A_rb U + A_rk V
 ///   S = (S + U^T B~ + V^T K~) diag(P)
 /// all computed transposed, so that accumulators of one product are the A operand of the next.
-/// Precision: S enters Y as two bf16 numbers (value and rest), so do A_rb and A_rk; U keeps X in
-/// fp32.
+/// Precision: the 16 x 16 matrices enter as two bf16 numbers each (value and rest).
 
 #include "kernels/wkv/cuda/wkv7_chunk.cuh"
 #include "kernels/wkv/cuda/wkv7_segments.cuh"
@@ -27,6 +26,10 @@ struct ForwardParams {
 #endif
 constexpr int kForwardBlocks = WKV7_FORWARD_BLOCKS;
 
+// From this many heads on, the forward walks whole heads even if the backward has segments: a block
+// per head then takes less time than finding N and M first.
+constexpr int kWholeHeads = 64;
+
 struct ForwardShared {
   uint4 r[kStep * kRowBytes / 16], a[kStep * kRowBytes / 16], b[kStep * kRowBytes / 16],
       k[kStep * kRowBytes / 16], v[kStep * kRowBytes / 16];
@@ -40,16 +43,17 @@ struct ForwardShared {
 enum class Walk { kOutputs, kN, kM };
 
 template <Walk kWalk>
-__device__ __forceinline__ void walk_segment(const ForwardParams& p, ForwardShared& shared) {
+__device__ __forceinline__ void walk_segment(const ForwardParams& p, ForwardShared& shared,
+                                             int segment, int segments, int steps_per_segment) {
   constexpr bool kY = kWalk == Walk::kOutputs, kV = kWalk != Walk::kM;
   const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
-  const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
-  const int first = segment * p.steps_per_segment;
-  const int last = min(first + p.steps_per_segment, p.steps);
+  const int head = static_cast<int>(blockIdx.x);
+  const int first = segment * steps_per_segment;
+  const int last = min(first + steps_per_segment, p.steps);
   const int64_t stride = static_cast<int64_t>(p.heads) * kN;
   const int64_t origin = static_cast<int64_t>(head / p.heads) * p.tokens * stride +
                          static_cast<int64_t>(head % p.heads) * kN;
-  const int64_t slot = static_cast<int64_t>(head) * p.segments + segment;
+  const int64_t slot = static_cast<int64_t>(head) * segments + segment;
 
   const Tilde tilde{shared_address(shared.r), shared_address(shared.a), shared_address(shared.b),
                     shared_address(shared.k)};
@@ -104,9 +108,11 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, ForwardShar
           mma16(y, high, r);
         }
       }
-      if constexpr (kV) mma16(x, v, load_frag(small + kAk * kSmallBytes));
-      const Frag x_bf16 = pack_frag(x[0], x[1]);
-      mma16(x, x_bf16, load_frag(small + kTm * kSmallBytes));
+      if constexpr (kV) {
+        mma16(x, v, load_frag(small + kAkRest * kSmallBytes));
+        mma16(x, v, load_frag(small + kAk * kSmallBytes));
+      }
+      apply_tm(x, load_frag(small + kTm * kSmallBytes), load_frag(small + kTmRest * kSmallBytes));
       const Frag u = pack_frag(x[0], x[1]);
       add_outer(s, u, tilde.b + down);
       if constexpr (kV) add_outer(s, v, tilde.k + down);
@@ -124,22 +130,36 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, ForwardShar
   }
   if constexpr (!kY)
     store_state(s, (kV ? p.operator_n : p.operator_m) + slot * kStateFloats);
-  else if (p.s_out != nullptr && segment == p.segments - 1)
+  else if (p.s_out != nullptr && segment == segments - 1)
     store_state(s, p.s_out + static_cast<int64_t>(head) * kStateFloats);
 }
 
 __global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const ForwardParams p) {
   __shared__ ForwardShared shared;
-  walk_segment<Walk::kOutputs>(p, shared);
+  walk_segment<Walk::kOutputs>(p, shared, static_cast<int>(blockIdx.y), p.segments,
+                               p.steps_per_segment);
+}
+
+// Blocks of row 0 walk whole heads, the others find M of the segments that the backward will use.
+__global__ void __launch_bounds__(kThreads, kForwardBlocks)
+    forward_beside_operators_kernel(const ForwardParams p) {
+  __shared__ ForwardShared shared;
+  if (blockIdx.y == 0)
+    walk_segment<Walk::kOutputs>(p, shared, 0, 1, p.steps);
+  else
+    walk_segment<Walk::kM>(p, shared, static_cast<int>(blockIdx.y) - 1, p.segments,
+                           p.steps_per_segment);
 }
 
 __global__ void __launch_bounds__(kThreads, kForwardBlocks)
     operators_kernel(const ForwardParams p) {
   __shared__ ForwardShared shared;
   if (blockIdx.z == 0)
-    walk_segment<Walk::kN>(p, shared);
+    walk_segment<Walk::kN>(p, shared, static_cast<int>(blockIdx.y), p.segments,
+                           p.steps_per_segment);
   else
-    walk_segment<Walk::kM>(p, shared);
+    walk_segment<Walk::kM>(p, shared, static_cast<int>(blockIdx.y), p.segments,
+                           p.steps_per_segment);
 }
 
 }  // namespace
@@ -163,7 +183,16 @@ cudaError_t wkv7_chunk_forward(const Wkv7Shape& shape, const Wkv7Forward& io, cu
   const Memory memory(plan, streams, io.saved, io.workspace);
   p.checkpoints = memory.checkpoints;
   const dim3 grid(static_cast<unsigned>(streams), static_cast<unsigned>(plan.segments));
-  if (plan.segments > 1) {
+  const bool whole_heads = streams >= kWholeHeads;
+  if (plan.segments > 1 && whole_heads && io.saved != nullptr) {
+    p.operator_m = memory.operator_m;
+    forward_beside_operators_kernel<<<dim3(grid.x, grid.y + 1), kThreads, 0, stream>>>(p);
+    return cudaGetLastError();
+  }
+  if (whole_heads) {
+    p.segments = 1;
+    p.steps_per_segment = plan.steps;
+  } else if (plan.segments > 1) {
     p.operator_m = memory.operator_m;
     p.operator_n = memory.operator_n;
     operators_kernel<<<dim3(grid.x, grid.y, 2), kThreads, 0, stream>>>(p);
@@ -172,7 +201,7 @@ cudaError_t wkv7_chunk_forward(const Wkv7Shape& shape, const Wkv7Forward& io, cu
       return e;
     p.start = memory.operator_n;
   }
-  forward_kernel<<<grid, kThreads, 0, stream>>>(p);
+  forward_kernel<<<dim3(grid.x, static_cast<unsigned>(p.segments)), kThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
 
