@@ -9,8 +9,8 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "tests/unit/trainer_test_util.h"
 #include "trainer/checkpoint.h"
-#include "trainer_test_util.h"
 
 namespace rwkv {
 namespace {

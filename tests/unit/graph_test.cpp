@@ -205,14 +205,17 @@ TEST(Graph, GradientsMatchCentralDifferences) {
       net.value[p][i] = keep - h;
       const double down = loss();
       net.value[p][i] = keep;
-      EXPECT_LE(std::fabs((up - down) / (2 * h) - net.grad[p][i]), 2e-3 * (1 + std::fabs(up))) << p << " " << i;
+      EXPECT_LE(std::fabs((up - down) / (2 * h) - net.grad[p][i]), 2e-3 * (1 + std::fabs(up)))
+          << p << " " << i;
     }
   for (int64_t i = 0; i < kN; ++i) {
     set_x(plan, h, i);
     const double up = loss();
     set_x(plan, -h, i);
     const double down = loss();
-    EXPECT_LE(std::fabs((up - down) / (2 * h) - dx[static_cast<size_t>(i)]), 2e-3 * (1 + std::fabs(up))) << i;
+    EXPECT_LE(std::fabs((up - down) / (2 * h) - dx[static_cast<size_t>(i)]),
+              2e-3 * (1 + std::fabs(up)))
+        << i;
   }
   // p3 is in no op: not reached, gradient untouched.
   EXPECT_EQ(plan.reached_params(), (std::vector<bool>{true, true, true, false}));

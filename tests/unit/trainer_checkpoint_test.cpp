@@ -9,8 +9,8 @@
 #include "data/io/hdf5_file.h"
 #include "kernels/core/error.h"
 #include "model/rwkv.h"
+#include "tests/unit/trainer_test_util.h"
 #include "trainer/checkpoint.h"
-#include "trainer_test_util.h"
 
 namespace rwkv {
 namespace {

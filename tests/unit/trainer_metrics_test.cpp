@@ -7,11 +7,11 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/core/error.h"
+#include "tests/unit/trainer_test_util.h"
 #include "trainer/data_source.h"
 #include "trainer/lr_range.h"
 #include "trainer/memory.h"
 #include "trainer/metrics.h"
-#include "trainer_test_util.h"
 
 namespace rwkv {
 namespace {
