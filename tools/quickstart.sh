@@ -99,6 +99,7 @@ else
   "$here/install_deps.sh" build plot
   plot=1
   build=$source_dir/build-quickstart
+  export CCACHE_BASEDIR=$source_dir
   bin=$build/bin
   cmake -S "$source_dir" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DRWKV_CUDA=OFF \
     -DRWKV_BUILD_TESTS=OFF -DRWKV_BUILD_BENCH=OFF

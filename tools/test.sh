@@ -63,6 +63,8 @@ step "packages"
 "$source_dir/tools/install_deps.sh" build test plot
 
 cd "$source_dir"
+# Lets ccache recognise a file that was compiled in another build folder.
+export CCACHE_BASEDIR=$source_dir
 if [ -z "${RWKV_TEST_DATA:-}" ] && [ -d "$source_dir/../shared/data" ]; then
   RWKV_TEST_DATA=$(cd "$source_dir/../shared/data" && pwd)
   export RWKV_TEST_DATA
@@ -80,14 +82,16 @@ done
 nvcc=$(command -v nvcc || true)
 if [ -z "$nvcc" ] && [ -x /usr/local/cuda/bin/nvcc ]; then nvcc=/usr/local/cuda/bin/nvcc; fi
 if [ -n "$nvcc" ]; then
-  step "building preset cuda-sm90 (compiled only; $nvcc)"
+  step "building preset cuda-sm90 (compiled only, with $nvcc)"
   cmake --preset cuda-sm90 -B "$(folder_of cuda-sm90)" -DRWKV_BUILD_TESTS=OFF \
-    -DCMAKE_CUDA_COMPILER="$nvcc" -DCUDAToolkit_ROOT="$(dirname "$(dirname "$nvcc")")"
-  cmake --build "$(folder_of cuda-sm90)" -j "$jobs"
+    -DCUDAToolkit_ROOT="$(dirname "$(dirname "$nvcc")")"
+  if [ -n "$(find kernels -name '*.cu' -print -quit)" ]; then
+    cmake --build "$(folder_of cuda-sm90)" -j "$jobs"
+  else
+    echo "there are no CUDA sources yet: configured only"
+  fi
 fi
 
-# Tests share the cores: threads that wait must not spin.
-export OMP_WAIT_POLICY=passive
 export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1}
 export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
 failed=
