@@ -1,5 +1,6 @@
 #pragma once
-/// HDF5 files without HDF5 types in the interface: only hdf5_file.cpp and hdf5_impl.cpp include HDF5.
+/// HDF5 files without HDF5 types in the interface; only hdf5_file.cpp and hdf5_impl.cpp include
+/// HDF5.
 ///
 /// Threads: one `Hdf5File` belongs to one thread at a time. Different objects may be used from
 /// different threads at once: the HDF5 library usually is not thread safe, so every call holds one
