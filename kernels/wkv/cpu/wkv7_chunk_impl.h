@@ -4,7 +4,8 @@
 /// Work split: one (sequence, head) per worker item, chunks in order (reversed in the backward).
 /// Everything is a product of small matrices in register tiles (tile.h); per token and head of size
 /// N the forward does 4 N^2 multiply-adds with the state and about 7 Q N inside the chunk, the
-/// backward 8 N^2 and about 12 Q N. Limit: fused multiply-adds; operands sit in L1 and L2.
+/// backward, which recomputes U from the saved start state, 9 N^2 and about 20 Q N. Limit: fused
+/// multiply-adds, then memory; operands sit in L1 and L2 (140 KiB at N = 64, Q = 16, backward).
 ///
 /// All of the chunk's algebra is done in the frame of its first token: R~, A~ carry exp(c), B~, K~
 /// carry exp(-c), with c the sum of log decays since the chunk began (spec 4.3: safe in fp32 up to
