@@ -310,8 +310,12 @@ TEST(Checkpoint, TemporariesOfDeadRunsAreRemoved) {
   const ScratchDir dir("checkpoint");
   // A process number that cannot exist: above the kernel's largest.
   write_bytes(dir / "step_00000010.h5.99999999-0.tmp", "half");
+  write_bytes(dir / "log.jsonl.99999999-1.tmp", "half");
+  write_bytes(dir / "notes.tmp", "not ours");
   write_bytes(dir / "step_00000020.h5", "");
-  EXPECT_EQ(remove_stale_checkpoint_temporaries(dir.str()), 1u);
+  EXPECT_EQ(remove_stale_run_temporaries(dir.str()), 2u);
+  EXPECT_TRUE(std::filesystem::exists(dir / "notes.tmp"));
+  EXPECT_FALSE(std::filesystem::exists(dir / "log.jsonl.99999999-1.tmp"));
   EXPECT_FALSE(std::filesystem::exists(dir / "step_00000010.h5.99999999-0.tmp"));
   EXPECT_TRUE(std::filesystem::exists(dir / "step_00000020.h5"));
 }
