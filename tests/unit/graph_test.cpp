@@ -359,6 +359,32 @@ TEST(Graph, FiniteCheckNamesTheOp) {
   }
 }
 
+TEST(Graph, OptionalSavedTensorsAreForTrainingOnly) {
+  Op sin = kSin;
+  sin.saved_optional = true;
+  sin.forward[0] = [](Context&, const OpCall& c) {
+    EXPECT_EQ(c.saved.size(), 1u);
+    c.out[0].f32()[0] = c.saved[0] ? 1 : 2;
+  };
+  const std::vector<GraphParam> params = {{"p", TensorSpec{kN}}};
+  Graph g(params);
+  const Value x = g.apply(kScale, {g.input("x", {kN})}, {0}, "scale")[0];
+  const Value y = g.apply(sin, {x}, {}, "sin")[0];
+  g.output("loss", g.apply(kSum, {y}, {}, "loss")[0]);
+  g.output("y", y);
+  std::vector<float> value(kN, 1.0f), grad(kN);
+  const TensorView v(value.data(), TensorSpec{kN}), d(grad.data(), TensorSpec{kN});
+  Context ctx;
+  Plan infer = Plan::build(g, {.training = false}), train = Plan::build(g, {});
+  infer.bind(ctx, std::span(&v, 1), {});
+  train.bind(ctx, std::span(&v, 1), std::span(&d, 1));
+  infer.forward(ctx);
+  EXPECT_EQ(*infer.output("y").f32(), 2);
+  train.forward(ctx);
+  EXPECT_EQ(*train.output("y").f32(), 1);
+  EXPECT_LT(infer.buffers().size(), train.buffers().size());
+}
+
 TEST(Graph, DumpNamesEveryStepAndTheTotals) {
   Net net;
   const Graph g = net.build();
