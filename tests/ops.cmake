@@ -1,1 +1,4 @@
 rwkv_test(op_test LABEL ops SOURCES ops/op_test.cpp ops/op_harness.cpp DEPS rwkv_kernels)
+rwkv_test(op_special_test LABEL ops SOURCES ops/op_special_test.cpp ops/op_harness.cpp
+  DEPS rwkv_kernels)
+rwkv_test(op_math_test LABEL ops SOURCES ops/math_test.cpp DEPS rwkv_kernels)
