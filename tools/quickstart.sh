@@ -134,12 +134,12 @@ else
 fi
 
 step "generation: the first held-out problem of each task"
-# Lines {"task":...,"prompt":"\nR0471=","answer":"1740\n"}: prompt and answer with their escapes.
+# Lines {"task":"reverse","prompt":"R0471=","answer":"1740"}
 awk -F'"' '!($4 in seen) { seen[$4] = 1; print $8; print $12 }' "$data/heldout.jsonl" |
   while IFS= read -r prompt && IFS= read -r answer; do
-    text=$("$bin/rwkv-generate" --model "$run_dir" --prompt "$(printf '%b' "$prompt")" \
-      --temperature 0 --stop $'\n' --max-tokens 64 "${threads[@]}" </dev/null)
-    printf '%-24s model: %-20s answer: %s\n' "${prompt#"\\n"}" "$text" "${answer%"\\n"}"
+    text=$("$bin/rwkv-generate" --model "$run_dir" --prompt "$prompt" --temperature 0 \
+      --stop $'\n' --max-tokens 64 "${threads[@]}" </dev/null)
+    printf '%-32s model: %-12s answer: %s\n' "$prompt" "$text" "$answer"
   done
 
 step "done"
@@ -150,4 +150,4 @@ log         $run_dir/log.jsonl
 accuracy    $run_dir/accuracy.txt
 DONE
 if [ $plot -eq 1 ]; then echo "curves      $run_dir/curves.png"; fi
-printf 'try         %s\n' "$bin/rwkv-generate --model $run_dir --stop \$'\\n' --prompt \$'\\nR271828='"
+printf 'try         %s\n' "$bin/rwkv-generate --model $run_dir --stop \$'\\n' --prompt R271828="
