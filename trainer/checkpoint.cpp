@@ -15,8 +15,8 @@
 #include "data/io/atomic_file.h"
 #include "data/io/crc32.h"
 #include "data/io/hdf5_file.h"
+#include "data/io/seal.h"
 #include "kernels/core/error.h"
-#include "trainer/seal.h"
 
 namespace rwkv {
 namespace {

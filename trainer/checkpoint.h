@@ -7,7 +7,7 @@
 ///   /trainer/state    string: JSON of TrainerState, see docs/training.md
 ///   /trainer/config   string: JSON of the whole configuration (config_json)
 ///   attribute "crc32" on every dataset: of the values' bytes, or of the string's bytes
-///   after the end of the HDF5 file: a seal over all of it, see trainer/seal.h
+///   after the end of the HDF5 file: a seal over all of it, see data/io/seal.h
 ///
 /// A checkpoint appears complete under its name, step_00000500.h5 after 500 steps, or not at all.
 /// Equal runs write equal bytes: nothing in it depends on time, machine or folder.

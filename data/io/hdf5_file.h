@@ -93,7 +93,7 @@ class Hdf5File {
   int64_t numel(std::string_view name) const;
   H5Type type(std::string_view name) const;
   /// Where the raw bytes of a contiguous dataset begin in the file; -1 if it is stored otherwise
-  /// (chunked, or a string). For checksums over files (trainer/seal.h).
+  /// (chunked, or a string). For checksums over files (data/io/seal.h).
   int64_t data_offset(std::string_view name) const;
 
   // --- reading ----------------------------------------------------------------------------
