@@ -19,7 +19,7 @@ constexpr int64_t kOffsetsBlock = 1 << 13;
 void check_range(const TokenSource& source, int64_t offset, size_t count) {
   const auto n = static_cast<int64_t>(count);
   RWKV_CHECK(offset >= 0 && n <= source.size() && offset <= source.size() - n, IoError, "reading ",
-             source.describe(), ": tokens ", offset, " to ", offset + n, " of ", source.size());
+             source.describe(), ": ", n, " tokens from ", offset, ", it has ", source.size());
 }
 
 }  // namespace
@@ -104,7 +104,7 @@ std::shared_ptr<const Tokenizer> TokenFile::tokenizer() const {
 
 std::vector<int64_t> TokenFile::document_offsets(int64_t first, int64_t count) const {
   RWKV_CHECK(first >= 0 && count >= 0 && first <= documents_ - count, IoError, "reading ",
-             file_.path(), ": documents ", first, " to ", first + count, " of ", documents_);
+             file_.path(), ": ", count, " documents from ", first, ", it has ", documents_);
   std::vector<int64_t> out(static_cast<size_t>(count) + 1);
   file_.read_slice<int64_t>("documents", first, count + 1, out.data());
   return out;

@@ -177,9 +177,10 @@ bool WorkReader::next_lines(WorkItem& item) {
       cut = buffer_.size();  // the last line may lack its line end
       break;
     }
-    const size_t found = buffer_.rfind('\n');
-    if (found != std::string::npos && found >= searched)
-      cut = found + 1;
+    // Only what is new: a line may be as long as the file.
+    const size_t found = std::string_view(buffer_).substr(searched).rfind('\n');
+    if (found != std::string_view::npos)
+      cut = searched + found + 1;
     else
       searched = buffer_.size();
   }

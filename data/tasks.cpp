@@ -14,6 +14,8 @@ namespace {
 
 constexpr uint64_t kHeldOutOneIn = 8;
 constexpr int kProblemsPerDocument = 8;
+// Twelve keys, so that a model sees each often enough to learn recall within some million tokens.
+constexpr const char* kKeys = "abcdefghijkl";
 
 /// Uniform over all contents, and fixed for ever: files made by different versions stay disjoint.
 uint64_t content_hash(std::string_view task, std::string_view content) {
@@ -95,7 +97,7 @@ Problem TaskGenerator::recall() {
     for (size_t i = pairs.size(); i > 1; --i) std::swap(pairs[i - 1], pairs[rng_.next_below(i)]);
   };
   do {
-    std::string letters = "abcdefghijklmnopqrstuvwxyz";
+    std::string letters = kKeys;
     pairs.resize(static_cast<size_t>(between(4, 8)));
     for (size_t i = 0; i < pairs.size(); ++i) {
       std::swap(letters[i], letters[i + rng_.next_below(letters.size() - i)]);

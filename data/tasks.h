@@ -5,9 +5,9 @@
 /// the end-of-document id, so both a line end and an end of document are followed by new problems.
 ///
 ///   reverse   R0471=1740          1 to 8 digits, leading zeros allowed
-///   recall    Kd3a7x0m7?x0        4 to 8 keys (distinct letters) with a digit each; '?' asks for
+///   recall    Kd3a7l0g7?l0        4 to 8 different keys (a to l) with a digit each; '?' asks for
 ///   one
-///             Kd3a7x0m7*x0d3m7a7  '*' asks for all, in random order: more to learn from per line.
+///             Kd3a7l0g7*l0d3g7a7  '*' asks for all, in random order: more to learn from per line.
 ///                                 Two thirds of the training lines, none of the held-out problems
 ///   add       A7+85=92            two numbers from 0 to 99
 ///   permute   Pxzy=cadb           "abcd" after 1 to 8 swaps of neighbours: x swaps places 1 and 2,
@@ -34,7 +34,7 @@ enum class TaskSplit : uint8_t { kTrain, kHeldOut };
 
 struct Problem {
   std::string task;    ///< "reverse", "recall", "add", "permute"
-  std::string prompt;  ///< "R0471=", "Kd3a7x0m7?x"
+  std::string prompt;  ///< "R0471=", "Kd3a7l0g7?l"
   std::string answer;  ///< what has to follow, up to the line end: "1740", "0"
   std::string line;    ///< the line for training, with its line end
 };

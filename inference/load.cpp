@@ -1,6 +1,7 @@
 #include "inference/load.h"
 
 #include "data/io/hdf5_file.h"
+#include "data/io/seal.h"
 #include "model/weights.h"
 
 namespace rwkv {
@@ -39,6 +40,8 @@ const Tokenizer& LoadedModel::need_tokenizer() const {
 }
 
 LoadedModel load_model(const std::string& path, const std::string& vocab) {
+  // The HDF5 library crashes on some damaged files: a seal is checked before it sees them.
+  if (has_seal(path)) check_seal(path, "");
   Hdf5File file = Hdf5File::open(path);
   LoadedModel m;
   m.path = path;

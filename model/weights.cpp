@@ -64,7 +64,7 @@ void write_model(Hdf5File& file, const ModelConfig& config, const ParamRegistry&
     file.write_string("tokenizer/hash", tokenizer.hash);
     if (!tokenizer.blob.empty())
       file.write<uint8_t>("tokenizer/blob", {static_cast<int64_t>(tokenizer.blob.size())},
-                          tokenizer.blob);
+                          tokenizer.blob, {.deflate = 6});
   }
   write_param_group(file, "weights", params, values);
 }

@@ -7,7 +7,7 @@
 ///   /weights/NAME      f32, the public checkpoints' names and shapes, e.g. weights/emb.weight
 ///   /tokenizer/name    string: "bytes", "world", ...; absent if unknown
 ///   /tokenizer/hash    string
-///   /tokenizer/blob    u8 [n]: the vocabulary as the tokenizer library packs it; absent for bytes
+///   /tokenizer/blob    u8 [n]: the vocabulary, deflated; absent for bytes
 ///   attribute "crc32" (integer) on every dataset of /weights
 
 #include <cstdint>

@@ -7,3 +7,5 @@ rwkv_test(data_sampler_test LABEL unit SOURCES unit/data_sampler_test.cpp
 rwkv_test(data_dataset_test LABEL unit SOURCES unit/data_dataset_test.cpp DEPS rwkv_data)
 rwkv_test(data_tasks_test LABEL unit SOURCES unit/data_tasks_test.cpp
           DEPS rwkv_data nlohmann_json::nlohmann_json)
+rwkv_test(data_prepare_test LABEL unit SOURCES unit/data_prepare_test.cpp
+          DEPS rwkv_data rwkv_zstd nlohmann_json::nlohmann_json)

@@ -12,3 +12,6 @@ add_dependencies(train_program_test rwkv-train)
 add_test(NAME train_kill_test COMMAND ${PROJECT_SOURCE_DIR}/tools/kill_test.sh 4
   $<TARGET_FILE:rwkv-train>)
 set_tests_properties(train_kill_test PROPERTIES LABELS integration TIMEOUT 600)
+# Threads that spin while they wait take the cores from each other when tests run side by side.
+set_tests_properties(train_run_test train_allocation_test train_program_test train_kill_test
+  PROPERTIES ENVIRONMENT "OMP_WAIT_POLICY=passive")

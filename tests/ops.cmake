@@ -5,3 +5,6 @@ if(RWKV_HAVE_CUDA)
   add_executable(cuda_op_bench ops/cuda_op_bench.cpp ops/cuda_harness.cpp)
   target_link_libraries(cuda_op_bench PRIVATE rwkv_flags rwkv_kernels GTest::gtest CUDA::cudart_static)
 endif()
+rwkv_test(op_special_test LABEL ops SOURCES ops/op_special_test.cpp ops/op_harness.cpp
+  DEPS rwkv_kernels)
+rwkv_test(op_math_test LABEL ops SOURCES ops/math_test.cpp DEPS rwkv_kernels)

@@ -98,7 +98,9 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
   echo "== installing ${missing[*]}"
   # Package lists may be absent (fresh container) or old: one update, then the installation.
-  apt_get=("${as_root[@]}" DEBIAN_FRONTEND=noninteractive apt-get -q -o Dpkg::Use-Pty=0)
+  # dpkg needs the folders of administrators' programs, which a short PATH may lack.
+  apt_get=("${as_root[@]}" DEBIAN_FRONTEND=noninteractive PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+    apt-get -q -o Dpkg::Use-Pty=0)
   "${apt_get[@]}" update </dev/null || echo "install_deps.sh: apt-get update failed, trying anyway" >&2
   if ! "${apt_get[@]}" install --yes --no-install-recommends "${missing[@]}" </dev/null; then
     echo "install_deps.sh: the installation failed; see apt-get's messages above. The command was" >&2

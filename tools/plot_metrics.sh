@@ -5,7 +5,8 @@
 #     -o, --output FILE   picture to write, .png or .svg (default: curves.png)
 #     -x, --x AXIS        step, tokens or hours (default: step)
 #     --panels LIST       of loss, speed, lr, norm, in this order (default: loss,speed)
-#     --smooth A          weight of the past in the smoothed training loss, 0 to 0.999 (default 0.9)
+#     --smooth A          weight of the past in the smoothed training loss, 0 to 0.999 (default: such
+#                         that it reaches back over a fiftieth of the run)
 #     --log               logarithmic x axis
 #     --title TEXT        above the picture
 #
@@ -14,7 +15,7 @@
 set -euo pipefail
 
 usage() {
-  sed -n '2,13s/^# \{0,1\}//p' "$0"
+  sed -n '2,14s/^# \{0,1\}//p' "$0"
 }
 fail() {
   echo "plot_metrics.sh: $1" >&2
@@ -24,7 +25,7 @@ fail() {
 output=curves.png
 axis=step
 panels=loss,speed
-smooth=0.9
+smooth=
 logscale=
 title=
 runs=()
@@ -63,7 +64,7 @@ case $axis in
   hours) x_label="time [hours]" ;;
   *) fail "--x '$axis': expected step, tokens or hours" ;;
 esac
-if [[ ! $smooth =~ ^0?(\.[0-9]+)?$ ]]; then fail "--smooth '$smooth': expected 0 to 0.999"; fi
+if [[ ! ${smooth:-0} =~ ^0?(\.[0-9]+)?$ ]]; then fail "--smooth '$smooth': expected 0 to 0.999"; fi
 command -v gnuplot >/dev/null 2>&1 ||
   fail "gnuplot is not installed (Debian/Ubuntu: apt-get install gnuplot-nox)" 3
 
@@ -113,6 +114,7 @@ for run in "${runs[@]}"; do
     }
     END {
       printf "" >train; printf "" >valid
+      if (smooth == "") smooth = n > 50 ? 1 - 50 / n : 0
       for (i = 1; i <= n; i++) {
         s = steps[i]
         # Started from 0 and divided by the sum of its weights, so that early values count in full.

@@ -99,6 +99,7 @@ else
   "$here/install_deps.sh" build plot
   plot=1
   build=$source_dir/build-quickstart
+  export CCACHE_BASEDIR=$source_dir
   bin=$build/bin
   cmake -S "$source_dir" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DRWKV_CUDA=OFF \
     -DRWKV_BUILD_TESTS=OFF -DRWKV_BUILD_BENCH=OFF
@@ -116,37 +117,37 @@ else
   touch "$data/complete"
 fi
 
-step "training (configs/quickstart.json), in $run_dir/train"
+step "training (configs/quickstart.json), in $run_dir"
 "$bin/rwkv-train" --config quickstart --resume --set "data.train=$data/train.h5" \
-  --set "data.valid=$data/valid.h5" --set "checkpoint.dir=$run_dir/train" "${settings[@]}" \
+  --set "data.valid=$data/valid.h5" --set "checkpoint.dir=$run_dir" "${settings[@]}" \
   "${threads[@]}"
 
 step "accuracy on problems that were not trained, by generation from the checkpoint"
-"$bin/rwkv-eval" tasks --model "$run_dir/train" "$data/heldout.jsonl" "${threads[@]}" |
+"$bin/rwkv-eval" tasks --model "$run_dir" "$data/heldout.jsonl" "${threads[@]}" |
   tee "$run_dir/accuracy.txt"
 
 step "loss curve"
 if [ $plot -eq 1 ]; then
-  "$here/plot_metrics.sh" --output "$run_dir/curves.png" "$run_dir/train"
+  "$here/plot_metrics.sh" --output "$run_dir/curves.png" "$run_dir"
 else
   echo "left out: gnuplot is missing"
 fi
 
 step "generation: the first held-out problem of each task"
-# Lines {"task":...,"prompt":"\nR0471=","answer":"1740\n"}: prompt and answer with their escapes.
+# Lines {"task":"reverse","prompt":"R0471=","answer":"1740"}
 awk -F'"' '!($4 in seen) { seen[$4] = 1; print $8; print $12 }' "$data/heldout.jsonl" |
   while IFS= read -r prompt && IFS= read -r answer; do
-    text=$("$bin/rwkv-generate" --model "$run_dir/train" --prompt "$(printf '%b' "$prompt")" \
-      --temperature 0 --stop $'\n' --max-tokens 64 "${threads[@]}" </dev/null)
-    printf '%-24s model: %-20s answer: %s\n' "${prompt#"\\n"}" "$text" "${answer%"\\n"}"
+    text=$("$bin/rwkv-generate" --model "$run_dir" --prompt "$prompt" --temperature 0 \
+      --stop $'\n' --max-tokens 64 "${threads[@]}" </dev/null)
+    printf '%-32s model: %-12s answer: %s\n' "$prompt" "$text" "$answer"
   done
 
 step "done"
 cat <<DONE
 corpus      $data
-checkpoint  $run_dir/train
-log         $run_dir/train/log.jsonl
+checkpoints $run_dir
+log         $run_dir/log.jsonl
 accuracy    $run_dir/accuracy.txt
 DONE
 if [ $plot -eq 1 ]; then echo "curves      $run_dir/curves.png"; fi
-printf 'try         %s\n' "$bin/rwkv-generate --model $run_dir/train --stop \$'\\n' --prompt \$'\\nR271828='"
+printf 'try         %s\n' "$bin/rwkv-generate --model $run_dir --stop \$'\\n' --prompt R271828="

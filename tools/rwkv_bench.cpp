@@ -4,6 +4,7 @@
 
 #include "kernels/core/error.h"
 #include "tools/bench/bench.h"
+#include "tools/bench/step.h"
 
 namespace {
 
@@ -32,9 +33,24 @@ int main(int argc, char** argv) {
   wkv_app->add_option("--shape", wkv.shapes,
                       "B,T,H,N: batch, tokens, heads, head size; repeatable; T = 1 decodes");
 
+  rwkv::bench::StepOptions step;
+  step.repeats = 5;
+  CLI::App* step_app = app.add_subcommand("step", "one training step, taken apart");
+  add_common(step_app, step);
+  step_app->add_option("--layers", step.layers, "layers")->capture_default_str();
+  step_app->add_option("--width", step.width, "channels")->capture_default_str();
+  step_app->add_option("--vocab", step.vocab, "vocabulary")->capture_default_str();
+  step_app->add_option("--head-size", step.head_size, "32, 64 or 128")->capture_default_str();
+  step_app->add_option("--batch", step.batch, "sequences")->capture_default_str();
+  step_app->add_option("--tokens", step.tokens, "tokens per sequence")->capture_default_str();
+  step_app->add_option("--wkv", step.wkv, "WKV variant")->capture_default_str();
+  step_app->add_option("--grad-checkpointing", step.grad_checkpointing, "none or block")
+      ->capture_default_str();
+
   try {
     app.parse(argc, argv);
     if (wkv_app->parsed()) return rwkv::bench::run_wkv(wkv);
+    if (step_app->parsed()) return rwkv::bench::run_step(step);
     return 0;
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : 2;

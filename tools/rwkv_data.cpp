@@ -14,6 +14,7 @@
 #include "data/sampler.h"
 #include "data/tasks.h"
 #include "kernels/core/error.h"
+#include "tools/cli_common.h"
 
 namespace {
 
@@ -121,8 +122,10 @@ void make_tasks(const TaskOptions& o) {
               << " held-out problems\n";
 }
 
-int run(int argc, char** argv) {
-  CLI::App app("Token files for training: make, inspect, check");
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Token files for training: make, inspect, check", "rwkv-data");
   app.require_subcommand(1);
 
   PrepareOptions prepare;
@@ -163,33 +166,16 @@ int run(int argc, char** argv) {
   m->add_option("--mix", tasks.mix, "Shares of the tasks")->capture_default_str();
   m->add_option("--seed", tasks.seed)->capture_default_str();
 
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? 0 : 2;
-  }
-  if (t->parsed()) {
-    prepare.format = parse_text_format(format);
-    prepare.end_of_document = !no_end;
-    prepare.skip_bad_lines = on_error == "skip";
-    return tokenize(prepare, tokenizer, vocab);
-  }
-  if (i->parsed()) info(path, ctx);
-  if (v->parsed()) return verify(path);
-  if (m->parsed()) make_tasks(tasks);
-  return 0;
-}
-
-}  // namespace
-
-int main(int argc, char** argv) {
-  try {
-    return run(argc, argv);
-  } catch (const rwkv::Error& e) {
-    std::cerr << "\nrwkv-data: " << e.what() << "\n";
-    return e.exit_code();
-  } catch (const std::exception& e) {
-    std::cerr << "\nrwkv-data: " << e.what() << "\n";
-    return 1;
-  }
+  return run_program(app, argc, argv, [&] {
+    if (t->parsed()) {
+      prepare.format = parse_text_format(format);
+      prepare.end_of_document = !no_end;
+      prepare.skip_bad_lines = on_error == "skip";
+      return tokenize(prepare, tokenizer, vocab);
+    }
+    if (i->parsed()) info(path, ctx);
+    if (v->parsed()) return verify(path);
+    if (m->parsed()) make_tasks(tasks);
+    return 0;
+  });
 }

@@ -74,6 +74,8 @@ int run(Flags& f) {
 
   if (f.find_lr) {
     const auto r = rwkv::find_lr(config, options, f.range);
+    if (!r.fell)
+      std::printf("the loss never fell: take more --lr-steps, a larger batch or other data\n");
     std::printf("loss lowest at lr %.3g, falling fastest at %.3g: try optimizer.lr=%.2g\n%s %s\n",
                 r.lowest, r.steepest, r.suggestion, r.json_path.c_str(), r.picture_path.c_str());
     return 0;

@@ -15,8 +15,8 @@
 #include "data/io/atomic_file.h"
 #include "data/io/crc32.h"
 #include "data/io/hdf5_file.h"
+#include "data/io/seal.h"
 #include "kernels/core/error.h"
-#include "trainer/seal.h"
 
 namespace rwkv {
 namespace {
@@ -228,20 +228,16 @@ void prune_checkpoints(const std::string& dir, int64_t keep_last, int64_t keep_e
   }
 }
 
-size_t remove_stale_checkpoint_temporaries(const std::string& dir) {
-  std::vector<std::string> targets;
+size_t remove_stale_run_temporaries(const std::string& dir) {
+  std::vector<fs::path> stale;
   std::error_code ec;
   for (const auto& entry : fs::directory_iterator(dir, ec)) {
     const std::string name = entry.path().filename().string();
-    const size_t at = name.find(kSuffix);
-    if (name.starts_with(kPrefix) && name.ends_with(".tmp") && at != std::string::npos)
-      targets.push_back((fs::path(dir) / name.substr(0, at + kSuffix.size())).string());
+    const bool ours = name.starts_with(kPrefix) || name.starts_with("log.jsonl.");
+    if (ours && name.ends_with(".tmp")) stale.push_back(entry.path());
   }
-  std::ranges::sort(targets);
-  const auto repeated = std::ranges::unique(targets);
-  targets.erase(repeated.begin(), repeated.end());
   size_t removed = 0;
-  for (const auto& target : targets) removed += remove_stale_temporaries(target);
+  for (const auto& path : stale) removed += fs::remove(path, ec) ? 1 : 0;
   return removed;
 }
 

@@ -7,7 +7,7 @@
 ///   /trainer/state    string: JSON of TrainerState, see docs/training.md
 ///   /trainer/config   string: JSON of the whole configuration (config_json)
 ///   attribute "crc32" on every dataset: of the values' bytes, or of the string's bytes
-///   after the end of the HDF5 file: a seal over all of it, see trainer/seal.h
+///   after the end of the HDF5 file: a seal over all of it, see data/io/seal.h
 ///
 /// A checkpoint appears complete under its name, step_00000500.h5 after 500 steps, or not at all.
 /// Equal runs write equal bytes: nothing in it depends on time, machine or folder.
@@ -88,8 +88,9 @@ TrainerState read_newest_checkpoint(const std::string& dir, const CheckpointCont
 /// Removes all but the newest `keep_last` and those whose step is a multiple of `keep_every`.
 void prune_checkpoints(const std::string& dir, int64_t keep_last, int64_t keep_every);
 
-/// Removes temporaries that killed runs left behind; returns how many.
-size_t remove_stale_checkpoint_temporaries(const std::string& dir);
+/// Removes what killed runs left half written (names ending in .tmp); returns how many files. Only
+/// for the holder of the folder's RunLock: nobody else writes there.
+size_t remove_stale_run_temporaries(const std::string& dir);
 
 /// Held while a run writes to its folder, which it creates. Released by the system on any death.
 class RunLock {

@@ -59,6 +59,7 @@ std::string to_json(const LrRangeResult& r) {
   j["suggestion"] = r.suggestion;
   j["lowest"] = r.lowest;
   j["steepest"] = r.steepest;
+  j["fell"] = r.fell;
   for (const auto& p : r.points)
     j["points"].push_back({{"lr", p.lr}, {"loss", p.loss}, {"smooth", p.smooth}});
   return j.dump(1) + "\n";
@@ -71,6 +72,7 @@ void judge_lr_range(LrRangeResult& r) {
              "after ", r.points.size(), " steps; start with a smaller --lr-min");
   const auto best = std::ranges::min_element(r.points, {}, &LrRangeResult::Point::smooth);
   r.lowest = best->lr;
+  r.fell = best - r.points.begin() > 5;
   double slope = 0;
   r.steepest = r.lowest;
   // Differences over five steps: single ones are mostly noise.

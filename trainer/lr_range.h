@@ -20,10 +20,11 @@ struct LrRangeResult {
   struct Point {
     double lr, loss, smooth;  ///< smooth: running mean over about ten steps
   };
-  std::vector<Point> points;            ///< up to where the loss exploded
-  double steepest = 0;                  ///< rate at which the smooth loss falls fastest per decade
-  double lowest = 0;                    ///< rate at which it is lowest
-  double suggestion = 0;                ///< a tenth of `lowest`
+  std::vector<Point> points;  ///< up to where the loss exploded
+  double steepest = 0;        ///< rate at which the smooth loss falls fastest per decade
+  double lowest = 0;          ///< rate at which it is lowest
+  bool fell = false;          ///< the loss fell at all: otherwise nothing is suggested by it
+  double suggestion = 0;      ///< a tenth of `lowest`
   std::string json_path, picture_path;  ///< picture: empty without gnuplot
 };
 

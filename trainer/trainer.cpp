@@ -100,8 +100,8 @@ class Run {
     RWKV_CHECK(found.empty() || options_.resume, ConfigError, "starting a run in ", dir_,
                ": it already holds checkpoints up to step ", found.empty() ? 0 : found.back().step,
                "; continue that run with --resume, or choose another checkpoint.dir");
-    const size_t stale = remove_stale_checkpoint_temporaries(dir_);
-    if (stale > 0) line_.message(str("removed ", stale, " unfinished checkpoint files"));
+    const size_t stale = remove_stale_run_temporaries(dir_);
+    if (stale > 0) line_.message(str("removed ", stale, " unfinished files of a killed run"));
     resuming_ = !found.empty();
     if (options_.resume && found.empty())
       line_.message(str("no checkpoint in ", dir_, " yet: starting from the beginning"));

@@ -255,7 +255,7 @@ void Hdf5File::read_slice(std::string_view name, int64_t offset, int64_t count, 
   if (shape.size() != 1)
     impl_->fail("reading", n, str("shape ", shape_string(shape), ", expected one dimension"));
   if (offset < 0 || count < 0 || offset > shape[0] - count)
-    impl_->fail("reading", n, str("elements ", offset, " to ", offset + count, " of ", shape[0]));
+    impl_->fail("reading", n, str(count, " elements from ", offset, ", it has ", shape[0]));
   if (count == 0) return;
   const hsize_t begin = static_cast<hsize_t>(offset), length = static_cast<hsize_t>(count);
   const Hid file_space(H5Dget_space(set), H5Sclose);

@@ -1,5 +1,6 @@
 #pragma once
-/// HDF5 files without HDF5 types in the interface: only hdf5_file.cpp and hdf5_impl.cpp include HDF5.
+/// HDF5 files without HDF5 types in the interface; only hdf5_file.cpp and hdf5_impl.cpp include
+/// HDF5.
 ///
 /// Threads: one `Hdf5File` belongs to one thread at a time. Different objects may be used from
 /// different threads at once: the HDF5 library usually is not thread safe, so every call holds one
@@ -92,7 +93,7 @@ class Hdf5File {
   int64_t numel(std::string_view name) const;
   H5Type type(std::string_view name) const;
   /// Where the raw bytes of a contiguous dataset begin in the file; -1 if it is stored otherwise
-  /// (chunked, or a string). For checksums over files (trainer/seal.h).
+  /// (chunked, or a string). For checksums over files (data/io/seal.h).
   int64_t data_offset(std::string_view name) const;
 
   // --- reading ----------------------------------------------------------------------------

@@ -56,9 +56,9 @@ std::string str(Args&&... args) {
   } while (0)
 
 /// Always on, for invariants of our own code: throws InternalError with place and expression.
-#define RWKV_ASSERT(cond, ...)                                                        \
-  do {                                                                                \
-    if (!(cond)) [[unlikely]]                                                         \
+#define RWKV_ASSERT(cond, ...)                                                     \
+  do {                                                                             \
+    if (!(cond)) [[unlikely]]                                                      \
       ::rwkv::throw_internal(__FILE__, __LINE__, #cond, ::rwkv::str(__VA_ARGS__)); \
   } while (0)
 

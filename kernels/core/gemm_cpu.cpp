@@ -1,11 +1,13 @@
 // f32 matrix products on Eigen's single-threaded GEMM, cut into tiles of C that threads share.
 //
-// Work split: C is cut into tiles of at most 256 x 768, smaller (down to 128 x 192) while there are
-// fewer than kTiles of them. Every tile is one Eigen product over the whole of k, so an element's
-// summation order depends on m, n and k alone. A tile costs packing of its rows of A and columns of
-// B; these sizes keep that below a tenth of the arithmetic at k >= 256.
-// Few rows (decoding) are limited by reading the weights: they get dot products or row updates that
-// read B once.
+// Work split: C is cut into tiles of at most 256 x 768, halved (down to 192 columns and 128 rows)
+// while there are fewer than kTiles of them. Every tile is one Eigen product over the whole of k,
+// so an element's summation order depends on m, n and k alone. A tile costs packing of its rows of
+// A and columns of B. Measured on an AVX-512 core, in shares of Eigen's rate at 1024^3: 256 x 192
+// tiles reach 94 to 100 % at m = 512, k = 768 and 3072, 128 x 192 only 84 to 93 %; with A
+// transposed (weight gradients) the columns matter: 128 x 768 reach 92 to 96 %, 256 x 384 89 to 95
+// %. Few rows (decoding) are limited by reading the weights: they get dot products or row updates
+// that read B once.
 
 #ifndef EIGEN_DONT_PARALLELIZE
 #define EIGEN_DONT_PARALLELIZE
@@ -39,17 +41,16 @@ struct Product {
 
 constexpr int64_t kMaxRows = 256, kMinRows = 128;
 constexpr int64_t kMaxCols = 768, kMinCols = 192;
-constexpr int64_t kTiles = 8;
+constexpr int64_t kTiles = 6;
 constexpr int64_t kFewRows = 4;
 
 int64_t pieces(int64_t n, int64_t size) {
   return (n + size - 1) / size;
 }
 
-/// Equal pieces of at most `size`, their length a multiple of 16 (a full vector of outputs).
-int64_t balanced(int64_t n, int64_t size) {
-  const int64_t piece = pieces(n, pieces(n, size));
-  return (piece + 15) / 16 * 16;
+/// Start of piece `t` of `count` nearly equal pieces of [0, n), at a multiple of 16 (one vector).
+int64_t bound(int64_t n, int64_t count, int64_t t) {
+  return t == count ? n : t * n / count / 16 * 16;
 }
 
 void tile(const Product& p, int64_t i, int64_t rows, int64_t j, int64_t cols) {
@@ -75,20 +76,20 @@ void tile(const Product& p, int64_t i, int64_t rows, int64_t j, int64_t cols) {
 }
 
 void tiled(const Product& p) {
-  int64_t rows = balanced(p.m, kMaxRows), cols = balanced(p.n, kMaxCols);
-  const auto count = [&] { return pieces(p.m, rows) * pieces(p.n, cols); };
-  // The longer side in units of its limit is halved first; both shapes of tile were measured.
-  while (count() < kTiles && (rows > kMinRows || cols > kMinCols)) {
-    if (cols > kMinCols && (cols >= 2 * rows || rows <= kMinRows))
-      cols = balanced(p.n, std::max(kMinCols, (cols + 1) / 2));
+  int64_t down = pieces(p.m, kMaxRows), across = pieces(p.n, kMaxCols);
+  while (down * across < kTiles) {
+    const bool more_rows = down < pieces(p.m, kMinRows), more_cols = across < pieces(p.n, kMinCols);
+    if (more_rows && (p.trans_a || !more_cols))
+      down = std::min(2 * down, pieces(p.m, kMinRows));
+    else if (more_cols)
+      across = std::min(2 * across, pieces(p.n, kMinCols));
     else
-      rows = balanced(p.m, std::max(kMinRows, (rows + 1) / 2));
+      break;
   }
-  const int64_t down = pieces(p.m, rows), across = pieces(p.n, cols);
   parallel_for(down * across, 1, [&](int64_t t, int64_t) {
-    // Neighbouring tiles share columns of B, usually the larger operand.
-    const int64_t i = t % down * rows, j = t / down * cols;
-    tile(p, i, std::min(rows, p.m - i), j, std::min(cols, p.n - j));
+    // Consecutive tiles share columns of B, usually the larger operand.
+    const int64_t i = bound(p.m, down, t % down), j = bound(p.n, across, t / down);
+    tile(p, i, bound(p.m, down, t % down + 1) - i, j, bound(p.n, across, t / down + 1) - j);
   });
 }
 

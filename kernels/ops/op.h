@@ -57,6 +57,8 @@ struct Op {
   /// Multiply-adds count 2. For traces and MFU; null means elementwise (counted as 0).
   double (*forward_flops)(const ShapeCall&) = nullptr;
   double (*backward_flops)(const ShapeCall&) = nullptr;
+  /// The forward runs with null `saved` views, which plans without a backward then pass.
+  bool saved_optional = false;
 };
 
 /// Types. Activations (inputs, outputs and their gradients) are f32 or bf16, the same throughout a

@@ -56,8 +56,8 @@ void wkv7_walk(const Wkv7Inputs<S>& x, int64_t bi, int64_t h, std::vector<S>& st
       u[i] = sum;
       for (size_t j = 0; j < static_cast<size_t>(N); ++j) {
         const size_t ij = i * static_cast<size_t>(N) + j;
-        state[ij] = before[ij] * wkv7_decay(x.w_logit[o + j]) + u[i] * x.b[o + j] +
-                    x.v[o + i] * x.k[o + j];
+        state[ij] =
+            before[ij] * wkv7_decay(x.w_logit[o + j]) + u[i] * x.b[o + j] + x.v[o + i] * x.k[o + j];
       }
     }
     visit(t, before, u, state);

@@ -90,6 +90,7 @@ constinit const Op kWkv7 = {
     .backward = {backward, nullptr},
     .forward_flops = forward_flops,
     .backward_flops = backward_flops,
+    .saved_optional = true,
 };
 
 }  // namespace rwkv

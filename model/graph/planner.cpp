@@ -60,7 +60,10 @@ class Planner {
       for (const Value v : n.in) step.in.push_back(touch(value_buffer_[idx(v)]));
       for (const Value v : n.out)
         step.out.push_back(value_buffer_[idx(v)] = new_buffer(info(v).name, info(v).spec));
-      saved_buffers_[i] = new_saved(n, "");
+      if (options_.training || !n.op->saved_optional)
+        saved_buffers_[i] = new_saved(n, "");
+      else
+        saved_buffers_[i].assign(n.saved.size(), -1);
       step.saved = saved_buffers_[i];
       plan_.steps_.push_back(std::move(step));
       plan_.model_flops_ += n.forward_flops;

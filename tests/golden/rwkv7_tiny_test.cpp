@@ -5,9 +5,9 @@
 #include <cstring>
 #include <map>
 
-#include "golden_util.h"
 #include "kernels/wkv/wkv.h"
 #include "model/graph/plan.h"
+#include "tests/golden/golden_util.h"
 
 namespace rwkv {
 namespace {

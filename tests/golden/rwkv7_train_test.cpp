@@ -5,8 +5,8 @@
 #include <cstring>
 #include <map>
 
-#include "golden_util.h"
 #include "model/graph/plan.h"
+#include "tests/golden/golden_util.h"
 #include "trainer/optimizer.h"
 #include "trainer/schedule.h"
 

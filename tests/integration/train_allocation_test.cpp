@@ -7,10 +7,10 @@
 #include <new>
 
 #include "kernels/core/arena.h"
+#include "tests/unit/trainer_test_util.h"
 #include "trainer/data_source.h"
 #include "trainer/train_step.h"
 #include "trainer/trainer.h"
-#include "trainer_test_util.h"
 
 namespace {
 

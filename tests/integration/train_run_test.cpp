@@ -9,12 +9,12 @@
 
 #include "kernels/core/error.h"
 #include "kernels/core/parallel.h"
+#include "tests/unit/trainer_test_util.h"
 #include "trainer/checkpoint.h"
 #include "trainer/data_source.h"
 #include "trainer/lr_range.h"
 #include "trainer/smoke.h"
 #include "trainer/trainer.h"
-#include "trainer_test_util.h"
 
 namespace rwkv {
 namespace {

@@ -56,6 +56,8 @@ TEST(WkvRegistry, FullNamesFamiliesAndAuto) {
     }
   }
   EXPECT_EQ(choose({1, 1, 12, 64, true}, "auto").family, "serial");
+  EXPECT_EQ(choose({1, 15, 12, 64, true}, "auto").family, "serial");
+  EXPECT_EQ(choose({1, 512, 12, 64, false}, "auto").family, "chunk");
 }
 
 TEST(WkvRegistry, ErrorsListEveryVariantWithItsReason) {

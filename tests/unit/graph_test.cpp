@@ -205,14 +205,17 @@ TEST(Graph, GradientsMatchCentralDifferences) {
       net.value[p][i] = keep - h;
       const double down = loss();
       net.value[p][i] = keep;
-      EXPECT_LE(std::fabs((up - down) / (2 * h) - net.grad[p][i]), 2e-3 * (1 + std::fabs(up))) << p << " " << i;
+      EXPECT_LE(std::fabs((up - down) / (2 * h) - net.grad[p][i]), 2e-3 * (1 + std::fabs(up)))
+          << p << " " << i;
     }
   for (int64_t i = 0; i < kN; ++i) {
     set_x(plan, h, i);
     const double up = loss();
     set_x(plan, -h, i);
     const double down = loss();
-    EXPECT_LE(std::fabs((up - down) / (2 * h) - dx[static_cast<size_t>(i)]), 2e-3 * (1 + std::fabs(up))) << i;
+    EXPECT_LE(std::fabs((up - down) / (2 * h) - dx[static_cast<size_t>(i)]),
+              2e-3 * (1 + std::fabs(up)))
+        << i;
   }
   // p3 is in no op: not reached, gradient untouched.
   EXPECT_EQ(plan.reached_params(), (std::vector<bool>{true, true, true, false}));
@@ -354,6 +357,32 @@ TEST(Graph, FiniteCheckNamesTheOp) {
   } catch (const NonFiniteError& e) {
     EXPECT_NE(std::string(e.what()).find("b1.scale"), std::string::npos) << e.what();
   }
+}
+
+TEST(Graph, OptionalSavedTensorsAreForTrainingOnly) {
+  Op sin = kSin;
+  sin.saved_optional = true;
+  sin.forward[0] = [](Context&, const OpCall& c) {
+    EXPECT_EQ(c.saved.size(), 1u);
+    c.out[0].f32()[0] = c.saved[0] ? 1 : 2;
+  };
+  const std::vector<GraphParam> params = {{"p", TensorSpec{kN}}};
+  Graph g(params);
+  const Value x = g.apply(kScale, {g.input("x", {kN})}, {0}, "scale")[0];
+  const Value y = g.apply(sin, {x}, {}, "sin")[0];
+  g.output("loss", g.apply(kSum, {y}, {}, "loss")[0]);
+  g.output("y", y);
+  std::vector<float> value(kN, 1.0f), grad(kN);
+  const TensorView v(value.data(), TensorSpec{kN}), d(grad.data(), TensorSpec{kN});
+  Context ctx;
+  Plan infer = Plan::build(g, {.training = false}), train = Plan::build(g, {});
+  infer.bind(ctx, std::span(&v, 1), {});
+  train.bind(ctx, std::span(&v, 1), std::span(&d, 1));
+  infer.forward(ctx);
+  EXPECT_EQ(*infer.output("y").f32(), 2);
+  train.forward(ctx);
+  EXPECT_EQ(*train.output("y").f32(), 1);
+  EXPECT_LT(infer.buffers().size(), train.buffers().size());
 }
 
 TEST(Graph, DumpNamesEveryStepAndTheTotals) {

@@ -7,11 +7,11 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/core/error.h"
+#include "tests/unit/trainer_test_util.h"
 #include "trainer/data_source.h"
 #include "trainer/lr_range.h"
 #include "trainer/memory.h"
 #include "trainer/metrics.h"
-#include "trainer_test_util.h"
 
 namespace rwkv {
 namespace {
@@ -192,6 +192,11 @@ TEST(LrRange, FindsTheValley) {
   EXPECT_NEAR(std::log10(r.steepest), -3, 0.3);
   EXPECT_NEAR(std::log10(r.lowest), -2, 0.3);
   EXPECT_DOUBLE_EQ(r.suggestion, r.lowest / 10);
+  EXPECT_TRUE(r.fell);
+  LrRangeResult rising;
+  for (int i = 0; i < 20; ++i) rising.points.push_back({1e-3 * (i + 1), 1.0 + i, 1.0 + i});
+  judge_lr_range(rising);
+  EXPECT_FALSE(rising.fell);
   LrRangeResult nothing;
   EXPECT_THROW(judge_lr_range(nothing), NonFiniteError);
 }

@@ -1,8 +1,8 @@
 #pragma once
 /// "wkv7.cpu.chunk16.f32" and its relatives: the chunked form of WKV-7 (spec rwkv7 4.1-4.3) in
-/// fp32, any number of tokens (the last chunk may be shorter), head sizes 32, 64, 128. Per chunk of
-/// Q tokens they save the start state, u = S a of every token, and the four (Q, Q) products.
-/// Deterministic for any thread count.
+/// fp32, any number of tokens (the last chunk may be shorter), head sizes 32, 64, 128. They save
+/// the state ahead of every chunk; the backward recomputes the rest. Deterministic for any number
+/// of threads.
 
 #include "kernels/wkv/wkv.h"
 

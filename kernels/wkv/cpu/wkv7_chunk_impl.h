@@ -4,7 +4,8 @@
 /// Work split: one (sequence, head) per worker item, chunks in order (reversed in the backward).
 /// Everything is a product of small matrices in register tiles (tile.h); per token and head of size
 /// N the forward does 4 N^2 multiply-adds with the state and about 7 Q N inside the chunk, the
-/// backward 8 N^2 and about 12 Q N. Limit: fused multiply-adds; operands sit in L1 and L2.
+/// backward, which recomputes U from the saved start state, 9 N^2 and about 20 Q N. Limit: fused
+/// multiply-adds, then memory; operands sit in L1 and L2 (140 KiB at N = 64, Q = 16, backward).
 ///
 /// All of the chunk's algebra is done in the frame of its first token: R~, A~ carry exp(c), B~, K~
 /// carry exp(-c), with c the sum of log decays since the chunk began (spec 4.3: safe in fp32 up to
@@ -61,6 +62,44 @@ struct Chunk {
   static constexpr size_t kBackwardFloats =
       4 * kState + 16 * kRows + 2 * kProducts + 2 * N + 24 * 48;
 
+  /// Memory of the next chunk, asked for a few rows at a time while this one is computed: rows of a
+  /// head lie too far apart for hardware prefetchers, and many requests at once only queue up.
+  class Prefetcher {
+   public:
+    /// `count` rows of N floats, to be read or to be written. Null is ignored.
+    void add(const float* p, int64_t stride, int64_t count, bool write) {
+      if (p != nullptr) streams_[size_++] = {p, stride, count, write};
+    }
+    RWKV_INLINE void rows(int64_t n) {
+      for (; n > 0 && at_ < size_; --n) {
+        const Stream& s = streams_[at_];
+        const float* p = s.p + row_ * s.stride;
+        for (int j = 0; j < N; j += 16) {
+          if (s.write)
+            __builtin_prefetch(p + j, 1, 2);
+          else
+            __builtin_prefetch(p + j, 0, 2);
+        }
+        if (++row_ == s.count) {
+          row_ = 0;
+          ++at_;
+        }
+      }
+    }
+    /// Between two register tiles.
+    RWKV_INLINE void some() { rows(6); }
+
+   private:
+    struct Stream {
+      const float* p;
+      int64_t stride, count;
+      bool write;
+    };
+    Stream streams_[14];
+    int size_ = 0, at_ = 0;
+    int64_t row_ = 0;
+  };
+
   // (2Q, N) each: [R~; A~], [B~; K~], [U; V].
   struct Operands {
     float *ra, *bk, *uv;
@@ -105,10 +144,12 @@ struct Chunk {
 
   // One (Q, Q) quadrant pair: out rows of `left` (Q, N), columns [first Q | second Q] of right_t
   // (N, 2Q), zero where column > row - strict.
-  static __attribute__((noinline)) void causal_products(const float* left, const float* right_t,
-                                                        int strict, float* out) {
+  static __attribute__((noinline)) void causal_products(Prefetcher& fetch, const float* left,
+                                                        const float* right_t, int strict,
+                                                        float* out) {
     for (int t = 0; t < Q; t += kPairRows) {
       for (int s = 0; s < Q; s += kLanes) {
+        fetch.some();
         Pair tile;
         if (s < t + kPairRows) tile.template add<Q>(left + t * N, N, 1, right_t + s, 2 * Q, N);
         for (int m = 0; m < kPairRows; ++m) {
@@ -125,31 +166,16 @@ struct Chunk {
     return x;
   }
 
-  static RWKV_INLINE void prefetch_rows(const float* p, int64_t x0, int64_t stride) {
-    if (x0 < 0) return;
-    for (int t = 0; t < Q; ++t) prefetch_row<N>(p + x0 + t * stride);
-  }
-  // The same for n rows that will be written.
-  static RWKV_INLINE void prefetch_output(float* p, int64_t n, int64_t stride) {
-    if (p == nullptr) return;
-    for (int t = 0; t < n; ++t)
-      for (int j = 0; j < N; j += 16) __builtin_prefetch(p + t * stride + j, 1, 2);
-  }
-  // Quarter number `part` of a saved state.
-  static RWKV_INLINE void prefetch_state(const float* p, int part) {
-    if (p == nullptr) return;
-    for (size_t i = 0; i < kState / 4; i += 16) __builtin_prefetch(p + part * kState / 4 + i, 0, 2);
-  }
-
   // --- forward ----------------------------------------------------------------------------------
 
   // products: (2Q, 2Q), rows r then a, columns b then k. st: transposed start state [j][i].
-  static __attribute__((noinline)) void solve_u(const Operands& op, const float* products,
-                                                const float* st) {
+  static __attribute__((noinline)) void solve_u(Prefetcher& fetch, const Operands& op,
+                                                const float* products, const float* st) {
     const float* a_rows = products + Q * 2 * Q;
     for (int i = 0; i < N; i += kCols) {
       for (int t = 0; t < Q; t += kTileRows) {
         const float* row = a_rows + t * 2 * Q;
+        fetch.some();
         Panel x;
         x.add(op.ra + kRows + t * N, N, 1, st + i, N, N);
         x.add(row + Q, 2 * Q, 1, op.uv + kRows + i, N, t + kTileRows - 1);
@@ -163,11 +189,13 @@ struct Chunk {
     }
   }
 
-  static __attribute__((noinline)) void read_out(const Operands& op, const float* products,
-                                                 const float* st, int n, float* y, int64_t stride) {
+  static __attribute__((noinline)) void read_out(Prefetcher& fetch, const Operands& op,
+                                                 const float* products, const float* st, int n,
+                                                 float* y, int64_t stride) {
     for (int i = 0; i < N; i += kCols) {
       for (int t = 0; t < n; t += kTileRows) {
         const float* row = products + t * 2 * Q;
+        fetch.some();
         Panel x;
         x.add(op.ra + t * N, N, 1, st + i, N, N);
         x.add(row, 2 * Q, 1, op.uv + i, N, t + kTileRows);
@@ -178,10 +206,12 @@ struct Chunk {
     }
   }
 
-  static __attribute__((noinline)) void advance(const Operands& op, const float* end, float* st) {
+  static __attribute__((noinline)) void advance(Prefetcher& fetch, const Operands& op,
+                                                const float* end, float* st) {
     for (int j = 0; j < N; j += kTileRows) {
       for (int i = 0; i < N; i += kCols) {
         float* cell = st + j * N + i;
+        fetch.some();
         Panel x;
         x.load_from(cell, N);
         x.add(op.bk + j, 1, N, op.uv + i, N, Q);
@@ -211,26 +241,24 @@ struct Chunk {
     for (int64_t t0 = 0; t0 < c.tokens; t0 += Q) {
       const int n = static_cast<int>(std::min<int64_t>(Q, c.tokens - t0));
       const int64_t x0 = o + t0 * c.stride;
-      // Rows of the next chunk, one input per phase so that the requests do not queue up.
-      const int64_t next = t0 + 2 * Q <= c.tokens ? x0 + Q * c.stride : -1;
+      Prefetcher fetch;
+      if (const int64_t left = std::min<int64_t>(Q, c.tokens - t0 - Q); left > 0) {
+        for (const float* p : {c.r, c.w, c.k, c.v, c.a, c.b})
+          fetch.add(p + x0 + Q * c.stride, c.stride, left, false);
+        fetch.add(c.y + x0 + Q * c.stride, c.stride, left, true);
+        if (saved != nullptr) fetch.add(saved + kSavedPerChunk, N, N, true);
+      }
       prepare<false>(c, x0, n, op, end, {});
-      prefetch_rows(c.r, next, c.stride);
       transpose<2 * Q, N>(op.bk, N, bk_t, 2 * Q);
-      prefetch_rows(c.w, next, c.stride);
-      causal_products(op.ra, bk_t, 0, products);
-      prefetch_output(c.y + x0, n, c.stride);
-      prefetch_rows(c.k, next, c.stride);
-      causal_products(op.ra + kRows, bk_t, 1, products + Q * 2 * Q);
-      prefetch_rows(c.v, next, c.stride);
-      solve_u(op, products, st);
-      prefetch_rows(c.a, next, c.stride);
-      read_out(op, products, st, n, c.y + x0, c.stride);
-      prefetch_rows(c.b, next, c.stride);
+      causal_products(fetch, op.ra, bk_t, 0, products);
+      causal_products(fetch, op.ra + kRows, bk_t, 1, products + Q * 2 * Q);
+      solve_u(fetch, op, products, st);
+      read_out(fetch, op, products, st, n, c.y + x0, c.stride);
       if (saved != nullptr) {
         std::copy(st, st + kState, saved);
         saved += kSavedPerChunk;
       }
-      advance(op, end, st);
+      advance(fetch, op, end, st);
     }
     if (c.s_out != nullptr) transpose<N, N>(st, N, c.s_out + head * N * N, N);
   }
@@ -254,12 +282,14 @@ struct Chunk {
   }
 
   // Z into yz[Q..], from the last rows to the first.
-  static __attribute__((noinline)) void solve_z(const Operands& op, const float* products,
-                                                const float* lambda_t, float* yz) {
+  static __attribute__((noinline)) void solve_z(Prefetcher& fetch, const Operands& op,
+                                                const float* products, const float* lambda_t,
+                                                float* yz) {
     const float* a_rows = products + Q * 2 * Q;
     for (int i = 0; i < N; i += kCols) {
       for (int t = Q - kTileRows; t >= 0; t -= kTileRows) {
         const int below = t + kTileRows;
+        fetch.some();
         Panel x;
         x.add(op.bk + t * N, N, 1, lambda_t + i, N, N);
         x.add(products + t * 2 * Q + t, 1, 2 * Q, yz + t * N + i, N, Q - t);
@@ -273,13 +303,14 @@ struct Chunk {
     }
   }
 
-  static __attribute__((noinline)) void value_gradient(const Operands& op, const float* products,
-                                                       const float* lambda_t, const float* yz,
-                                                       int n, float* dv, int64_t stride,
-                                                       Accum mode) {
+  static __attribute__((noinline)) void value_gradient(Prefetcher& fetch, const Operands& op,
+                                                       const float* products, const float* lambda_t,
+                                                       const float* yz, int n, float* dv,
+                                                       int64_t stride, Accum mode) {
     const float* a_rows = products + Q * 2 * Q;
     for (int i = 0; i < N; i += kCols) {
       for (int t = 0; t < n; t += kTileRows) {
+        fetch.some();
         Panel x;
         x.add(op.bk + kRows + t * N, N, 1, lambda_t + i, N, N);
         x.add(products + t * 2 * Q + Q + t, 1, 2 * Q, yz + t * N + i, N, Q - t);
@@ -307,13 +338,14 @@ struct Chunk {
   };
 
   // dR~ and dA~ from products of gradients (2Q, 2Q): rows dY then Z, columns U then V.
-  static __attribute__((noinline)) void left_gradients(const Operands& op, const float* dprod,
-                                                       const float* s0, const float* yz,
-                                                       const Decays& dec, const Shares& share,
-                                                       const Out& out) {
+  static __attribute__((noinline)) void left_gradients(Prefetcher& fetch, const Operands& op,
+                                                       const float* dprod, const float* s0,
+                                                       const float* yz, const Decays& dec,
+                                                       const Shares& share, const Out& out) {
     for (int j = 0; j < N; j += kCols) {
       for (int t = 0; t < Q; t += kTileRows) {
         const float* row = dprod + t * 2 * Q;
+        fetch.some();
         Panel x;
         x.add(yz + t * N, N, 1, s0 + j, N, N);
         x.add(row, 2 * Q, 1, op.bk + j, N, t + kTileRows);
@@ -328,6 +360,7 @@ struct Chunk {
       }
       for (int t = 0; t < Q; t += kTileRows) {
         const float* row = dprod + (Q + t) * 2 * Q;
+        fetch.some();
         Panel x;
         x.add(yz + kRows + t * N, N, 1, s0 + j, N, N);
         x.add(row, 2 * Q, 1, op.bk + j, N, t + kTileRows - 1);
@@ -345,14 +378,15 @@ struct Chunk {
   }
 
   // dB~ (half 0) or dK~ (half 1).
-  static __attribute__((noinline)) void right_gradients(int half, const Operands& op,
-                                                        const float* dprod, const float* lambda,
-                                                        const Decays& dec, const Shares& share,
-                                                        const Out& out) {
+  static __attribute__((noinline)) void right_gradients(Prefetcher& fetch, int half,
+                                                        const Operands& op, const float* dprod,
+                                                        const float* lambda, const Decays& dec,
+                                                        const Shares& share, const Out& out) {
     const float* own = op.bk + half * static_cast<int64_t>(kRows);
     const size_t which = half == 0 ? 5 : 2;
     for (int j = 0; j < N; j += kCols) {
       for (int s = 0; s < Q; s += kTileRows) {
+        fetch.some();
         Panel far, near;
         far.add(op.uv + half * static_cast<int64_t>(kRows) + s * N, N, 1, lambda + j, N, N);
         alignas(64) float keep[kTileRows * kCols];
@@ -398,10 +432,11 @@ struct Chunk {
     }
   }
 
-  static __attribute__((noinline)) void step_lambda(const Operands& op, const float* yz,
-                                                    float* lambda) {
+  static __attribute__((noinline)) void step_lambda(Prefetcher& fetch, const Operands& op,
+                                                    const float* yz, float* lambda) {
     for (int i = 0; i < N; i += kTileRows) {
       for (int j = 0; j < N; j += kCols) {
+        fetch.some();
         Panel x;
         x.load_from(lambda + i * N + j, N);
         x.add(yz + i, 1, N, op.ra + j, N, 2 * Q);
@@ -441,49 +476,36 @@ struct Chunk {
         out.grad[g] = c.grad[g] == nullptr ? nullptr : c.grad[g] + x0;
       }
 
-      // Rows of the chunk that comes next, the one before this, and what is written here are asked
-      // for a few phases ahead; in small portions so that the requests do not queue up.
-      const int64_t next = chunk > 0 ? x0 - Q * c.stride : -1;
-      const float* next_saved = chunk > 0 ? saved - kSavedPerChunk : nullptr;
+      Prefetcher fetch;
+      if (chunk > 0) {  // the chunk that comes next is the one before this
+        for (const float* p : {c.r, c.w, c.k, c.v, c.a, c.b, c.dy})
+          fetch.add(p + x0 - Q * c.stride, c.stride, Q, false);
+        fetch.add(saved - kSavedPerChunk, N, N, false);
+        for (const float* p : out.grad)
+          if (p != nullptr) fetch.add(p - Q * c.stride, c.stride, Q, true);
+      }
       prepare<true>(c, x0, n, op, end, dec);
       transpose<2 * Q, N>(op.bk, N, bk_t, 2 * Q);
-      prefetch_rows(c.r, next, c.stride);
-      causal_products(op.ra, bk_t, 0, products);
-      prefetch_rows(c.w, next, c.stride);
-      causal_products(op.ra + kRows, bk_t, 1, products + Q * 2 * Q);
-      prefetch_rows(c.k, next, c.stride);
-      solve_u(op, products, saved);
-      prefetch_output(out.grad[3], n, c.stride);
+      causal_products(fetch, op.ra, bk_t, 0, products);
+      causal_products(fetch, op.ra + kRows, bk_t, 1, products + Q * 2 * Q);
+      solve_u(fetch, op, products, saved);
       for (int t = 0; t < n; ++t)
         std::copy(c.dy + x0 + t * c.stride, c.dy + x0 + t * c.stride + N, yz + t * N);
       std::fill(yz + n * N, yz + kRows, 0.0f);
       transpose<2 * Q, N>(op.uv, N, uv_t, 2 * Q);
       transpose<N, N>(saved, N, s0, N);
-      prefetch_rows(c.v, next, c.stride);
 
       rescale(end, s0, lambda, lambda_t, crossing);
-      prefetch_rows(c.a, next, c.stride);
-      solve_z(op, products, lambda_t, yz);
-      prefetch_output(out.grad[0], n, c.stride);
+      solve_z(fetch, op, products, lambda_t, yz);
       if (c.mode[3] != Accum::kSkip)
-        value_gradient(op, products, lambda_t, yz, n, out.grad[3], c.stride, c.mode[3]);
-      prefetch_output(out.grad[4], n, c.stride);
-      causal_products(yz, uv_t, 0, dprod);
-      prefetch_output(out.grad[5], n, c.stride);
-      causal_products(yz + kRows, uv_t, 1, dprod + Q * 2 * Q);
-      prefetch_output(out.grad[2], n, c.stride);
-      left_gradients(op, dprod, s0, yz, dec, share, out);
-      prefetch_output(out.grad[1], n, c.stride);
-      prefetch_rows(c.b, next, c.stride);
-      prefetch_state(next_saved, 0);
-      right_gradients(0, op, dprod, lambda, dec, share, out);
-      prefetch_rows(c.dy, next, c.stride);
-      prefetch_state(next_saved, 1);
-      right_gradients(1, op, dprod, lambda, dec, share, out);
-      prefetch_state(next_saved, 2);
+        value_gradient(fetch, op, products, lambda_t, yz, n, out.grad[3], c.stride, c.mode[3]);
+      causal_products(fetch, yz, uv_t, 0, dprod);
+      causal_products(fetch, yz + kRows, uv_t, 1, dprod + Q * 2 * Q);
+      left_gradients(fetch, op, dprod, s0, yz, dec, share, out);
+      right_gradients(fetch, 0, op, dprod, lambda, dec, share, out);
+      right_gradients(fetch, 1, op, dprod, lambda, dec, share, out);
       logit_gradient(crossing, dec, share, t0 == 0 && !c.has_state, out);
-      prefetch_state(next_saved, 3);
-      step_lambda(op, yz, lambda);
+      step_lambda(fetch, op, yz, lambda);
     }
     if (c.mode[6] != Accum::kSkip) put_rows<N>(c.grad[6] + head * N * N, N, c.mode[6], lambda, N);
   }

@@ -1,4 +1,4 @@
-#include "trainer/seal.h"
+#include "data/io/seal.h"
 
 #include <algorithm>
 #include <array>
