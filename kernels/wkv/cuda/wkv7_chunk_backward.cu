@@ -315,6 +315,7 @@ __global__ void __launch_bounds__(kThreads, 3) backward_kernel(const BackwardPar
   const Lanes lanes;
   const uint32_t own = lanes.across + warp * 32;  // this warp's 16 value columns
 
+  wait_for_previous_kernel();
   StateRows lambda = {};
   if (p.end_gradient != nullptr)
     load_state(lambda,
@@ -509,8 +510,8 @@ cudaError_t wkv7_chunk_backward(const Wkv7Shape& shape, const Wkv7Backward& io,
           backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(BackwardShared));
       e != cudaSuccess)
     return e;
-  backward_kernel<<<grid, kThreads, sizeof(BackwardShared), stream>>>(p);
-  return cudaGetLastError();
+  return launch(backward_kernel, grid, kThreads, sizeof(BackwardShared), plan.segments > 1, stream,
+                p);
 }
 
 }  // namespace rwkv::cuda

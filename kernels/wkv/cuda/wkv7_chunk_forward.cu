@@ -21,11 +21,6 @@ struct ForwardParams {
   int tokens, heads, steps, segments, steps_per_segment;
 };
 
-#ifndef WKV7_FORWARD_BLOCKS
-#define WKV7_FORWARD_BLOCKS 3
-#endif
-constexpr int kForwardBlocks = WKV7_FORWARD_BLOCKS;
-
 // From this many heads on, the forward walks whole heads even if the backward has segments: a block
 // per head then takes less time than finding N and M first.
 constexpr int kWholeHeads = 64;
@@ -43,17 +38,16 @@ struct ForwardShared {
 enum class Walk { kOutputs, kN, kM };
 
 template <Walk kWalk>
-__device__ __forceinline__ void walk_segment(const ForwardParams& p, ForwardShared& shared,
-                                             int segment, int segments, int steps_per_segment) {
+__device__ __forceinline__ void walk_segment(const ForwardParams& p, ForwardShared& shared) {
   constexpr bool kY = kWalk == Walk::kOutputs, kV = kWalk != Walk::kM;
   const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
-  const int head = static_cast<int>(blockIdx.x);
-  const int first = segment * steps_per_segment;
-  const int last = min(first + steps_per_segment, p.steps);
+  const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
+  const int first = segment * p.steps_per_segment;
+  const int last = min(first + p.steps_per_segment, p.steps);
   const int64_t stride = static_cast<int64_t>(p.heads) * kN;
   const int64_t origin = static_cast<int64_t>(head / p.heads) * p.tokens * stride +
                          static_cast<int64_t>(head % p.heads) * kN;
-  const int64_t slot = static_cast<int64_t>(head) * segments + segment;
+  const int64_t slot = static_cast<int64_t>(head) * p.segments + segment;
 
   const Tilde tilde{shared_address(shared.r), shared_address(shared.a), shared_address(shared.b),
                     shared_address(shared.k)};
@@ -90,7 +84,7 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, ForwardShar
         to[j * 32 + lane] = make_uint4(f.x[0], f.x[1], f.x[2], f.x[3]);
       }
     }
-#pragma unroll
+#pragma unroll 1
     for (int c = 0; c < 2; ++c) {
       const uint32_t rows = static_cast<uint32_t>(c * kChunk * kRowBytes) + lanes.across;
       const uint32_t down = static_cast<uint32_t>(c * kChunk * kRowBytes) + lanes.down;
@@ -130,36 +124,25 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, ForwardShar
   }
   if constexpr (!kY)
     store_state(s, (kV ? p.operator_n : p.operator_m) + slot * kStateFloats);
-  else if (p.s_out != nullptr && segment == segments - 1)
+  else if (p.s_out != nullptr && segment == p.segments - 1)
     store_state(s, p.s_out + static_cast<int64_t>(head) * kStateFloats);
 }
 
-__global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const ForwardParams p) {
+// kBlocks per multiprocessor: 3 is faster as long as all blocks fit in at once, 4 beyond that.
+template <int kBlocks>
+__global__ void __launch_bounds__(kThreads, kBlocks) forward_kernel(const ForwardParams p) {
   __shared__ ForwardShared shared;
-  walk_segment<Walk::kOutputs>(p, shared, static_cast<int>(blockIdx.y), p.segments,
-                               p.steps_per_segment);
+  wait_for_previous_kernel();
+  walk_segment<Walk::kOutputs>(p, shared);
 }
 
-// Blocks of row 0 walk whole heads, the others find M of the segments that the backward will use.
-__global__ void __launch_bounds__(kThreads, kForwardBlocks)
-    forward_beside_operators_kernel(const ForwardParams p) {
+// M of every segment, and N if it is wanted.
+__global__ void __launch_bounds__(kThreads, 3) operators_kernel(const ForwardParams p) {
   __shared__ ForwardShared shared;
-  if (blockIdx.y == 0)
-    walk_segment<Walk::kOutputs>(p, shared, 0, 1, p.steps);
+  if (blockIdx.z == 1)
+    walk_segment<Walk::kN>(p, shared);
   else
-    walk_segment<Walk::kM>(p, shared, static_cast<int>(blockIdx.y) - 1, p.segments,
-                           p.steps_per_segment);
-}
-
-__global__ void __launch_bounds__(kThreads, kForwardBlocks)
-    operators_kernel(const ForwardParams p) {
-  __shared__ ForwardShared shared;
-  if (blockIdx.z == 0)
-    walk_segment<Walk::kN>(p, shared, static_cast<int>(blockIdx.y), p.segments,
-                           p.steps_per_segment);
-  else
-    walk_segment<Walk::kM>(p, shared, static_cast<int>(blockIdx.y), p.segments,
-                           p.steps_per_segment);
+    walk_segment<Walk::kM>(p, shared);
 }
 
 }  // namespace
@@ -184,25 +167,30 @@ cudaError_t wkv7_chunk_forward(const Wkv7Shape& shape, const Wkv7Forward& io, cu
   p.checkpoints = memory.checkpoints;
   const dim3 grid(static_cast<unsigned>(streams), static_cast<unsigned>(plan.segments));
   const bool whole_heads = streams >= kWholeHeads;
-  if (plan.segments > 1 && whole_heads && io.saved != nullptr) {
+  if (plan.segments > 1 && (!whole_heads || io.saved != nullptr)) {
     p.operator_m = memory.operator_m;
-    forward_beside_operators_kernel<<<dim3(grid.x, grid.y + 1), kThreads, 0, stream>>>(p);
-    return cudaGetLastError();
+    p.operator_n = memory.operator_n;
+    operators_kernel<<<dim3(grid.x, grid.y, whole_heads ? 1 : 2), kThreads, 0, stream>>>(p);
+    if (const cudaError_t e = cudaGetLastError(); e != cudaSuccess) return e;
   }
   if (whole_heads) {
     p.segments = 1;
     p.steps_per_segment = plan.steps;
   } else if (plan.segments > 1) {
-    p.operator_m = memory.operator_m;
-    p.operator_n = memory.operator_n;
-    operators_kernel<<<dim3(grid.x, grid.y, 2), kThreads, 0, stream>>>(p);
-    if (const cudaError_t e = cudaGetLastError(); e != cudaSuccess) return e;
     if (const cudaError_t e = join_forward(plan, streams, memory, io.s0, stream); e != cudaSuccess)
       return e;
     p.start = memory.operator_n;
   }
-  forward_kernel<<<dim3(grid.x, static_cast<unsigned>(p.segments)), kThreads, 0, stream>>>(p);
-  return cudaGetLastError();
+  int device = 0, multiprocessors = 0;
+  if (const cudaError_t e = cudaGetDevice(&device); e != cudaSuccess) return e;
+  if (const cudaError_t e =
+          cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+      e != cudaSuccess)
+    return e;
+  const bool at_once = streams * p.segments <= 3 * multiprocessors;
+  return launch(at_once ? forward_kernel<3> : forward_kernel<4>,
+                dim3(grid.x, static_cast<unsigned>(p.segments)), kThreads, 0, plan.segments > 1,
+                stream, p);
 }
 
 }  // namespace rwkv::cuda

@@ -15,6 +15,7 @@ __global__ void __launch_bounds__(kJoinThreads)
   const int thread = static_cast<int>(threadIdx.x), column = thread & 63, row = (thread >> 6) * 2;
   const int64_t head = blockIdx.x;
   const int first_row = static_cast<int>(blockIdx.y) * kJoinRows;
+  wait_for_previous_kernel();
   float s[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i)
@@ -69,9 +70,9 @@ cudaError_t join_forward(const Plan& plan, int streams, const Memory& memory, co
 cudaError_t join_backward(const Plan& plan, int streams, const Memory& memory, const float* ds_out,
                           cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(streams), kN / kJoinRows);
-  join_kernel<true><<<grid, kJoinThreads, 0, stream>>>(memory.operator_m, memory.operator_n, ds_out,
-                                                       plan.segments);
-  return cudaGetLastError();
+  return launch(join_kernel<true>, grid, kJoinThreads, 0, true, stream,
+                static_cast<const float*>(memory.operator_m), memory.operator_n, ds_out,
+                plan.segments);
 }
 
 }  // namespace chunk

@@ -27,6 +27,32 @@ struct Memory {
   }
 };
 
+#ifdef __CUDACC__
+/// Blocks until the kernel ahead in the stream has finished, if this one was launched with
+/// `overlap`.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+/// Launches a kernel. With `overlap` its blocks may start while those of the kernel ahead in the
+/// stream finish, so it must call wait_for_previous_kernel before it touches memory.
+template <class... Args>
+cudaError_t launch(void (*kernel)(Args...), dim3 grid, int threads, size_t shared_bytes,
+                   bool overlap, cudaStream_t stream, Args... args) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = overlap ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, args...);
+}
+#endif
+
 /// N[g] <- start state of segment g: s0, then S M[g] + N[g].
 cudaError_t join_forward(const Plan& plan, int streams, const Memory& memory, const float* s0,
                          cudaStream_t stream);

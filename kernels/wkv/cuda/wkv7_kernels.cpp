@@ -1,0 +1,167 @@
+#include "kernels/wkv/cuda/wkv7_kernels.h"
+
+#include <array>
+
+#include "kernels/core/cuda/cuda_state.h"
+#include "kernels/cuda/kernels.h"
+#include "kernels/wkv/cuda/wkv7_cuda.h"
+
+namespace rwkv::cuda {
+namespace {
+
+constexpr int kHeadSizes[] = {kWkv7HeadSize};
+
+/// Memory is planned before a device is chosen: segments are counted for this many processors (an
+/// H100 or H200), whatever the card has. Results depend on it by rounding only.
+constexpr int kPlannedProcessors = 132;
+
+Wkv7Shape shape_of(const WkvShape& s) {
+  Wkv7Shape shape{static_cast<int>(s.batch), static_cast<int>(s.tokens),
+                  static_cast<int>(s.heads), 1};
+  shape.segments = wkv7_chunk_segments(shape, kPlannedProcessors);
+  return shape;
+}
+
+WkvShape call_shape(const OpCall& c) {
+  const TensorSpec& r = c.in[0].spec;
+  return {r[0], r[1], r[2] / kWkv7HeadSize, kWkv7HeadSize, c.in.size() == 7};
+}
+
+size_t vector_bytes(const WkvShape& s, DType io) {
+  return align_up(static_cast<size_t>(s.batch * s.tokens * s.heads * s.head_size) *
+                  dtype_bytes(io));
+}
+
+cudaStream_t stream_of(Context& ctx) {
+  return static_cast<cudaStream_t>(ctx.stream());
+}
+
+struct Chunk {
+  static constexpr DType kIo = DType::kBF16;
+  static size_t saved(const WkvShape& s) { return wkv7_chunk_saved_bytes(shape_of(s)); }
+  static size_t scratch(const WkvShape& s) { return wkv7_chunk_workspace_bytes(shape_of(s)); }
+  static cudaError_t forward(const WkvShape& s, const Wkv7Forward& io, cudaStream_t stream) {
+    return wkv7_chunk_forward(shape_of(s), io, stream);
+  }
+  static cudaError_t backward(const WkvShape& s, const Wkv7Backward& io, cudaStream_t stream) {
+    return wkv7_chunk_backward(shape_of(s), io, stream);
+  }
+};
+
+template <DType Io>
+struct Serial {
+  static constexpr DType kIo = Io;
+  static size_t saved(const WkvShape& s) { return wkv7_serial_saved_bytes(shape_of(s)); }
+  static size_t scratch(const WkvShape&) { return 0; }
+  static cudaError_t forward(const WkvShape& s, const Wkv7Forward& io, cudaStream_t stream) {
+    return wkv7_serial_forward(shape_of(s), io, Io == DType::kF32, stream);
+  }
+  static cudaError_t backward(const WkvShape& s, const Wkv7Backward& io, cudaStream_t stream) {
+    return wkv7_serial_backward(shape_of(s), io, Io == DType::kF32, stream);
+  }
+};
+
+/// Gradients that have to be added go to scratch memory first: six vectors and a state.
+template <class V>
+size_t workspace_bytes(const WkvShape& s) {
+  const size_t state = align_up(static_cast<size_t>(s.batch * s.heads * s.head_size * s.head_size) *
+                                sizeof(float));
+  return align_up(V::scratch(s)) + 6 * vector_bytes(s, V::kIo) + (s.has_state ? state : 0);
+}
+
+template <class V>
+void forward(Context& ctx, const OpCall& c) {
+  const WkvShape s = call_shape(c);
+  Wkv7Forward io{};
+  io.r = c.in[0].data;
+  io.w = c.in[1].data;
+  io.k = c.in[2].data;
+  io.v = c.in[3].data;
+  io.a = c.in[4].data;
+  io.b = c.in[5].data;
+  io.s0 = s.has_state ? c.in[6].f32() : nullptr;
+  io.y = c.out[0].data;
+  io.s_out = s.has_state ? c.out[1].f32() : nullptr;
+  io.saved = c.saved.empty() ? nullptr : c.saved[0].data;
+  io.workspace = ctx.workspace(workspace_bytes<V>(s));
+  RWKV_CUDA(V::forward(s, io, stream_of(ctx)));
+  RWKV_LAUNCHED("wkv7 forward", stream_of(ctx));
+}
+
+template <class V>
+void backward(Context& ctx, const OpCall& c) {
+  const WkvShape s = call_shape(c);
+  std::byte* scratch = ctx.workspace(workspace_bytes<V>(s));
+  std::byte* spare = scratch + align_up(V::scratch(s));
+  std::array<TensorView, 7> to;
+  for (size_t i = 0; i < c.in.size(); ++i) {
+    // kSkip and kAdd write next to the gradient; only kAdd reads it again.
+    const bool direct = c.din_mode[i] == Accum::kWrite;
+    const TensorSpec& spec = i < 6 ? c.in[0].spec : c.dout[1].spec;
+    to[i] = direct ? c.din[i]
+                   : TensorView(spare + i * vector_bytes(s, V::kIo), spec, Device::kCuda);
+  }
+  Wkv7Backward io{};
+  io.r = c.in[0].data;
+  io.w = c.in[1].data;
+  io.k = c.in[2].data;
+  io.v = c.in[3].data;
+  io.a = c.in[4].data;
+  io.b = c.in[5].data;
+  io.dy = c.dout[0].data;
+  io.has_s0 = s.has_state;
+  io.ds_out = s.has_state ? c.dout[1].f32() : nullptr;
+  io.dr = to[0].data;
+  io.dw = to[1].data;
+  io.dk = to[2].data;
+  io.dv = to[3].data;
+  io.da = to[4].data;
+  io.db = to[5].data;
+  io.ds0 = s.has_state ? to[6].f32() : nullptr;
+  io.saved = c.saved[0].data;
+  io.workspace = scratch;
+  RWKV_CUDA(V::backward(s, io, stream_of(ctx)));
+  RWKV_LAUNCHED("wkv7 backward", stream_of(ctx));
+  for (size_t i = 0; i < c.in.size(); ++i) {
+    if (c.din_mode[i] != Accum::kAdd) continue;
+    // The backward of x + y hands its dout to each input: din += dout.
+    const std::array<TensorView, 2> din = {c.din[i], TensorView{}};
+    const std::array<Accum, 2> mode = {Accum::kAdd, Accum::kSkip};
+    OpCall add;
+    add.dout = std::span(&to[i], 1);
+    add.din = din;
+    add.din_mode = mode;
+    add_backward(ctx, add);
+  }
+}
+
+template <class V>
+constexpr WkvKernel kernel(std::string_view name, std::string_view family, std::string_view note) {
+  return {.name = name,
+          .op = "wkv7",
+          .family = family,
+          .device = Device::kCuda,
+          .io = V::kIo,
+          .state = DType::kF32,
+          .min_sm = 90,
+          .t_multiple = 1,
+          .deterministic = true,
+          .head_sizes = kHeadSizes,
+          .saved_bytes = V::saved,
+          .workspace_bytes = workspace_bytes<V>,
+          .forward = forward<V>,
+          .backward = backward<V>,
+          .step = forward<V>,
+          .note = note};
+}
+
+}  // namespace
+
+constinit const WkvKernel kWkv7Chunk16 =
+    kernel<Chunk>("wkv7.cuda.chunk16.bf16", "chunk", "training and prefill: tensor cores");
+constinit const WkvKernel kWkv7SerialBF16 =
+    kernel<Serial<DType::kBF16>>("wkv7.cuda.serial.bf16", "serial", "the yardstick; decoding");
+constinit const WkvKernel kWkv7SerialF32 =
+    kernel<Serial<DType::kF32>>("wkv7.cuda.serial.f32", "serial", "verification in f32");
+
+}  // namespace rwkv::cuda
