@@ -50,51 +50,85 @@ __device__ double block_sum(double x, double* smem) {
   return x;
 }
 
+/// 2^x, of bf16 operands by the hardware's approximation (2 ulp; subnormals become 0).
 template <class T>
-__global__ void __launch_bounds__(kThreads) rows_kernel(T* logits, RowsCall c) {
+__device__ __forceinline__ float exp2_as(float x) {
+  if constexpr (sizeof(T) == 4) return exp2f(x);
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// e^(x - most) * factor; offset = most * log2(e) - log2(factor). In f32 the difference comes
+/// first: it is exact near the maximum. In bf16 one multiply-add does, whose error is far below the
+/// rounding of the logit.
+template <class T>
+__device__ __forceinline__ float exp_of(float x, float most, float offset, float factor) {
+  constexpr float kLog2e = 1.4426950408889634f;
+  if constexpr (sizeof(T) == 4) return expf(x - most) * factor;
+  return exp2_as<T>(fmaf(x, kLog2e, -offset));
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2) rows_kernel(T* logits, RowsCall c) {
   extern __shared__ uint4 row_memory[];
   __shared__ float fold[kWarps];
   __shared__ double fold_sum[kWarps];
   __shared__ int argmax;
   constexpr int N = kPack<T>;
+  constexpr int kStep = kThreads * N;
   T* row = logits + static_cast<int64_t>(blockIdx.x) * c.stride;
   T* held = c.shared ? reinterpret_cast<T*>(row_memory) : row;
-  const int vocab = static_cast<int>(c.vocab);
+  const int vocab = static_cast<int>(c.vocab), whole = vocab / N * N;
   const int first = static_cast<int>(threadIdx.x) * N;
-  constexpr int kStep = kThreads * N;
+  // The pack that the end of the vocabulary cuts, if any, belongs to one thread.
+  const int tail = whole < vocab && whole % kStep == first ? vocab - whole : 0;
   if (threadIdx.x == 0) argmax = vocab - 1;
-
-  // fmaxf passes over NaN; it shows in the sum of exponentials.
-  float most = -INFINITY;
-#pragma unroll 4
-  for (int i = first; i < vocab; i += kStep) {
-    const uint4 raw = *reinterpret_cast<const uint4*>(row + i);
-    if (c.shared) row_memory[i / N] = raw;
-    float x[N];
-    load<N>(reinterpret_cast<const T*>(&raw), x);
-#pragma unroll
-    for (int e = 0; e < N; ++e)
-      if (i + e < vocab) most = fmaxf(most, x[e]);
-  }
-  most = block_max(most, fold);
-
-  float part = 0;
-  int at = vocab;
-  for (int i = first; i < vocab; i += kStep) {
-    float x[N];
-    load<N>(held + i, x);
-#pragma unroll
-    for (int e = 0; e < N; ++e) {
-      if (i + e >= vocab) continue;
-      part += exp_as<T>(x[e] - most);
-      if (x[e] == most && i + e < at) at = i + e;
-    }
-  }
-  if (at < vocab) atomicMin(&argmax, at);  // an integer minimum: the order does not matter
   const int target = c.targets[blockIdx.x];
   const bool known = target >= 0 && target < vocab;
   const float target_logit = known ? to_float(row[target]) : __int_as_float(0x7fffffff);
-  const double sum = block_sum(static_cast<double>(part), fold_sum);
+
+  // fmaxf passes over NaN; it shows in the sum of exponentials.
+  float mine = -INFINITY;
+#pragma unroll 8
+  for (int i = first; i < whole; i += kStep) {
+    Raw<T, N> raw;
+    raw.fetch(row + i);
+    if (c.shared) row_memory[i / N] = raw.word;
+    float x[N];
+    raw.get(x);
+#pragma unroll
+    for (int e = 0; e < N; ++e) mine = fmaxf(mine, x[e]);
+  }
+  for (int e = 0; e < tail; ++e) {
+    if (c.shared) held[whole + e] = row[whole + e];
+    mine = fmaxf(mine, to_float(row[whole + e]));
+  }
+  const float most = block_max(mine, fold);
+
+  constexpr float kLog2e = 1.4426950408889634f;
+  const float most_log2 = most * kLog2e;
+  float part[2] = {};
+#pragma unroll 4
+  for (int i = first; i < whole; i += kStep) {
+    float x[N];
+    load<N>(held + i, x);
+#pragma unroll
+    for (int e = 0; e < N; ++e) part[e % 2] += exp_of<T>(x[e], most, most_log2, 1.0f);
+  }
+  for (int e = 0; e < tail; ++e)
+    part[0] += exp_of<T>(to_float(held[whole + e]), most, most_log2, 1.0f);
+  if (c.l2wrap && mine == most) {  // few threads: look for the lowest index
+    int at = vocab;
+    for (int i = first; i < whole && at == vocab; i += kStep)
+      for (int e = N - 1; e >= 0; --e)
+        if (to_float(held[i + e]) == most) at = i + e;
+    for (int e = tail - 1; e >= 0 && at >= whole; --e)
+      if (to_float(held[whole + e]) == most) at = whole + e;
+    if (at < vocab) atomicMin(&argmax, at);  // an integer minimum: the order does not matter
+  }
+  const double sum =
+      block_sum(static_cast<double>(part[0]) + static_cast<double>(part[1]), fold_sum);
   if (threadIdx.x == 0) {
     if (c.sum_exp != nullptr) c.sum_exp[blockIdx.x] = static_cast<float>(sum);
     if (c.token_loss != nullptr)
@@ -103,21 +137,31 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(T* logits, RowsCall c) {
   }
   if (c.inv_tokens == 0.0f) return;
 
-  // block_sum's barriers lie between every read of row[target] and these stores.
+  // block_sum's barriers lie between every read of the row in memory by other threads and these
+  // stores. Tokens with an unknown target get no gradient.
   const float factor = known ? c.inv_tokens / static_cast<float>(sum) : 0.0f;
-  const float hit = known ? c.inv_tokens : 0.0f;
-  const int top = argmax;
-  const float wrap = c.l2wrap && known ? c.inv_tokens * kL2Wrap * most : 0.0f;
-  for (int i = first; i < vocab; i += kStep) {
+  const float shifted = most_log2 - log2f(factor);  // infinite for a factor of 0: all vanish
+  const int top = c.l2wrap && known ? argmax : -1;
+  const float wrap = c.inv_tokens * kL2Wrap * most;
+  const auto corrected = [&](float p, int i) {
+    if (i == target && known) p -= c.inv_tokens;
+    return i == top ? p + wrap : p;
+  };
+#pragma unroll 4
+  for (int i = first; i < whole; i += kStep) {
     float x[N];
     load<N>(held + i, x);
 #pragma unroll
-    for (int e = 0; e < N; ++e) {
-      x[e] = exp_as<T>(x[e] - most) * factor;
-      if (i + e == target) x[e] -= hit;
-      if (i + e == top) x[e] += wrap;
+    for (int e = 0; e < N; ++e) x[e] = exp_of<T>(x[e], most, shifted, factor);
+    if (static_cast<unsigned>(target - i) < N || static_cast<unsigned>(top - i) < N) {
+#pragma unroll
+      for (int e = 0; e < N; ++e) x[e] = corrected(x[e], i + e);
     }
-    store<N>(row + i, x);  // the row's padding may receive anything
+    store<N>(row + i, x);
+  }
+  for (int e = 0; e < tail; ++e) {
+    const float p = exp_of<T>(to_float(held[whole + e]), most, shifted, factor);
+    from_float(row[whole + e], corrected(p, whole + e));
   }
 }
 

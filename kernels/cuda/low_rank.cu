@@ -17,31 +17,42 @@ namespace {
 
 constexpr int kThreads = 256;
 
+/// Grid: x over columns, y over rows; 32 x 8 threads.
 template <class T>
-__global__ void activate_kernel(T* hidden, int64_t total, int rank, int width, Activation inner) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= total) return;
-  const int column = static_cast<int>(i % width);
-  float h = 0.0f;
-  if (column < rank) {
-    h = to_float(hidden[i]);
-    if (inner == Activation::kTanh) h = tanhf(h);
-    if (inner == Activation::kSigmoid) h = logistic<float>(h).value;
-  } else if (column < rank + 2) {
-    h = 1.0f;
+__global__ void activate_kernel(T* hidden, int64_t rows, int rank, int width, Activation inner) {
+  const int column = static_cast<int>(blockIdx.x * 32 + threadIdx.x);
+  if (column >= width) return;
+  const int64_t step = static_cast<int64_t>(gridDim.y) * 8;
+  for (int64_t row = static_cast<int64_t>(blockIdx.y) * 8 + threadIdx.y; row < rows; row += step) {
+    T* p = hidden + row * width + column;
+    float h = column < rank + 2 ? 1.0f : 0.0f;
+    if (column < rank) {
+      h = to_float(*p);
+      if (inner == Activation::kTanh) h = tanhf(h);
+      if (inner == Activation::kSigmoid) h = logistic<float>(h).value;
+    }
+    from_float(*p, h);
   }
-  from_float(hidden[i], h);
 }
 
 /// dh *= derivative of the activation, written in terms of its value h.
 template <class T>
-__global__ void activate_backward_kernel(const T* hidden, T* dh, int64_t total, int rank, int width,
+__global__ void activate_backward_kernel(const T* hidden, T* dh, int64_t rows, int rank, int width,
                                          Activation inner) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= total) return;
-  const float h = to_float(hidden[i / rank * width + i % rank]);
-  const float slope = inner == Activation::kTanh ? (1.0f - h) * (1.0f + h) : h * (1.0f - h);
-  from_float(dh[i], to_float(dh[i]) * slope);
+  const int column = static_cast<int>(blockIdx.x * 32 + threadIdx.x);
+  if (column >= rank) return;
+  const int64_t step = static_cast<int64_t>(gridDim.y) * 8;
+  for (int64_t row = static_cast<int64_t>(blockIdx.y) * 8 + threadIdx.y; row < rows; row += step) {
+    const float h = to_float(hidden[row * width + column]);
+    const float slope = inner == Activation::kTanh ? (1.0f - h) * (1.0f + h) : h * (1.0f - h);
+    T* p = dh + row * rank + column;
+    from_float(*p, to_float(*p) * slope);
+  }
+}
+
+dim3 activation_grid(int64_t rows, int64_t columns) {
+  return dim3(static_cast<unsigned>(ceil_div(columns, 32)),
+              static_cast<unsigned>(std::min<int64_t>(ceil_div(rows, 8), 1024)));
 }
 
 /// out = W2 (rank, n) and below it the bias in two rows, then zeros.
@@ -106,8 +117,8 @@ void low_rank_forward(Context& ctx, const OpCall& call) {
     using T = decltype(zero);
     const Activation inner = call.attr<LowRankAttrs>().inner;
     if (inner != Activation::kNone || biased) {
-      activate_kernel<<<blocks_for(rows * width), kThreads, 0, stream>>>(
-          hidden.as<T>(), rows * width, static_cast<int>(rank), static_cast<int>(width), inner);
+      activate_kernel<<<activation_grid(rows, width), dim3(32, 8), 0, stream>>>(
+          hidden.as<T>(), rows, static_cast<int>(rank), static_cast<int>(width), inner);
       RWKV_LAUNCHED("low_rank activation", stream);
     }
     if (biased) {
@@ -188,8 +199,8 @@ void low_rank_backward(Context& ctx, const OpCall& call) {
   if (inner != Activation::kNone)
     by_type("low_rank", dy, [&](auto zero) {
       using T = decltype(zero);
-      activate_backward_kernel<<<blocks_for(rows * rank), kThreads, 0, stream>>>(
-          hidden.as<T>(), reinterpret_cast<T*>(work), rows * rank, static_cast<int>(rank),
+      activate_backward_kernel<<<activation_grid(rows, rank), dim3(32, 8), 0, stream>>>(
+          hidden.as<T>(), reinterpret_cast<T*>(work), rows, static_cast<int>(rank),
           static_cast<int>(width), inner);
       RWKV_LAUNCHED("low_rank activation backward", stream);
     });

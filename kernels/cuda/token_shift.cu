@@ -89,16 +89,28 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(Operands<T> o, fl
     for (int m = 0; m < M; ++m)
       if (m < o.mixes) load<N>(o.mix[m] + c, mix[m]);
     load_before<N>(o, begin, c, before);
+    // The next row is on its way while this one is worked on.
+    Raw<T, N> next_h, next_dy[M];
+    const auto fetch = [&](int64_t r) {
+      if (r > end || r >= o.rows) return;
+      next_h.fetch(o.h + r * o.c + c);
+#pragma unroll
+      for (int m = 0; m < M; ++m)
+        if (m < o.mixes) next_dy[m].fetch(o.dy[m] + r * o.c + c);
+    };
+#pragma unroll
+    for (int m = 0; m < M; ++m) next_dy[m].clear();
+    fetch(begin);
     for (int64_t r = begin; r <= end; ++r) {
       // Row `end` only gives its past part to the row before it.
       const bool beyond = r == end, starts = r % o.t == 0;
       if (beyond && (starts || r == o.rows)) break;
       if (r != begin && starts) load_before<N>(o, r, c, before);
-      float now[N], dy[M][N] = {}, own[N] = {}, past[N] = {};
-      load<N>(o.h + r * o.c + c, now);
+      float now[N], dy[M][N], own[N] = {}, past[N] = {};
+      next_h.get(now);
 #pragma unroll
-      for (int m = 0; m < M; ++m)
-        if (m < o.mixes) load<N>(o.dy[m] + r * o.c + c, dy[m]);
+      for (int m = 0; m < M; ++m) next_dy[m].get(dy[m]);
+      fetch(r + 1);
 #pragma unroll
       for (int m = 0; m < M; ++m)
 #pragma unroll

@@ -22,19 +22,26 @@ inline constexpr int64_t kRowBlocks = 264;
 struct RowPlan {
   int64_t chunks, rows;  ///< number of chunks, rows of each (the last may have fewer)
 };
-inline RowPlan row_plan(int64_t rows, int64_t tiles) {
-  const int64_t wanted = std::max<int64_t>(1, kRowBlocks / tiles);
+inline RowPlan row_plan(int64_t rows, int64_t tiles, int64_t blocks = kRowBlocks) {
+  const int64_t wanted = std::max<int64_t>(1, blocks / tiles);
   const int64_t each = std::max<int64_t>(8, ceil_div(rows, wanted));
   return {ceil_div(rows, each), each};
 }
 /// Workspace for `sums` sums over the rows of each of C channels, one partial sum per chunk. Column
 /// tiles have at most 256 channels; narrower ones mean fewer chunks.
-inline size_t row_partial_bytes(int64_t rows, int64_t c, int64_t sums) {
-  return static_cast<size_t>(row_plan(rows, ceil_div(c, 256)).chunks * c * sums) * sizeof(float);
+inline size_t row_partial_bytes(int64_t rows, int64_t c, int64_t sums,
+                                int64_t blocks = kRowBlocks) {
+  return static_cast<size_t>(row_plan(rows, ceil_div(c, 256), blocks).chunks * c * sums) *
+         sizeof(float);
 }
-/// The same for layer norm, whose blocks span whole rows.
+/// Token shift: one mix leaves registers for twice as many blocks.
+constexpr int64_t token_shift_blocks(int64_t mixes) {
+  return mixes == 1 ? 4 * kRowBlocks : kRowBlocks;
+}
+/// The same for layer norm, whose (half as large) blocks span whole rows.
+inline constexpr int64_t kWholeRowBlocks = 396;
 inline size_t whole_row_partial_bytes(int64_t rows, int64_t c, int64_t sums) {
-  return static_cast<size_t>(row_plan(rows, 1).chunks * c * sums) * sizeof(float);
+  return static_cast<size_t>(row_plan(rows, 1, kWholeRowBlocks).chunks * c * sums) * sizeof(float);
 }
 
 /// Embedding backward: tokens are sorted and handled in pieces of this many.

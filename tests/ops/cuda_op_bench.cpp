@@ -22,23 +22,28 @@ constexpr int kRuns = 15;
 
 /// Median milliseconds of a captured call.
 template <class Fn>
-double median_ms(Context& ctx, const Fn& fn) {
+double median_ms(Context& ctx, const Fn& fn, bool captured = true) {
   const auto stream = static_cast<cudaStream_t>(ctx.stream());
   fn();  // lazily loads modules and chooses algorithms
   ctx.synchronize("bench");
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;
-  RWKV_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  fn();
-  RWKV_CUDA(cudaStreamEndCapture(stream, &graph));
-  RWKV_CUDA(cudaGraphInstantiate(&exec, graph, 0));
+  if (captured) {
+    RWKV_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    fn();
+    RWKV_CUDA(cudaStreamEndCapture(stream, &graph));
+    RWKV_CUDA(cudaGraphInstantiate(&exec, graph, 0));
+  }
   cudaEvent_t start, stop;
   RWKV_CUDA(cudaEventCreate(&start));
   RWKV_CUDA(cudaEventCreate(&stop));
   std::vector<float> ms;
   for (int i = 0; i < kRuns + 3; ++i) {
     RWKV_CUDA(cudaEventRecord(start, stream));
-    RWKV_CUDA(cudaGraphLaunch(exec, stream));
+    if (captured)
+      RWKV_CUDA(cudaGraphLaunch(exec, stream));
+    else
+      fn();
     RWKV_CUDA(cudaEventRecord(stop, stream));
     RWKV_CUDA(cudaEventSynchronize(stop));
     float t = 0;
@@ -47,8 +52,10 @@ double median_ms(Context& ctx, const Fn& fn) {
   }
   cudaEventDestroy(start);
   cudaEventDestroy(stop);
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(graph);
+  if (captured) {
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+  }
   std::sort(ms.begin(), ms.end());
   return static_cast<double>(ms[ms.size() / 2]);
 }
@@ -187,8 +194,10 @@ int bench(const std::string& part, bool f32) {
     Arena arena(Device::kCuda, 2 * big.bytes(), "copy");
     const TensorView from = arena.take(big, "from"), to = arena.take(big, "to");
     fill_on_device(ctx, {"big", big, cases::normal(0, 1)}, from, 1);
-    copy_rate =
-        2 * static_cast<double>(big.bytes()) / median_ms(ctx, [&] { copy(ctx, to, from); }) * 1e-6;
+    copy_rate = 2 * static_cast<double>(big.bytes()) /
+                median_ms(
+                    ctx, [&] { copy(ctx, to, from); }, false) *
+                1e-6;
   }
   std::printf("copy of 2 GiB: %.0f GB/s read and written\n", copy_rate);
   for (const auto& one : cases::all_cases()) {

@@ -53,13 +53,14 @@ class CudaOps : public testing::TestWithParam<size_t> {
   const cases::OpCase& op_case() const { return test_cases()[GetParam()]; }
 };
 
-INSTANTIATE_TEST_SUITE_P(Case, CudaOps, testing::Range<size_t>(0, test_cases().size()),
-                         [](const testing::TestParamInfo<size_t>& info) {
-                           std::string name = test_cases()[info.param].name;
-                           for (char& c : name)
-                             if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
-                           return name;
-                         });
+std::string case_name(const testing::TestParamInfo<size_t>& info) {
+  std::string name = test_cases()[info.param].name;
+  for (char& c : name)
+    if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Case, CudaOps, testing::Range<size_t>(0, test_cases().size()), case_name);
 
 /// Outputs and gradients of the double reference and, in bf16, of the plain bf16 computation.
 struct Expected {

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/core/dtype.h"
 
@@ -97,6 +98,36 @@ __device__ __forceinline__ void store(BF16* p, const float (&x)[N]) {
     for (int i = 0; i < N; ++i) from_float(p[i], x[i]);
   }
 }
+
+/// N elements as they lie in memory: for loads that are issued long before their use.
+template <class T, int N>
+struct Raw {
+  static_assert(sizeof(T) * N == 16 || sizeof(T) * N == 8 || N == 1);
+  using Word = std::conditional_t<sizeof(T) * N == 16, uint4,
+                                  std::conditional_t<sizeof(T) * N == 8, uint2, T>>;
+  Word word;
+  __device__ __forceinline__ void fetch(const T* p) { word = *reinterpret_cast<const Word*>(p); }
+  __device__ __forceinline__ void clear() { word = Word{}; }
+  __device__ __forceinline__ void get(float (&x)[N]) const {
+    if constexpr (N == 1) {
+      x[0] = to_float(word);
+    } else if constexpr (sizeof(T) == 4) {
+      x[0] = __uint_as_float(word.x);
+      x[1] = __uint_as_float(word.y);
+      if constexpr (N == 4) {
+        x[2] = __uint_as_float(word.z);
+        x[3] = __uint_as_float(word.w);
+      }
+    } else {
+      unpack(word.x, x[0], x[1]);
+      unpack(word.y, x[2], x[3]);
+      if constexpr (N == 8) {
+        unpack(word.z, x[4], x[5]);
+        unpack(word.w, x[6], x[7]);
+      }
+    }
+  }
+};
 
 /// Where one gradient goes, and how. The pointer is null for kSkip.
 template <class T>
