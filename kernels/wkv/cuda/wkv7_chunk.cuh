@@ -180,23 +180,24 @@ __device__ __forceinline__ void store_small(uint32_t to, const Frag& f) {
   for (int i = 0; i < 4; ++i) store_shared(at + i * 128, f.x[i]);
 }
 
-/// Tm - I = (I - A)^-1 - I for strictly lower A (16 x 16, rows of kSolveRow floats): lane j solves
-/// column j. Rows are finished in order, so only one fused multiply-add per row waits for the last.
+/// Tm - I = (I - A)^-1 - I for strictly lower A (16 x 16, its columns as rows of kSolveRow floats):
+/// lane j solves column j. As soon as an entry is known it goes into all later ones, so that only
+/// one fused multiply-add per entry has to wait.
 __device__ __forceinline__ void solve_unit_lower(const float* a, uint32_t to) {
   const int lane = static_cast<int>(threadIdx.x) & 31, column = lane & 15;
   float x[kChunk];
 #pragma unroll
-  for (int row = 0; row < kChunk; ++row) {
-    float sum = 0, other = 0;
+  for (int row = 0; row < kChunk; ++row) x[row] = row == column ? 1.0f : 0.0f;
 #pragma unroll
-    for (int k0 = 0; k0 < row; k0 += 4) {
-      const float4 f = *reinterpret_cast<const float4*>(a + row * kSolveRow + k0);
-      sum += f.x * x[k0];
-      if (k0 + 1 < row) other += f.y * x[k0 + 1];
-      if (k0 + 2 < row) sum += f.z * x[k0 + 2];
-      if (k0 + 3 < row) other += f.w * x[k0 + 3];
+  for (int k = 0; k + 1 < kChunk; ++k) {
+#pragma unroll
+    for (int row = (k + 1) / 4 * 4; row < kChunk; row += 4) {
+      const float4 f = *reinterpret_cast<const float4*>(a + k * kSolveRow + row);
+      if (row > k) x[row] += f.x * x[k];
+      if (row + 1 > k) x[row + 1] += f.y * x[k];
+      if (row + 2 > k) x[row + 2] += f.z * x[k];
+      x[row + 3] += f.w * x[k];
     }
-    x[row] = (row == column ? 1.0f : 0.0f) + sum + other;
   }
   // 8 x 8 tiles in the order (0,0), (8,0), (0,8), (8,8); lanes >= 16 write the lower rows.
   const uint32_t at =
@@ -230,51 +231,59 @@ struct Lanes {
   }
 };
 
-/// The 16 x 16 matrices of both chunks. Warp -> (chunk, rows of a or rows of r).
+__device__ __forceinline__ void store_both(uint32_t to, Small which, const float (&d)[2][4]) {
+  const Frag f = pack_frag(d[0], d[1]);
+  store_small(to + which * kSmallBytes, f);
+  store_small(to + (which + 1) * kSmallBytes, pack_frag_rest(d[0], d[1], f));
+}
+
+/// The 16 x 16 matrices of both chunks. Warp -> chunk, and either A_ab with its inverse or the
+/// rest.
 template <bool kR, bool kK>
 __device__ __forceinline__ void causal_products(const Tilde& t, uint32_t small, float* solve,
                                                 const Lanes& lanes) {
   const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
   const int chunk = warp >> 1;
-  const bool of_r = (warp & 1) != 0;
-  if (!kR && of_r) return;
   const uint32_t rows = static_cast<uint32_t>(chunk * kChunk * kRowBytes);
-  const uint32_t left = (of_r ? t.r : t.a) + rows + lanes.down, at = rows + lanes.across;
-  float with_b[2][4] = {}, with_k[2][4] = {};
-#pragma unroll
-  for (int j = 0; j < kN; j += 16) {
-    const Frag x = load_frag(left + j * 2);
-    mma16(with_b, x, load_frag(t.b + at + j * 2));
-    if constexpr (kK) mma16(with_k, x, load_frag(t.k + at + j * 2));
-  }
-  keep_causal(with_b, of_r);
-  keep_causal(with_k, of_r);
+  const uint32_t down = rows + lanes.down, across = rows + lanes.across;
   small += static_cast<uint32_t>(chunk * kSmalls * kSmallBytes);
-  const Frag k = pack_frag(with_k[0], with_k[1]);
-  if (of_r) {
-    const Frag b = pack_frag(with_b[0], with_b[1]);
-    store_small(small + kRb * kSmallBytes, b);
-    store_small(small + kRbRest * kSmallBytes, pack_frag_rest(with_b[0], with_b[1], b));
-    if constexpr (kK) {
-      store_small(small + kRk * kSmallBytes, k);
-      store_small(small + kRkRest * kSmallBytes, pack_frag_rest(with_k[0], with_k[1], k));
-    }
-  } else {
-    if constexpr (kK) {
-      store_small(small + kAk * kSmallBytes, k);
-      store_small(small + kAkRest * kSmallBytes, pack_frag_rest(with_k[0], with_k[1], k));
-    }
+  if ((warp & 1) == 0) {
+    float ab[2][4] = {};
+#pragma unroll
+    for (int j = 0; j < kN * 2; j += 32)
+      mma16(ab, load_frag(t.a + down + j), load_frag(t.b + across + j));
+    keep_causal(ab, 0);
     float* own = solve + chunk * kChunk * kSolveRow;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int e = 0; e < 4; e += 2)
-        *reinterpret_cast<float2*>(own + ((lane >> 2) + 4 * e) * kSolveRow + half * 8 +
-                                   (lane & 3) * 2) =
-            make_float2(with_b[half][e], with_b[half][e + 1]);
+      for (int e = 0; e < 4; ++e)
+        own[(half * 8 + (lane & 3) * 2 + (e & 1)) * kSolveRow + (lane >> 2) + 8 * (e >> 1)] =
+            ab[half][e];
     __syncwarp();
     solve_unit_lower(own, small + kTm * kSmallBytes);
+    return;
   }
+  float rb[2][4] = {}, rk[2][4] = {}, ak[2][4] = {};
+#pragma unroll
+  for (int j = 0; j < kN * 2; j += 32) {
+    Frag r, k;
+    if constexpr (kR) {
+      r = load_frag(t.r + down + j);
+      mma16(rb, r, load_frag(t.b + across + j));
+    }
+    if constexpr (kK) {
+      k = load_frag(t.k + across + j);
+      mma16(ak, load_frag(t.a + down + j), k);
+    }
+    if constexpr (kR && kK) mma16(rk, r, k);
+  }
+  keep_causal(rb, 1);
+  keep_causal(rk, 1);
+  keep_causal(ak, 0);
+  if constexpr (kR) store_both(small, kRb, rb);
+  if constexpr (kK) store_both(small, kAk, ak);
+  if constexpr (kR && kK) store_both(small, kRk, rk);
 }
 
 /// x <- Tm x for x (16 channels x 16 tokens) transposed; `tm` are the operands of Tm - I and its

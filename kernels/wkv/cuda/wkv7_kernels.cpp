@@ -16,8 +16,8 @@ constexpr int kHeadSizes[] = {kWkv7HeadSize};
 constexpr int kPlannedProcessors = 132;
 
 Wkv7Shape shape_of(const WkvShape& s) {
-  Wkv7Shape shape{static_cast<int>(s.batch), static_cast<int>(s.tokens),
-                  static_cast<int>(s.heads), 1};
+  Wkv7Shape shape{static_cast<int>(s.batch), static_cast<int>(s.tokens), static_cast<int>(s.heads),
+                  1};
   shape.segments = wkv7_chunk_segments(shape, kPlannedProcessors);
   return shape;
 }
@@ -64,8 +64,8 @@ struct Serial {
 /// Gradients that have to be added go to scratch memory first: six vectors and a state.
 template <class V>
 size_t workspace_bytes(const WkvShape& s) {
-  const size_t state = align_up(static_cast<size_t>(s.batch * s.heads * s.head_size * s.head_size) *
-                                sizeof(float));
+  const size_t state =
+      align_up(static_cast<size_t>(s.batch * s.heads * s.head_size * s.head_size) * sizeof(float));
   return align_up(V::scratch(s)) + 6 * vector_bytes(s, V::kIo) + (s.has_state ? state : 0);
 }
 
@@ -98,8 +98,8 @@ void backward(Context& ctx, const OpCall& c) {
     // kSkip and kAdd write next to the gradient; only kAdd reads it again.
     const bool direct = c.din_mode[i] == Accum::kWrite;
     const TensorSpec& spec = i < 6 ? c.in[0].spec : c.dout[1].spec;
-    to[i] = direct ? c.din[i]
-                   : TensorView(spare + i * vector_bytes(s, V::kIo), spec, Device::kCuda);
+    to[i] =
+        direct ? c.din[i] : TensorView(spare + i * vector_bytes(s, V::kIo), spec, Device::kCuda);
   }
   Wkv7Backward io{};
   io.r = c.in[0].data;
