@@ -136,19 +136,6 @@ __device__ __forceinline__ void step_lambda(StateRows& lambda, const Frag& dy, c
   }
 }
 
-// Warp w: the w-th of D_rb, D_rk, D_ak, D_ab.
-__device__ __forceinline__ void gradient_products(uint32_t dy, uint32_t z, uint32_t u, uint32_t v,
-                                                  const Lanes& lanes, uint32_t to) {
-  const int warp = static_cast<int>(threadIdx.x) >> 5;
-  const uint32_t left = (warp < kDak ? dy : z) + lanes.down,
-                 right = (warp == kDrb || warp == kDab ? u : v) + lanes.across;
-  float d[2][4] = {};
-#pragma unroll
-  for (int j = 0; j < 4; ++j) mma16(d, load_frag(left + j * 32), load_frag(right + j * 32));
-  keep_causal(d, warp < kDak ? 1 : 0);
-  store_small(to + warp * kSmallBytes, pack_frag(d[0], d[1]));
-}
-
 // The 16 x 16 matrix with ones where column >= row: times X, the sums of X over later rows.
 __device__ __forceinline__ Frag upper_ones() {
   const uint32_t row = (threadIdx.x & 31u) >> 2, k = (threadIdx.x & 3u) * 2;
@@ -204,23 +191,37 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
     logits[lower][0] = load_shared(from);
     logits[lower][1] = load_shared(from + 16);
   }
-  gradient_products(at.dy, at.z, at.u, at.v, lanes, at.d);
   float dr[2][4] = {}, da[2][4] = {}, db[2][4] = {}, dk[2][4] = {}, far_b[2][4] = {},
-        far_k[2][4] = {}, crossing[2][4] = {};
+        far_k[2][4] = {}, crossing[2][4] = {}, d_own[2][4] = {};
+  const bool with_u = warp == kDrb || warp == kDab;
   constexpr Frag kOnes = {{0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u}};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const Frag s = load_frag_t(at.s0 + i * 16 * kRowBytes + own);
     const Frag l = load_frag_t(at.l + i * 16 * kRowBytes + own);
-    mma16(dr, load_frag(at.dy + lane_at + i * 32), s);
-    mma16(da, load_frag(at.z + lane_at + i * 32), s);
-    mma16(far_b, load_frag(at.u + lane_at + i * 32), l);
-    mma16(far_k, load_frag(at.v + lane_at + i * 32), l);
+    const Frag dy = load_frag(at.dy + lane_at + i * 32), z = load_frag(at.z + lane_at + i * 32);
+    const Frag u = load_frag(at.u + lane_at + i * 32), v = load_frag(at.v + lane_at + i * 32);
+    mma16(dr, dy, s);
+    mma16(da, z, s);
+    mma16(far_b, u, l);
+    mma16(far_k, v, l);
+    // This warp's one of D_rb, D_rk, D_ak, D_ab. The tiles of u or v are already here in the order
+    // "down"; as B operands they are wanted in the order "across".
+    Frag left, right;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      left.x[e] = warp < kDak ? dy.x[e] : z.x[e];
+      right.x[e] = with_u ? u.x[e] : v.x[e];
+    }
+    mma(d_own[0], left, right.x[0], right.x[2]);
+    mma(d_own[1], left, right.x[1], right.x[3]);
     Frag sl;
 #pragma unroll
     for (int e = 0; e < 4; ++e) sl.x[e] = mul_bf16x2(s.x[e], l.x[e]);
     mma16(crossing, kOnes, sl);
   }
+  keep_causal(d_own, warp < kDak ? 1 : 0);
+  store_small(at.d + warp * kSmallBytes, pack_frag(d_own[0], d_own[1]));
   __syncthreads();  // D of all warps is there, and w is read
   if (at.next_w != nullptr) {
     copy_rows(at.w_buffer, at.next_w, 0, stride, kStep);
