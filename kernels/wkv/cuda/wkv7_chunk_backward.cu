@@ -297,7 +297,9 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
   store_rows(p.db, to, out_b);
 }
 
-__global__ void __launch_bounds__(kThreads, 3) backward_kernel(const BackwardParams p) {
+// kBlocks per multiprocessor: 2 leaves the compiler more registers where no more blocks are needed.
+template <int kBlocks>
+__global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(const BackwardParams p) {
   extern __shared__ uint4 memory[];
   BackwardShared& shared = *reinterpret_cast<BackwardShared*>(memory);
   const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
@@ -424,11 +426,11 @@ __global__ void __launch_bounds__(kThreads, 3) backward_kernel(const BackwardPar
     store_state(lambda, p.ds0 + static_cast<int64_t>(head) * kStateFloats);
 }
 
-// Only the lambda chain, from zero: Q of a segment.
+// Only the lambda chain, from zero: Q of a segment, the first one excepted, which nobody needs.
 __global__ void __launch_bounds__(kThreads, 3) operator_kernel(const BackwardParams p) {
   __shared__ OperatorShared shared;
   const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
-  const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
+  const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y) + 1;
   const int first = segment * p.steps_per_segment;
   const int last = min(first + p.steps_per_segment, p.steps);
   const int64_t stride = static_cast<int64_t>(p.heads) * kN;
@@ -500,19 +502,22 @@ cudaError_t wkv7_chunk_backward(const Wkv7Shape& shape, const Wkv7Backward& io,
   const dim3 grid(static_cast<unsigned>(streams), static_cast<unsigned>(plan.segments));
   if (plan.segments > 1) {
     p.operator_q = memory.operator_n;
-    operator_kernel<<<grid, kThreads, 0, stream>>>(p);
+    operator_kernel<<<dim3(grid.x, grid.y - 1), kThreads, 0, stream>>>(p);
     if (const cudaError_t e = cudaGetLastError(); e != cudaSuccess) return e;
     if (const cudaError_t e = join_backward(plan, streams, memory, io.ds_out, stream);
         e != cudaSuccess)
       return e;
     p.end_gradient = memory.operator_n;
   }
+  int multiprocessors = 0;
+  if (const cudaError_t e = count_multiprocessors(multiprocessors); e != cudaSuccess) return e;
+  const auto kernel =
+      streams * plan.segments <= 2 * multiprocessors ? backward_kernel<2> : backward_kernel<3>;
   if (const cudaError_t e = cudaFuncSetAttribute(
-          backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(BackwardShared));
+          kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(BackwardShared));
       e != cudaSuccess)
     return e;
-  return launch(backward_kernel, grid, kThreads, sizeof(BackwardShared), plan.segments > 1, stream,
-                p);
+  return launch(kernel, grid, kThreads, sizeof(BackwardShared), plan.segments > 1, stream, p);
 }
 
 }  // namespace rwkv::cuda

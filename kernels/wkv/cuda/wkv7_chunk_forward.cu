@@ -18,6 +18,7 @@ struct ForwardParams {
   float* s_out;
   uint32_t* checkpoints;  // (B H, steps) packed states at each step's start; null: not saved
   float *operator_n, *operator_m;  // (B H, segments), for kOperator
+  int first_segment;               // what blockIdx.y = 0 walks
   int tokens, heads, steps, segments, steps_per_segment;
 };
 
@@ -41,7 +42,8 @@ template <Walk kWalk>
 __device__ __forceinline__ void walk_segment(const ForwardParams& p, ForwardShared& shared) {
   constexpr bool kY = kWalk == Walk::kOutputs, kV = kWalk != Walk::kM;
   const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
-  const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
+  const int head = static_cast<int>(blockIdx.x),
+            segment = static_cast<int>(blockIdx.y) + p.first_segment;
   const int first = segment * p.steps_per_segment;
   const int last = min(first + p.steps_per_segment, p.steps);
   const int64_t stride = static_cast<int64_t>(p.heads) * kN;
@@ -128,7 +130,7 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, ForwardShar
     store_state(s, p.s_out + static_cast<int64_t>(head) * kStateFloats);
 }
 
-// kBlocks per multiprocessor: 3 is faster as long as all blocks fit in at once, 4 beyond that.
+// kBlocks per multiprocessor: fewer leave the compiler more registers; 4 pays when blocks queue.
 template <int kBlocks>
 __global__ void __launch_bounds__(kThreads, kBlocks) forward_kernel(const ForwardParams p) {
   __shared__ ForwardShared shared;
@@ -170,9 +172,13 @@ cudaError_t wkv7_chunk_forward(const Wkv7Shape& shape, const Wkv7Forward& io, cu
   if (plan.segments > 1 && (!whole_heads || io.saved != nullptr)) {
     p.operator_m = memory.operator_m;
     p.operator_n = memory.operator_n;
-    operators_kernel<<<dim3(grid.x, grid.y, whole_heads ? 1 : 2), kThreads, 0, stream>>>(p);
+    // The backward, which alone needs M then, never asks for the first segment's.
+    p.first_segment = whole_heads ? 1 : 0;
+    const auto rows = static_cast<unsigned>(plan.segments - p.first_segment);
+    operators_kernel<<<dim3(grid.x, rows, whole_heads ? 1 : 2), kThreads, 0, stream>>>(p);
     if (const cudaError_t e = cudaGetLastError(); e != cudaSuccess) return e;
   }
+  p.first_segment = 0;
   if (whole_heads) {
     p.segments = 1;
     p.steps_per_segment = plan.steps;
@@ -181,16 +187,12 @@ cudaError_t wkv7_chunk_forward(const Wkv7Shape& shape, const Wkv7Forward& io, cu
       return e;
     p.start = memory.operator_n;
   }
-  int device = 0, multiprocessors = 0;
-  if (const cudaError_t e = cudaGetDevice(&device); e != cudaSuccess) return e;
-  if (const cudaError_t e =
-          cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-      e != cudaSuccess)
-    return e;
-  const bool at_once = streams * p.segments <= 3 * multiprocessors;
-  return launch(at_once ? forward_kernel<3> : forward_kernel<4>,
-                dim3(grid.x, static_cast<unsigned>(p.segments)), kThreads, 0, plan.segments > 1,
-                stream, p);
+  int multiprocessors = 0;
+  if (const cudaError_t e = count_multiprocessors(multiprocessors); e != cudaSuccess) return e;
+  const int blocks = streams * p.segments;
+  const auto kernel = blocks <= 3 * multiprocessors ? forward_kernel<3> : forward_kernel<4>;
+  return launch(kernel, dim3(grid.x, static_cast<unsigned>(p.segments)), kThreads, 0,
+                plan.segments > 1, stream, p);
 }
 
 }  // namespace rwkv::cuda

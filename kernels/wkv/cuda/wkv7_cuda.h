@@ -6,10 +6,13 @@
 /// with rows = value index, columns = key index. w is the decay logit.
 ///
 /// chunk: WY form in chunks of 16 tokens on tensor cores (spec rwkv7 4.1, 4.2), bf16 operands and
-/// fp32 accumulation, state in fp32 registers. segments > 1 cuts the sequence: the segments'
-/// operators are found in parallel, a short scan joins them, then all segments run at once
-/// (spec 4.4 scheme 3).
-/// serial: the plain recurrence in fp32 (spec 2.3, 3.4, 3.5), for any T, the yardstick.
+/// fp32 accumulation, state in fp32 registers; a bf16 state is saved every 32 tokens. segments > 1
+/// cuts the sequence: the segments' operators are found in parallel, a short scan joins them, then
+/// all segments run at once (spec 4.4 scheme 3). With many heads the forward still walks whole
+/// heads, and segments only serve the backward.
+/// serial: the plain recurrence in fp32 (spec 2.3, 3.4, 3.5), the yardstick.
+/// Both take any number of tokens from 1, and give the same bits in every run. Backward and forward
+/// must be called with the same shape, segments included.
 
 #include <cuda_runtime.h>
 

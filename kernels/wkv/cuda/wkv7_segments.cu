@@ -24,6 +24,11 @@ __global__ void __launch_bounds__(kJoinThreads)
   for (int n = 0; n < segments; ++n) {
     const int g = kBackward ? segments - 1 - n : n;
     const int64_t slot = (head * segments + g) * kStateFloats;
+    if (n + 1 == segments) {  // nothing follows; its operators may not even be there
+#pragma unroll
+      for (int i = 0; i < 2; ++i) slots[slot + (first_row + row + i) * kN + column] = s[i];
+      break;
+    }
     float m[kStateFloats / kJoinThreads];
 #pragma unroll
     for (int i = 0; i < kStateFloats / kJoinThreads; ++i)

@@ -53,6 +53,12 @@ cudaError_t launch(void (*kernel)(Args...), dim3 grid, int threads, size_t share
 }
 #endif
 
+inline cudaError_t count_multiprocessors(int& count) {
+  int device = 0;
+  if (const cudaError_t e = cudaGetDevice(&device); e != cudaSuccess) return e;
+  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+}
+
 /// N[g] <- start state of segment g: s0, then S M[g] + N[g].
 cudaError_t join_forward(const Plan& plan, int streams, const Memory& memory, const float* s0,
                          cudaStream_t stream);
