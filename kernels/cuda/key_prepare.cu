@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Operands<T> o, HeadSh
 }
 
 template <class T, int N>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
     backward_kernel(Operands<T> o, HeadShape s, float* partials) {
   constexpr int kE = Lane<N>::kE;
   __shared__ float fold[kRowWarps * 32 * kE];
@@ -74,13 +74,25 @@ __global__ void __launch_bounds__(kThreads, 2)
   float k_k[kE], k_a[kE], sum_kk[kE] = {}, sum_ka[kE] = {};
   lane.get(o.k_k, 0, k_k);
   lane.get(o.k_a, 0, k_a);
+  // The next row is on its way while this one is worked on.
+  Ahead<T, N> next_k0, next_logit, next_dk, next_da, next_db;
+  const auto fetch = [&](int64_t at_row) {
+    if (at_row >= end) return;
+    next_k0.fetch(lane, o.k0, at_row * s.c);
+    next_logit.fetch(lane, o.logit, at_row * s.c);
+    next_dk.fetch(lane, o.dk, at_row * s.c);
+    next_da.fetch(lane, o.da, at_row * s.c);
+    next_db.fetch(lane, o.db, at_row * s.c);
+  };
+  fetch(begin + threadIdx.x / 32);
   for (int64_t r = begin + threadIdx.x / 32; r < end; r += kRowWarps) {
     float k0[kE], logit[kE], dk[kE], da[kE], db[kE];
-    lane.get(o.k0, r * s.c, k0);
-    lane.get(o.logit, r * s.c, logit);
-    lane.get(o.dk, r * s.c, dk);
-    lane.get(o.da, r * s.c, da);
-    lane.get(o.db, r * s.c, db);
+    next_k0.get(k0);
+    next_logit.get(logit);
+    next_dk.get(dk);
+    next_da.get(da);
+    next_db.get(db);
+    fetch(r + kRowWarps);
     const Scale scale = scale_of<N>(lane, k0, k_k);
     float z[kE];
 #pragma unroll
@@ -122,8 +134,8 @@ void key_prepare_forward(Context& ctx, const OpCall& call) {
     using T = decltype(zero);
     const int64_t n = call.attr<KeyPrepareAttrs>().head_size;
     const bool packed =
-        heads_pack<T>(n) && packs<T>(call.in[0].last(), {call.in, call.param, call.out});
-    HeadShape s = head_shape<T>(call.in[0], n, packed);
+        heads_pack(n, kPack<T>) && packs<T>(call.in[0].last(), {call.in, call.param, call.out});
+    HeadShape s = head_shape(call.in[0], n, kPack<T>, packed);
     s.rows_per_block = forward_rows(s);
     Operands<T> o{};
     o.k0 = call.in[0].as<T>();
@@ -147,10 +159,10 @@ void key_prepare_backward(Context& ctx, const OpCall& call) {
   by_type("key_prepare", call.in[0], [&](auto zero) {
     using T = decltype(zero);
     const int64_t n = call.attr<KeyPrepareAttrs>().head_size;
-    const bool packed =
-        heads_pack<T>(n) && packs<T>(call.in[0].last(), {call.in, call.param, call.dout, call.din});
-    HeadShape s = head_shape<T>(call.in[0], n, packed);
-    const RowPlan plan = row_plan(s.rows, s.tiles());
+    const bool packed = heads_pack(n, kHeadHalf) &&
+                        packs<T>(call.in[0].last(), {call.in, call.param, call.dout, call.din});
+    HeadShape s = head_shape(call.in[0], n, kHeadHalf, packed);
+    const RowPlan plan = row_plan(s.rows, s.tiles(), kHeadBlocks);
     s.rows_per_block = plan.rows;
     Operands<T> o{};
     o.k0 = call.in[0].as<T>();
@@ -162,10 +174,11 @@ void key_prepare_backward(Context& ctx, const OpCall& call) {
     o.db = call.dout[2].as<T>();
     o.dk0 = grad_of<T>(call.din[0], call.din_mode[0]);
     o.dlogit = grad_of<T>(call.din[1], call.din_mode[1]);
-    auto* partials = reinterpret_cast<float*>(ctx.workspace(row_partial_bytes(s.rows, s.c, 2)));
+    auto* partials =
+        reinterpret_cast<float*>(ctx.workspace(row_partial_bytes(s.rows, s.c, 2, kHeadBlocks)));
     const dim3 grid(static_cast<unsigned>(s.tiles()), static_cast<unsigned>(plan.chunks));
     if (packed)
-      backward_kernel<T, kPack<T>><<<grid, kThreads, 0, stream_of(ctx)>>>(o, s, partials);
+      backward_kernel<T, kHeadHalf><<<grid, kThreads, 0, stream_of(ctx)>>>(o, s, partials);
     else
       backward_kernel<T, 1><<<grid, kThreads, 0, stream_of(ctx)>>>(o, s, partials);
     RWKV_LAUNCHED("key_prepare backward", stream_of(ctx));

@@ -67,6 +67,32 @@ struct Row {
   }
 };
 
+/// Weights of a thread's channels: in registers if they are few, else read again for every row.
+template <int N, int ITEMS>
+struct Weights {
+  static constexpr bool kHeld = N > 1 && N* ITEMS <= 24;
+  const float* p;
+  float held[kHeld ? ITEMS : 1][N];
+
+  __device__ __forceinline__ Weights(const float* from, int64_t c, int thread, int step) : p(from) {
+    if constexpr (kHeld) {
+#pragma unroll
+      for (int j = 0; j < ITEMS; ++j) {
+        const int64_t at = static_cast<int64_t>(thread + j * step) * N;
+        if (at < c) load<N>(p + at, held[j]);
+      }
+    }
+  }
+  __device__ __forceinline__ void get(int j, int64_t c, float (&w)[N]) const {
+    if constexpr (kHeld) {
+#pragma unroll
+      for (int e = 0; e < N; ++e) w[e] = held[j][e];
+    } else {
+      load<N>(p + c, w);
+    }
+  }
+};
+
 template <class T, int N, int ITEMS>
 __global__ void __launch_bounds__(32 * kMostWarps)
     forward_kernel(const T* __restrict__ x, const float* __restrict__ weight,
@@ -79,6 +105,7 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   const float inv_c = 1.0f / static_cast<float>(s.c);
   const int64_t begin = blockIdx.x * s.rows_per_block;
   const int64_t end = min(begin + s.rows_per_block, s.rows);
+  Weights<N, ITEMS> w_held(weight, s.c, thread, step), b_held(bias, s.c, thread, step);
   Row<T, N, ITEMS> next;
   next.fetch(x, begin + group, begin + group < end, s.c, thread, step);
   // The loop's trip count is the same for all threads of the block: group_sum has barriers.
@@ -112,8 +139,8 @@ __global__ void __launch_bounds__(32 * kMostWarps)
       const int64_t c = static_cast<int64_t>(thread + j * step) * N;
       if (c >= s.c) break;
       float w[N], b[N];
-      load<N>(weight + c, w);
-      load<N>(bias + c, b);
+      w_held.get(j, c, w);
+      b_held.get(j, c, b);
 #pragma unroll
       for (int e = 0; e < N; ++e) w[e] = (v[j][e] - mean) * rstd * w[e] + b[e];
       store<N>(y + row * s.c + c, w);

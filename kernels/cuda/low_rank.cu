@@ -17,42 +17,40 @@ namespace {
 
 constexpr int kThreads = 256;
 
-/// Grid: x over columns, y over rows; 32 x 8 threads.
-template <class T>
-__global__ void activate_kernel(T* hidden, int64_t rows, int rank, int width, Activation inner) {
-  const int column = static_cast<int>(blockIdx.x * 32 + threadIdx.x);
-  if (column >= width) return;
-  const int64_t step = static_cast<int64_t>(gridDim.y) * 8;
-  for (int64_t row = static_cast<int64_t>(blockIdx.y) * 8 + threadIdx.y; row < rows; row += step) {
-    T* p = hidden + row * width + column;
-    float h = column < rank + 2 ? 1.0f : 0.0f;
-    if (column < rank) {
-      h = to_float(*p);
-      if (inner == Activation::kTanh) h = tanhf(h);
-      if (inner == Activation::kSigmoid) h = logistic<float>(h).value;
-    }
-    from_float(*p, h);
+/// N neighbouring columns of one row per thread.
+template <class T, int N>
+__global__ void activate_kernel(T* hidden, int64_t total, int rank, int width, Activation inner) {
+  const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * N;
+  if (i >= total) return;
+  const int column = static_cast<int>(i % width);
+  float h[N];
+  load<N>(hidden + i, h);
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    if (column + e >= rank)
+      h[e] = column + e < rank + 2 ? 1.0f : 0.0f;
+    else if (inner == Activation::kTanh)
+      h[e] = tanhf(h[e]);
+    else if (inner == Activation::kSigmoid)
+      h[e] = logistic<T>(h[e]).value;
   }
+  store<N>(hidden + i, h);
 }
 
 /// dh *= derivative of the activation, written in terms of its value h.
-template <class T>
-__global__ void activate_backward_kernel(const T* hidden, T* dh, int64_t rows, int rank, int width,
+template <class T, int N>
+__global__ void activate_backward_kernel(const T* hidden, T* dh, int64_t total, int rank, int width,
                                          Activation inner) {
-  const int column = static_cast<int>(blockIdx.x * 32 + threadIdx.x);
-  if (column >= rank) return;
-  const int64_t step = static_cast<int64_t>(gridDim.y) * 8;
-  for (int64_t row = static_cast<int64_t>(blockIdx.y) * 8 + threadIdx.y; row < rows; row += step) {
-    const float h = to_float(hidden[row * width + column]);
-    const float slope = inner == Activation::kTanh ? (1.0f - h) * (1.0f + h) : h * (1.0f - h);
-    T* p = dh + row * rank + column;
-    from_float(*p, to_float(*p) * slope);
-  }
-}
-
-dim3 activation_grid(int64_t rows, int64_t columns) {
-  return dim3(static_cast<unsigned>(ceil_div(columns, 32)),
-              static_cast<unsigned>(std::min<int64_t>(ceil_div(rows, 8), 1024)));
+  const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * N;
+  if (i >= total) return;
+  const int64_t row = i / rank;
+  float h[N], d[N];
+  load<N>(hidden + row * width + (i - row * rank), h);
+  load<N>(dh + i, d);
+#pragma unroll
+  for (int e = 0; e < N; ++e)
+    d[e] *= inner == Activation::kTanh ? (1.0f - h[e]) * (1.0f + h[e]) : h[e] * (1.0f - h[e]);
+  store<N>(dh + i, d);
 }
 
 /// out = W2 (rank, n) and below it the bias in two rows, then zeros.
@@ -75,7 +73,7 @@ __global__ void extend_kernel(const T* w2, const float* bias, T* out, int rank, 
   from_float(out[i], x);
 }
 
-/// Takes the product (rank + 1, n) apart.
+/// Takes the first rank + 1 rows of the product apart.
 __global__ void split_kernel(const float* product, Grad<float> dw2, Grad<float> dbias, int rank,
                              int n) {
   const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
@@ -117,8 +115,12 @@ void low_rank_forward(Context& ctx, const OpCall& call) {
     using T = decltype(zero);
     const Activation inner = call.attr<LowRankAttrs>().inner;
     if (inner != Activation::kNone || biased) {
-      activate_kernel<<<activation_grid(rows, width), dim3(32, 8), 0, stream>>>(
-          hidden.as<T>(), rows, static_cast<int>(rank), static_cast<int>(width), inner);
+      const auto run = [&](auto kernel, int64_t wide) {
+        kernel<<<blocks_for(rows * width / wide), kThreads, 0, stream>>>(
+            hidden.as<T>(), rows * width, static_cast<int>(rank), static_cast<int>(width), inner);
+      };
+      packs<T>(width, {call.saved}) ? run(activate_kernel<T, kPack<T>>, kPack<T>)
+                                    : run(activate_kernel<T, 1>, 1);
       RWKV_LAUNCHED("low_rank activation", stream);
     }
     if (biased) {
@@ -170,7 +172,7 @@ void low_rank_backward(Context& ctx, const OpCall& call) {
                       .dtype = type,
                       .out_dtype = DType::kF32};
   if (biased && (bias_mode != Accum::kSkip || call.dparam_mode[1] != Accum::kSkip)) {
-    w2_product.m = rank + 1;
+    w2_product.m = width;  // all the columns: the products like multiples of 8
     w2_product.c = work;
     gemm(ctx, w2_product);
     split_kernel<<<blocks_for((rank + 1) * n), kThreads, 0, stream>>>(
@@ -199,9 +201,14 @@ void low_rank_backward(Context& ctx, const OpCall& call) {
   if (inner != Activation::kNone)
     by_type("low_rank", dy, [&](auto zero) {
       using T = decltype(zero);
-      activate_backward_kernel<<<activation_grid(rows, rank), dim3(32, 8), 0, stream>>>(
-          hidden.as<T>(), reinterpret_cast<T*>(work), rows, static_cast<int>(rank),
-          static_cast<int>(width), inner);
+      const auto run = [&](auto kernel, int64_t wide) {
+        kernel<<<blocks_for(rows * rank / wide), kThreads, 0, stream>>>(
+            hidden.as<T>(), reinterpret_cast<T*>(work), rows * rank, static_cast<int>(rank),
+            static_cast<int>(width), inner);
+      };
+      const bool packed = packs<T>(rank, {call.saved}) && width % kPack<T> == 0;
+      packed ? run(activate_backward_kernel<T, kPack<T>>, kPack<T>)
+             : run(activate_backward_kernel<T, 1>, 1);
       RWKV_LAUNCHED("low_rank activation backward", stream);
     });
   if (call.din_mode[0] != Accum::kSkip)

@@ -1,12 +1,12 @@
-// Second stage of the sums over rows. A block of 32 x 8 threads takes 32 channels of one sum; each
-// of its 8 rows of threads adds every 8th chunk, in double. A few MB: limited by latency.
+// Second stage of the sums over rows. A block of 32 x 32 threads takes 32 channels of one sum;
+// each of its 32 rows of threads adds every 32nd chunk, in double. A few MB: limited by latency.
 
 #include "kernels/cuda/common/row_sums.cuh"
 
 namespace rwkv::cuda {
 namespace {
 
-constexpr int kLanes = 8;
+constexpr int kLanes = 32;
 
 __global__ void reduce_kernel(const float* partials, int64_t chunks, int64_t stride, int64_t c,
                               RowSums sums) {

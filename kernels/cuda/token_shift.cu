@@ -53,22 +53,35 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Operands<T> o) {
   for (int m = 0; m < M; ++m)
     if (m < o.mixes) load<N>(o.mix[m] + c, mix[m]);
   load_before<N>(o, begin, c, before);
-  for (int64_t r = begin; r < end; ++r) {
-    if (r != begin && r % o.t == 0) load_before<N>(o, r, c, before);
-    float now[N];
-    load<N>(o.h + r * o.c + c, now);
-    if (o.last != nullptr && (r + 1) % o.t == 0) store<N>(o.last + r / o.t * o.c + c, now);
+  constexpr int kAhead = 2;  // rows that are on their way while one is worked on
+  Raw<T, N> next[kAhead];
 #pragma unroll
-    for (int m = 0; m < M; ++m) {
-      float y[N];
+  for (int slot = 0; slot < kAhead; ++slot)
+    if (begin + slot < end) next[slot].fetch(o.h + (begin + slot) * o.c + c);
+  int64_t t = begin % o.t;  // position in the sequence; 64-bit remainders per row would show
+  for (int64_t r0 = begin; r0 < end; r0 += kAhead) {
 #pragma unroll
-      for (int e = 0; e < N; ++e)
-        y[e] = o.weights_current ? before[e] + (now[e] - before[e]) * mix[m][e]
-                                 : now[e] + (before[e] - now[e]) * mix[m][e];
-      if (m < o.mixes) store<N>(o.y[m] + r * o.c + c, y);
+    for (int slot = 0; slot < kAhead; ++slot) {
+      const int64_t r = r0 + slot;
+      if (r >= end) break;
+      if (r != begin && t == 0) load_before<N>(o, r, c, before);
+      float now[N];
+      next[slot].get(now);
+      if (r + kAhead < end) next[slot].fetch(o.h + (r + kAhead) * o.c + c);
+      t = t + 1 == o.t ? 0 : t + 1;
+      if (o.last != nullptr && t == 0) store<N>(o.last + r / o.t * o.c + c, now);
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        float y[N];
+#pragma unroll
+        for (int e = 0; e < N; ++e)
+          y[e] = o.weights_current ? before[e] + (now[e] - before[e]) * mix[m][e]
+                                   : now[e] + (before[e] - now[e]) * mix[m][e];
+        if (m < o.mixes) store<N>(o.y[m] + r * o.c + c, y);
+      }
+#pragma unroll
+      for (int e = 0; e < N; ++e) before[e] = now[e];
     }
-#pragma unroll
-    for (int e = 0; e < N; ++e) before[e] = now[e];
   }
 }
 
@@ -89,61 +102,70 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(Operands<T> o, fl
     for (int m = 0; m < M; ++m)
       if (m < o.mixes) load<N>(o.mix[m] + c, mix[m]);
     load_before<N>(o, begin, c, before);
-    // The next row is on its way while this one is worked on.
-    Raw<T, N> next_h, next_dy[M];
-    const auto fetch = [&](int64_t r) {
+    // kAhead rows are on their way while one is worked on.
+    constexpr int kAhead = M == 1 ? 4 : 1;
+    Raw<T, N> next_h[kAhead], next_dy[kAhead][M];
+    const auto fetch = [&](int64_t r, int slot) {
       if (r > end || r >= o.rows) return;
-      next_h.fetch(o.h + r * o.c + c);
+      next_h[slot].fetch(o.h + r * o.c + c);
 #pragma unroll
       for (int m = 0; m < M; ++m)
-        if (m < o.mixes) next_dy[m].fetch(o.dy[m] + r * o.c + c);
+        if (m < o.mixes) next_dy[slot][m].fetch(o.dy[m] + r * o.c + c);
     };
 #pragma unroll
-    for (int m = 0; m < M; ++m) next_dy[m].clear();
-    fetch(begin);
-    for (int64_t r = begin; r <= end; ++r) {
-      // Row `end` only gives its past part to the row before it.
-      const bool beyond = r == end, starts = r % o.t == 0;
-      if (beyond && (starts || r == o.rows)) break;
-      if (r != begin && starts) load_before<N>(o, r, c, before);
-      float now[N], dy[M][N], own[N] = {}, past[N] = {};
-      next_h.get(now);
+    for (int slot = 0; slot < kAhead; ++slot) {
+      next_h[slot].clear();
 #pragma unroll
-      for (int m = 0; m < M; ++m) next_dy[m].get(dy[m]);
-      fetch(r + 1);
+      for (int m = 0; m < M; ++m) next_dy[slot][m].clear();
+      fetch(begin + slot, slot);
+    }
+    int64_t t = begin % o.t;  // position in the sequence; 64-bit remainders per row would show
+    for (int64_t r0 = begin; r0 <= end; r0 += kAhead) {
 #pragma unroll
-      for (int m = 0; m < M; ++m)
+      for (int slot = 0; slot < kAhead; ++slot) {
+        const int64_t r = r0 + slot;
+        // Row `end` only gives its past part to the row before it.
+        const bool beyond = r == end, starts = t == 0;
+        if (r > end || (beyond && (starts || r == o.rows))) break;
+        t = t + 1 == o.t ? 0 : t + 1;
+        if (r != begin && starts) load_before<N>(o, r, c, before);
+        float now[N], dy[M][N], own[N] = {}, past[N] = {};
+        next_h[slot].get(now);
+#pragma unroll
+        for (int m = 0; m < M; ++m) next_dy[slot][m].get(dy[m]);
+        fetch(r + kAhead, slot);
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+          for (int e = 0; e < N; ++e) {
+            const float with = dy[m][e] * mix[m][e], without = dy[m][e] * (1.0f - mix[m][e]);
+            own[e] += o.weights_current ? with : without;
+            past[e] += o.weights_current ? without : with;
+          }
+        if (r != begin && !starts) {
+#pragma unroll
+          for (int e = 0; e < N; ++e) waiting[e] += past[e];
+          emit<N>(o.dh, (r - 1) * o.c + c, waiting);
+        }
+        if (beyond) break;
+        if (starts && o.prev != nullptr) emit<N>(o.dprev, r / o.t * o.c + c, past);
 #pragma unroll
         for (int e = 0; e < N; ++e) {
-          const float with = dy[m][e] * mix[m][e], without = dy[m][e] * (1.0f - mix[m][e]);
-          own[e] += o.weights_current ? with : without;
-          past[e] += o.weights_current ? without : with;
+          const float delta = o.weights_current ? now[e] - before[e] : before[e] - now[e];
+#pragma unroll
+          for (int m = 0; m < M; ++m) sums[m][e] += dy[m][e] * delta;
+          waiting[e] = own[e];
+          before[e] = now[e];
         }
-      if (r != begin && !starts) {
+        if (t == 0) {  // nothing comes after: done with this row
+          if (o.dlast != nullptr) {
+            float dlast[N];
+            load<N>(o.dlast + r / o.t * o.c + c, dlast);
 #pragma unroll
-        for (int e = 0; e < N; ++e) waiting[e] += past[e];
-        emit<N>(o.dh, (r - 1) * o.c + c, waiting);
-      }
-      if (beyond) break;
-      if (starts && o.prev != nullptr) emit<N>(o.dprev, r / o.t * o.c + c, past);
-#pragma unroll
-      for (int m = 0; m < M; ++m)
-#pragma unroll
-        for (int e = 0; e < N; ++e)
-          sums[m][e] += dy[m][e] * (o.weights_current ? now[e] - before[e] : before[e] - now[e]);
-#pragma unroll
-      for (int e = 0; e < N; ++e) {
-        waiting[e] = own[e];
-        before[e] = now[e];
-      }
-      if ((r + 1) % o.t == 0) {  // nothing comes after: done with this row
-        if (o.dlast != nullptr) {
-          float dlast[N];
-          load<N>(o.dlast + r / o.t * o.c + c, dlast);
-#pragma unroll
-          for (int e = 0; e < N; ++e) waiting[e] += dlast[e];
+            for (int e = 0; e < N; ++e) waiting[e] += dlast[e];
+          }
+          emit<N>(o.dh, r * o.c + c, waiting);
         }
-        emit<N>(o.dh, r * o.c + c, waiting);
       }
     }
   }

@@ -21,18 +21,21 @@ struct Operands {
   Grad<T> dy, dr, dk, dv, dgate;
 };
 
-/// Is this lane the first of its head, and which (row, head) is it?
+/// Where the statistics of this lane's head lie: of row 0, and from row to row.
+struct HeadIndex {
+  int64_t first, per_row;
+  bool leads;  ///< this lane is the first of its head
+};
 template <int N>
-__device__ __forceinline__ bool leads(const Lane<N>& lane) {
-  return lane.count > 0 && static_cast<int>(threadIdx.x) % lane.group == 0;
-}
-template <int N>
-__device__ __forceinline__ int64_t head_of(const Lane<N>& lane, const HeadShape& s, int64_t row) {
-  return lane.count > 0 ? (row * s.c + lane.base) / s.head_size : 0;
+__device__ __forceinline__ HeadIndex head_index(const Lane<N>& lane, const HeadShape& s) {
+  const int c = static_cast<int>(s.c), base = lane.count > 0 ? static_cast<int>(lane.base) : 0;
+  return {base / s.head_size, c / s.head_size,
+          lane.count > 0 && static_cast<int>(threadIdx.x) % lane.group == 0};
 }
 
 template <class T, int N>
-__global__ void __launch_bounds__(kThreads) forward_kernel(Operands<T> o, HeadShape s, float eps) {
+__global__ void __launch_bounds__(kThreads, 3)
+    forward_kernel(Operands<T> o, HeadShape s, float eps) {
   constexpr int kE = Lane<N>::kE;
   const Lane<N> lane(s);
   const int64_t begin = blockIdx.y * s.rows_per_block, end = min(begin + s.rows_per_block, s.rows);
@@ -41,6 +44,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Operands<T> o, HeadSh
   lane.get(o.weight, 0, weight);
   lane.get(o.bias, 0, bias);
   lane.get(o.r_k, 0, r_k);
+  const HeadIndex index = head_index<N>(lane, s);
   for (int64_t row = begin + threadIdx.x / 32; row < end; row += kRowWarps) {
     const int64_t at = row * s.c;
     float y[kE], r[kE], k[kE], v[kE], gate[kE];
@@ -60,16 +64,15 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Operands<T> o, HeadSh
     for (int e = 0; e < kE; ++e)
       y[e] = ((y[e] - mean) * rstd * weight[e] + bias[e] + beta * v[e]) * gate[e];
     lane.put(o.out, at, y);
-    if (leads<N>(lane)) {
-      const int64_t head = head_of<N>(lane, s, row);
-      o.mean[head] = mean;
-      o.rstd[head] = rstd;
+    if (index.leads) {
+      o.mean[index.first + row * index.per_row] = mean;
+      o.rstd[index.first + row * index.per_row] = rstd;
     }
   }
 }
 
 template <class T, int N>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
     backward_kernel(Operands<T> o, HeadShape s, float* partials) {
   constexpr int kE = Lane<N>::kE;
   __shared__ float fold[kRowWarps * 32 * kE];
@@ -81,17 +84,33 @@ __global__ void __launch_bounds__(kThreads, 2)
   lane.get(o.bias, 0, bias);
   lane.get(o.r_k, 0, r_k);
   float sum_w[kE] = {}, sum_b[kE] = {}, sum_rk[kE] = {};
+  // The next row is on its way while this one is worked on.
+  Ahead<T, N> next_y, next_r, next_k, next_v, next_gate, next_dout;
+  const HeadIndex index = head_index<N>(lane, s);
+  float next_mean = 0, next_rstd = 0;
+  const auto fetch = [&](int64_t at_row) {
+    if (at_row >= end) return;
+    next_mean = o.mean[index.first + at_row * index.per_row];
+    next_rstd = o.rstd[index.first + at_row * index.per_row];
+    next_y.fetch(lane, o.y, at_row * s.c);
+    next_r.fetch(lane, o.r, at_row * s.c);
+    next_k.fetch(lane, o.k, at_row * s.c);
+    next_v.fetch(lane, o.v, at_row * s.c);
+    next_gate.fetch(lane, o.gate, at_row * s.c);
+    next_dout.fetch(lane, o.dout, at_row * s.c);
+  };
+  fetch(begin + threadIdx.x / 32);
   for (int64_t row = begin + threadIdx.x / 32; row < end; row += kRowWarps) {
     const int64_t at = row * s.c;
     float y[kE], r[kE], k[kE], v[kE], gate[kE], d[kE];
-    lane.get(o.y, at, y);
-    lane.get(o.r, at, r);
-    lane.get(o.k, at, k);
-    lane.get(o.v, at, v);
-    lane.get(o.gate, at, gate);
-    lane.get(o.dout, at, d);
-    const int64_t head = head_of<N>(lane, s, row);
-    const float mean = o.mean[head], rstd = o.rstd[head];
+    next_y.get(y);
+    next_r.get(r);
+    next_k.get(k);
+    next_v.get(v);
+    next_gate.get(gate);
+    next_dout.get(d);
+    const float mean = next_mean, rstd = next_rstd;
+    fetch(row + kRowWarps);
     const float beta = lane.head_sum([&](int e) { return r[e] * k[e] * r_k[e]; });
     // y becomes the normalised y, gate its own gradient, d that of o + beta v.
 #pragma unroll
@@ -155,9 +174,9 @@ void wkv7_output_forward(Context& ctx, const OpCall& call) {
   by_type("wkv7_output", call.in[0], [&](auto zero) {
     using T = decltype(zero);
     const auto& attrs = call.attr<Wkv7OutputAttrs>();
-    const bool packed = heads_pack<T>(attrs.head_size) &&
+    const bool packed = heads_pack(attrs.head_size, kPack<T>) &&
                         packs<T>(call.in[0].last(), {call.in, call.param, call.out});
-    HeadShape s = head_shape<T>(call.in[0], attrs.head_size, packed);
+    HeadShape s = head_shape(call.in[0], attrs.head_size, kPack<T>, packed);
     s.rows_per_block = forward_rows(s);
     Operands<T> o = operands<T>(call);
     o.out = call.out[0].as<T>();
@@ -175,19 +194,20 @@ void wkv7_output_backward(Context& ctx, const OpCall& call) {
   by_type("wkv7_output", call.in[0], [&](auto zero) {
     using T = decltype(zero);
     const auto& attrs = call.attr<Wkv7OutputAttrs>();
-    const bool packed = heads_pack<T>(attrs.head_size) &&
+    const bool packed = heads_pack(attrs.head_size, kHeadHalf) &&
                         packs<T>(call.in[0].last(), {call.in, call.param, call.dout, call.din});
-    HeadShape s = head_shape<T>(call.in[0], attrs.head_size, packed);
-    const RowPlan plan = row_plan(s.rows, s.tiles());
+    HeadShape s = head_shape(call.in[0], attrs.head_size, kHeadHalf, packed);
+    const RowPlan plan = row_plan(s.rows, s.tiles(), kHeadBlocks);
     s.rows_per_block = plan.rows;
     Operands<T> o = operands<T>(call);
     o.dout = call.dout[0].as<T>();
     Grad<T>* const grads[] = {&o.dy, &o.dr, &o.dk, &o.dv, &o.dgate};
     for (size_t i = 0; i < 5; ++i) *grads[i] = grad_of<T>(call.din[i], call.din_mode[i]);
-    auto* partials = reinterpret_cast<float*>(ctx.workspace(row_partial_bytes(s.rows, s.c, 3)));
+    auto* partials =
+        reinterpret_cast<float*>(ctx.workspace(row_partial_bytes(s.rows, s.c, 3, kHeadBlocks)));
     const dim3 grid(static_cast<unsigned>(s.tiles()), static_cast<unsigned>(plan.chunks));
     if (packed)
-      backward_kernel<T, kPack<T>><<<grid, kThreads, 0, stream_of(ctx)>>>(o, s, partials);
+      backward_kernel<T, kHeadHalf><<<grid, kThreads, 0, stream_of(ctx)>>>(o, s, partials);
     else
       backward_kernel<T, 1><<<grid, kThreads, 0, stream_of(ctx)>>>(o, s, partials);
     RWKV_LAUNCHED("wkv7_output backward", stream_of(ctx));

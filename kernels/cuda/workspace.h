@@ -34,7 +34,9 @@ inline size_t row_partial_bytes(int64_t rows, int64_t c, int64_t sums,
   return static_cast<size_t>(row_plan(rows, ceil_div(c, 256), blocks).chunks * c * sums) *
          sizeof(float);
 }
-/// Token shift: one mix leaves registers for twice as many blocks.
+/// The backwards that work per head: three blocks for each multiprocessor.
+inline constexpr int64_t kHeadBlocks = 396;
+/// Token shift: one mix leaves registers for more blocks.
 constexpr int64_t token_shift_blocks(int64_t mixes) {
   return mixes == 1 ? 4 * kRowBlocks : kRowBlocks;
 }

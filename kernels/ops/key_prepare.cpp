@@ -21,7 +21,7 @@ void infer(ShapeCall& call) {
   checks::shape(op, "k_a", call.param[1], {1, 1, k0[2]}, "one value per channel of k0");
   call.out = {k0, k0, k0};
   call.workspace_bytes = std::max(cpu::partial_bytes(k0.rows(), 2 * k0[2]),
-                                  cuda::row_partial_bytes(k0.rows(), k0[2], 2));
+                                  cuda::row_partial_bytes(k0.rows(), k0[2], 2, cuda::kHeadBlocks));
 }
 
 }  // namespace

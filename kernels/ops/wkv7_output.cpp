@@ -24,8 +24,8 @@ void infer(ShapeCall& call) {
   checks::shape(op, "r_k", call.param[2], {heads, n}, "(heads, head size)");
   call.out = {y};
   call.saved.assign(2, TensorSpec({y[0], y[1], heads}));
-  call.workspace_bytes =
-      std::max(cpu::partial_bytes(y.rows(), 3 * c), cuda::row_partial_bytes(y.rows(), c, 3));
+  call.workspace_bytes = std::max(cpu::partial_bytes(y.rows(), 3 * c),
+                                  cuda::row_partial_bytes(y.rows(), c, 3, cuda::kHeadBlocks));
 }
 
 }  // namespace

@@ -3,8 +3,6 @@
 // is measured first. Not a test: it prints a table.
 //   cuda_op_bench [part of the case names] [f32]
 
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstring>

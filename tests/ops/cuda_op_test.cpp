@@ -307,23 +307,5 @@ TEST_P(CudaExtra, AdamWMatchesDouble) {
   }
 }
 
-TEST_P(CudaExtra, CpuKernelsRefuseBf16) {
-  for (const auto& c : test_cases()) {
-    if (!is_bf16(c)) continue;
-    std::vector<TensorView> in, param, out, saved;
-    std::vector<uint8_t> memory(1 << 22);
-    for (const auto& a : c.in) in.emplace_back(memory.data(), a.spec);
-    for (const auto& a : c.param) param.emplace_back(memory.data(), a.spec);
-    for (const auto& s : c.infer().out) out.emplace_back(memory.data(), s);
-    for (const auto& s : c.infer().saved) saved.emplace_back(memory.data(), s);
-    Context cpu;
-    EXPECT_THROW(
-        run_forward(cpu, *c.op,
-                    {.in = in, .param = param, .out = out, .saved = saved, .attrs = c.attrs.get()}),
-        DTypeError)
-        << c.name;
-  }
-}
-
 }  // namespace
 }  // namespace rwkv::test

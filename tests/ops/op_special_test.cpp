@@ -80,7 +80,13 @@ TEST(Infer, RefusesWhatDoesNotFit) {
             "");
   EXPECT_NE(refusal<ConfigError>(kLinearCrossEntropy, {x, targets}, {{9, 8}}, &negative), "");
   EXPECT_NE(refusal<ShapeError>(kSquaredRelu, {{2, 0}}, {}), "");
-  EXPECT_NE(refusal<DTypeError>(kSquaredRelu, {TensorSpec({2}, DType::kBF16)}, {}), "");
+  EXPECT_NE(refusal<DTypeError>(kSquaredRelu, {TensorSpec({2}, DType::kF16)}, {}), "");
+  // One type for all activations and matrices, f32 for vectors.
+  const TensorSpec half({2, 4}, DType::kBF16), full({2, 4});
+  EXPECT_EQ(refusal<DTypeError>(kAdd, {half, half}, {}), "");
+  EXPECT_NE(refusal<DTypeError>(kAdd, {half, full}, {}), "");
+  EXPECT_EQ(refusal<DTypeError>(kLinear, {half}, {half}), "");
+  EXPECT_NE(refusal<DTypeError>(kLinear, {half}, {full}), "");
   EXPECT_NE(refusal<InternalError>(kLayerNorm, {x}, {{8}, {8}}), "");
   EXPECT_EQ(refusal<Error>(kKeyPrepare, {x, x}, {c, c}, &key4), "");
 }
@@ -92,6 +98,26 @@ OpCase loss_case(int64_t b, int64_t t, int64_t c, int64_t v, const LinearCrossEn
                  {"targets", TensorSpec({b, t}, DType::kI32), cases::ids(v)}},
           .param = {{"weight", {v, c}, normal(0, 0.5)}},
           .attrs = cases::attrs(a)};
+}
+
+TEST(Types, CpuKernelsRefuseBf16) {
+  std::vector<uint8_t> memory(size_t{8} << 20);
+  for (const auto& original : cases::all_cases()) {
+    if (original.use != cases::Use::kTest) continue;
+    const cases::OpCase c = cases::in_bf16(original);
+    const ShapeCall shapes = c.infer();
+    std::vector<TensorView> in, param, out, saved;
+    for (const auto& a : c.in) in.emplace_back(memory.data(), a.spec);
+    for (const auto& a : c.param) param.emplace_back(memory.data(), a.spec);
+    for (const auto& s : shapes.out) out.emplace_back(memory.data(), s);
+    for (const auto& s : shapes.saved) saved.emplace_back(memory.data(), s);
+    Context cpu;
+    EXPECT_THROW(
+        run_forward(cpu, *c.op,
+                    {.in = in, .param = param, .out = out, .saved = saved, .attrs = c.attrs.get()}),
+        DTypeError)
+        << c.name;
+  }
 }
 
 TEST(LinearCrossEntropy, ChunksOfTheWholeFormsSizeAreBitEqual) {

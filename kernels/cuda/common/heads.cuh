@@ -89,22 +89,49 @@ struct Lane {
   }
 };
 
+/// One row of an operand, loaded long before its use.
+template <class T, int N>
+struct Ahead {
+  static constexpr int kRaws = N == 1 ? 8 : 1;
+  Raw<T, N> raw[kRaws];
+
+  __device__ __forceinline__ void fetch(const Lane<N>& lane, const T* p, int64_t row) {
+#pragma unroll
+    for (int e = 0; e < kRaws; ++e) {
+      if (e < lane.count)
+        raw[e].fetch(p + row + lane.base + 32 * e);
+      else
+        raw[e].clear();
+    }
+  }
+  __device__ __forceinline__ void get(float (&x)[Lane<N>::kE]) const {
+    if constexpr (N == 1) {
+#pragma unroll
+      for (int e = 0; e < kRaws; ++e) x[e] = to_float(raw[e].word);
+    } else {
+      raw[0].get(x);
+    }
+  }
+};
+
 /// Channels are whole packs and a head is a power of two of them, at most 32.
-template <class T>
-bool heads_pack(int64_t head_size) {
-  const int64_t lanes = head_size / kPack<T>;
-  return head_size % kPack<T> == 0 && lanes <= 32 && (lanes & (lanes - 1)) == 0;
+inline bool heads_pack(int64_t head_size, int64_t pack) {
+  const int64_t lanes = head_size / pack;
+  return head_size % pack == 0 && lanes <= 32 && (lanes & (lanes - 1)) == 0;
 }
 
 /// `packed` as found by heads_pack and packs; rows_per_block is left to the caller.
-template <class T>
-HeadShape head_shape(const TensorView& like, int64_t head_size, bool packed) {
+inline HeadShape head_shape(const TensorView& like, int64_t head_size, int64_t pack, bool packed) {
   return {.rows = like.rows(),
           .c = like.last(),
           .rows_per_block = 0,
           .head_size = static_cast<int>(head_size),
-          .group = packed ? static_cast<int>(head_size) / kPack<T> : 0};
+          .group = packed ? static_cast<int>(head_size / pack) : 0};
 }
+
+/// Elements of a thread in the backward kernels: half a pack of bf16, so that the row ahead and the
+/// sums over rows fit into registers.
+inline constexpr int kHeadHalf = 4;
 
 /// Rows per block of a forward kernel: about eight blocks for every multiprocessor, at most four
 /// rows per warp.
