@@ -20,10 +20,12 @@ struct Split {
   int warps = 0, items = 0;
 };
 Split split_of(int64_t c, int pack) {
-  const int most = pack == 1 ? kScalars : kItems;
-  for (int w = 1; w <= kMostWarps; w *= 2)
-    if (c <= static_cast<int64_t>(w) * 32 * most * pack)
-      return {w, pack == 1 ? kScalars : static_cast<int>(ceil_div(c, 32 * pack * w))};
+  for (int w = 1; w <= kMostWarps; w *= 2) {
+    const auto items = static_cast<int>(ceil_div(c, 32 * pack * w));
+    if (pack == 1 && items <= kScalars) return {w, kScalars};
+    // Four packs only where there is no other way: their sums leave room for half as many blocks.
+    if (pack > 1 && items <= (w == kMostWarps ? kItems : kItems - 1)) return {w, items};
+  }
   return {};
 }
 

@@ -226,8 +226,10 @@ void token_shift_forward(Context& ctx, const OpCall& call) {
                          call.in[0]);
     const bool packed = packs<T>(o.c, {call.in, call.param, call.out});
     const int64_t tiles = ceil_div(o.c, 32 * (packed ? kPack<T> : 1));
-    // Runs of 16 rows: the row before a run is read twice, a sixteenth more of one tensor.
-    o.rows_per_warp = std::clamp<int64_t>(o.rows * tiles / (4 * kRowBlocks * kRowWarps), 1, 16);
+    // All blocks at once: what fits beside each other is two blocks a multiprocessor, with one mix
+    // four.
+    const int64_t blocks = (o.mixes == 1 ? 2 : 1) * kRowBlocks;
+    o.rows_per_warp = ceil_div(o.rows * tiles, blocks * kRowWarps);
     const dim3 grid(static_cast<unsigned>(tiles),
                     static_cast<unsigned>(ceil_div(o.rows, o.rows_per_warp * kRowWarps)));
     by_mixes(call.param.size(), [&](auto m) {

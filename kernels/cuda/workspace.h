@@ -36,10 +36,6 @@ inline size_t row_partial_bytes(int64_t rows, int64_t c, int64_t sums,
 }
 /// The backwards that work per head: three blocks for each multiprocessor.
 inline constexpr int64_t kHeadBlocks = 396;
-/// Token shift: one mix leaves registers for more blocks.
-constexpr int64_t token_shift_blocks(int64_t mixes) {
-  return mixes == 1 ? 4 * kRowBlocks : kRowBlocks;
-}
 /// The same for layer norm, whose (half as large) blocks span whole rows.
 inline constexpr int64_t kWholeRowBlocks = 396;
 inline size_t whole_row_partial_bytes(int64_t rows, int64_t c, int64_t sums) {

@@ -24,9 +24,8 @@ void infer(ShapeCall& call) {
     call.out.push_back(call.in[1]);
   }
   const auto mixes = static_cast<int64_t>(call.param.size());
-  call.workspace_bytes =
-      std::max(cpu::partial_bytes(h.rows(), mixes * h[2]),
-               cuda::row_partial_bytes(h.rows(), h[2], mixes, cuda::token_shift_blocks(mixes)));
+  call.workspace_bytes = std::max(cpu::partial_bytes(h.rows(), mixes * h[2]),
+                                  cuda::row_partial_bytes(h.rows(), h[2], mixes));
 }
 
 }  // namespace
