@@ -21,6 +21,8 @@ ParamId ParamRegistry::add(ParamSpec spec) {
   offsets_.push_back(flat_elements_);
   flat_elements_ += padded;
   graph_params_.push_back({spec.name, spec.spec});
+  bf16_graph_params_.push_back(graph_params_.back());
+  if (spec.matrix) bf16_graph_params_.back().spec.dtype = DType::kBF16;
   specs_.push_back(std::move(spec));
   return id;
 }

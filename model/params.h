@@ -20,6 +20,7 @@ struct ParamSpec {
   TensorSpec spec;
   float lr_scale = 1;         ///< multiplies the learning rate (2 for att.w0)
   bool weight_decay = false;  ///< group "dec" of spec rwkv7 1.3
+  bool matrix = false;        ///< kernels read it in the type of the activations, not as f32
   std::string bucket;         ///< "emb", "blocks.0", ..., "head": the unit of gradient exchange
 };
 
@@ -42,6 +43,10 @@ class ParamRegistry {
   std::optional<ParamId> find(std::string_view name) const;
   /// What Graph wants; lives as long as the registry and moves with it only before first use.
   std::span<const GraphParam> graph_params() const { return graph_params_; }
+  /// The same for graphs whose activations are `activations`: matrices have that type.
+  std::span<const GraphParam> graph_params(DType activations) const {
+    return activations == DType::kBF16 ? bf16_graph_params_ : graph_params_;
+  }
   std::span<const Bucket> buckets() const { return buckets_; }
   int64_t flat_elements() const { return flat_elements_; }  ///< padding included
   int64_t offset(ParamId id) const { return offsets_[static_cast<size_t>(id)]; }
@@ -49,7 +54,7 @@ class ParamRegistry {
 
  private:
   std::vector<ParamSpec> specs_;
-  std::vector<GraphParam> graph_params_;
+  std::vector<GraphParam> graph_params_, bf16_graph_params_;
   std::vector<Bucket> buckets_;
   std::vector<int64_t> offsets_;
   int64_t flat_elements_ = 0;

@@ -27,6 +27,7 @@ struct GraphOptions {
       0;                     ///< kLoss only: 0 keeps all logits, n recomputes n tokens at a time
   std::string wkv = "auto";  ///< WKV variant, see select_wkv
   Device device = Device::kCpu;
+  DType dtype = DType::kF32;  ///< of activations and matrices: f32, or bf16 on CUDA
   /// kLogits only: also name intermediates of this block as outputs, for tests ("layer/r", ...).
   int64_t expose_layer = -1;
 };

@@ -25,8 +25,11 @@ class Rwkv7 final : public Model {
  public:
   explicit Rwkv7(const ModelConfig& config) : Model(config) {
     const int64_t d = config_.n_embd, v = config_.vocab_size;
-    emb_ =
-        params_.add({.name = "emb.weight", .spec = {v, d}, .weight_decay = true, .bucket = "emb"});
+    emb_ = params_.add({.name = "emb.weight",
+                        .spec = {v, d},
+                        .weight_decay = true,
+                        .matrix = true,
+                        .bucket = "emb"});
     for (int64_t l = 0; l < config_.n_layer; ++l) {
       const std::string block = str("blocks.", l);
       Block b;
@@ -38,8 +41,11 @@ class Rwkv7 final : public Model {
       blocks_.push_back(std::move(b));
     }
     ln_out_ = add_layer_norm("ln_out", "head");
-    head_ = params_.add(
-        {.name = "head.weight", .spec = {v, d}, .weight_decay = true, .bucket = "head"});
+    head_ = params_.add({.name = "head.weight",
+                         .spec = {v, d},
+                         .weight_decay = true,
+                         .matrix = true,
+                         .bucket = "head"});
   }
 
   std::vector<StateSpec> state_specs(int64_t batch) const override {
@@ -59,11 +65,16 @@ class Rwkv7 final : public Model {
     RWKV_CHECK(o.batch >= 1 && o.tokens >= 1, ConfigError, "recording the model: batch ", o.batch,
                " and tokens ", o.tokens, " must be at least 1");
     const WkvKernel& wkv = select(o);
-    Graph g(params_.graph_params());
+    Graph g(params_.graph_params(o.dtype));
     const Value tokens = g.input("tokens", {{o.batch, o.tokens}, DType::kI32});
     std::vector<Value> state;
     if (o.state)
-      for (const StateSpec& s : state_specs(o.batch)) state.push_back(g.input(s.name, s.spec));
+      for (const StateSpec& s : state_specs(o.batch)) {
+        TensorSpec spec = s.spec;
+        // Shifted rows have the type of the activations; the WKV state is always f32.
+        if (spec.rank == 2) spec.dtype = o.dtype;
+        state.push_back(g.input(s.name, spec));
+      }
 
     Value x = g.apply(kEmbedding, {tokens}, {emb_}, "emb")[0];
     x = layer_norm(g, x, ln0_, "ln0");
@@ -112,7 +123,7 @@ class Rwkv7 final : public Model {
                          .heads = config_.n_head(),
                          .head_size = config_.head_size,
                          .has_state = o.state};
-    return select_wkv("wkv7", o.device, DType::kF32, shape, o.wkv);
+    return select_wkv("wkv7", o.device, o.dtype, shape, o.wkv);
   }
 
   Value build_block(Graph& g, size_t l, Value x, Value& v_first, const std::vector<Value>& state,

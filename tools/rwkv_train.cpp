@@ -39,7 +39,7 @@ void add_options(CLI::App& app, Flags& f) {
   app.add_flag("--print-config", f.print_config, "print every value with its origin");
   app.add_flag("--dump-plan", f.dump_plan, "print every step of the plan");
   app.add_option("--wkv", f.wkv, "WKV variant, as --set kernels.wkv7=NAME");
-  app.add_option("--device", f.device, "cpu")->check(CLI::IsMember({"cpu"}));
+  app.add_option("--device", f.device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
   rwkv::add_threads_flag(app, f.threads);
   app.add_flag("--quiet", f.quiet, "nothing on stdout but errors on stderr");
 }
@@ -63,6 +63,7 @@ int run(Flags& f) {
   options.resume = f.resume;
   options.init_file = f.init;
   options.quiet = f.quiet;
+  if (f.device == "cuda") options.device = rwkv::Device::kCuda;
   options.sample = draw_sample;
   if (f.smoke) config = rwkv::smoke_config(config);
 

@@ -313,6 +313,16 @@ GradCheckpointing TrainConfig::grad_checkpointing() const {
   return train.grad_checkpointing == "block" ? GradCheckpointing::kBlock : GradCheckpointing::kNone;
 }
 
+DType TrainConfig::dtype(Device device) const {
+  if (kernels.dtype == "f32") return DType::kF32;
+  if (kernels.dtype == "bf16") {
+    RWKV_CHECK(device == Device::kCuda, ConfigError, "kernels.dtype is bf16 on device ",
+               device_name(device), ", which computes in f32 only; use auto or f32");
+    return DType::kBF16;
+  }
+  return device == Device::kCuda ? DType::kBF16 : DType::kF32;
+}
+
 Schedule TrainConfig::schedule(int64_t data_tokens) const {
   // The schedule runs over exit_tokens; without them over the steps or epochs that end the run.
   const int64_t per_step = tokens_per_step();

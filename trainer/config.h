@@ -46,6 +46,7 @@ struct TrainConfig {
   } optimizer;
   struct Kernels {
     std::string wkv7 = "auto";
+    std::string dtype = "auto";  ///< of activations: auto, f32, bf16
   } kernels;
   struct Eval {
     int64_t every = 0, batches = 8;
@@ -77,6 +78,8 @@ struct TrainConfig {
   std::string run_dir() const;  ///< checkpoint.dir, or runs/NAME
   GradCheckpointing grad_checkpointing() const;
   std::string wkv() const { return kernels.wkv7; }
+  /// auto: bf16 on CUDA, f32 on the CPU. Throws ConfigError for bf16 on the CPU.
+  DType dtype(Device device) const;
   /// Optimiser steps of the whole run, and the learning rate over them. `data_tokens` is the size
   /// of the training file (epochs count it; 0 if unknown). Throws ConfigError if nothing ends it.
   int64_t total_steps(int64_t data_tokens) const;

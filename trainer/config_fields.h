@@ -64,6 +64,9 @@ void visit_fields(Config& c, F&& f) {
 
   f("kernels.wkv7", c.kernels.wkv7, any, "WKV-7 variant: auto, a family or a full name");
 
+  f("kernels.dtype", c.kernels.dtype, FieldRules{0, 0, {"auto", "f32", "bf16"}},
+    "type of activations and matrices: auto is bf16 on CUDA, f32 on the CPU");
+
   f("eval.every", c.eval.every, from(0), "steps between validation losses; 0: never");
   f("eval.batches", c.eval.batches, from(1, 1e6), "micro-batches per validation loss");
 

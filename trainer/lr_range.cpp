@@ -94,7 +94,9 @@ LrRangeResult find_lr(const TrainConfig& config, const TrainerOptions& options,
   TrainStepOptions so = step_options(config, options.device);
   so.eval = false;
   TrainStep step(config.model, so);
-  require_memory(step.memory(), memory_limit(config.limits.memory_mib));
+  // On CUDA the allocation itself reports what is free.
+  if (options.device == Device::kCpu)
+    require_memory(step.memory(), memory_limit(config.limits.memory_mib));
   const TrainData data = open_train_data(config.data.train, config);
   const std::string dir = config.run_dir();
   std::error_code ec;
@@ -102,6 +104,7 @@ LrRangeResult find_lr(const TrainConfig& config, const TrainerOptions& options,
   RWKV_CHECK(!ec, IoError, "making the run folder ", dir, ": ", ec.message());
   step.allocate();
   step.model().init_params(step.values(), static_cast<uint64_t>(config.train.seed));
+  step.upload();
   const auto loader = make_loader(data, config, 0);
   const StopSignals stop;
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/core/error.h"
+#include "kernels/core/memory.h"
 
 namespace rwkv {
 namespace {
@@ -17,6 +18,7 @@ GraphOptions graph_options(const TrainStepOptions& o) {
   g.loss_chunk_tokens = o.loss_chunk_tokens;
   g.wkv = o.wkv;
   g.device = o.device;
+  g.dtype = o.dtype;
   return g;
 }
 
@@ -65,33 +67,82 @@ double TrainStep::flops_per_step() const {
 void TrainStep::allocate() {
   const ParamRegistry& params = model_->params();
   ctx_ = std::make_unique<Context>(options_.device);
-  values_ = ParamStore(options_.device, params, "parameters");
-  grads_ = ParamStore(options_.device, params, "gradients");
+  const bool cuda = options_.device == Device::kCuda;
+  // On CUDA these are the host copies that initial values, checkpoints and samples go through.
+  values_ = ParamStore(Device::kCpu, params, "parameters");
   optimizer_ =
-      std::make_unique<AdamW>(options_.device, params, options_.optimizer, plan_.reached_params());
-  plan_.bind(*ctx_, values_.views(), grads_.views());
-  tokens_ = ids(plan_.input("tokens"));
-  targets_ = ids(plan_.input("targets"));
+      std::make_unique<AdamW>(Device::kCpu, params, options_.optimizer, plan_.reached_params());
+  if (cuda)
+    device_ = std::make_unique<DeviceParams>(*ctx_, params, options_.dtype, options_.optimizer,
+                                             plan_.reached_params());
+  else
+    grads_ = ParamStore(Device::kCpu, params, "gradients");
+  const auto values = cuda ? device_->values() : values_.views();
+  plan_.bind(*ctx_, values, cuda ? device_->grads() : grads_.views());
+  bind_ids(plan_, host_ids_, tokens_, targets_);
   if (eval_plan_) {
-    eval_plan_->bind(*ctx_, values_.views(), {});
-    eval_tokens_ = ids(eval_plan_->input("tokens"));
-    eval_targets_ = ids(eval_plan_->input("targets"));
+    eval_plan_->bind(*ctx_, values, {});
+    bind_ids(*eval_plan_, host_eval_ids_, eval_tokens_, eval_targets_);
   }
+}
+
+void TrainStep::bind_ids(Plan& plan, std::vector<int32_t>& host, std::span<int32_t>& tokens,
+                         std::span<int32_t>& targets) {
+  if (options_.device == Device::kCpu) {
+    tokens = ids(plan.input("tokens"));
+    targets = ids(plan.input("targets"));
+    return;
+  }
+  const auto n = static_cast<size_t>(options_.batch * options_.tokens);
+  host.resize(2 * n);
+  tokens = std::span(host).first(n);
+  targets = std::span(host).last(n);
+}
+
+void TrainStep::send_ids(Plan& plan, const std::span<int32_t>& tokens,
+                         const std::span<int32_t>& targets) {
+  if (options_.device == Device::kCpu) return;
+  const TensorView x = plan.input("tokens"), y = plan.input("targets");
+  copy(*ctx_, x, TensorView(tokens.data(), x.spec));
+  copy(*ctx_, y, TensorView(targets.data(), y.spec));
+}
+
+double TrainStep::read_loss(Plan& plan) {
+  float loss = 0;
+  copy(*ctx_, TensorView(&loss, TensorSpec{}), plan.output("loss"));
+  return loss;
+}
+
+void TrainStep::upload() {
+  if (device_) device_->upload(*ctx_, values_, optimizer_->m(), optimizer_->v());
+}
+
+void TrainStep::download() {
+  if (device_) device_->download(*ctx_, values_, optimizer_->m(), optimizer_->v());
 }
 
 double TrainStep::accumulate(int64_t i) {
   RWKV_ASSERT(ctx_ != nullptr, "TrainStep::accumulate before allocate");
   if (i == 0) loss_sum_ = 0;
+  send_ids(plan_, tokens_, targets_);
   plan_.forward(*ctx_);
-  const double loss = *plan_.output("loss").f32();
-  loss_sum_ += loss;
   plan_.backward(*ctx_, 1.0f / static_cast<float>(options_.micro_batches), i == 0);
+  const double loss = read_loss(plan_);
+  loss_sum_ += loss;
   return loss;
 }
 
 TrainStep::Result TrainStep::finish(double lr) {
   Result s;
   s.loss = loss_sum_ / static_cast<double>(options_.micro_batches);
+  if (device_) {
+    const int64_t update = optimizer_->updates() + 1;
+    device_->update(*ctx_, lr, update);
+    s.grad_norm = device_->read_norm(*ctx_);
+    s.finite = std::isfinite(s.loss) && std::isfinite(s.grad_norm);
+    if (std::isfinite(s.grad_norm)) optimizer_->set_updates(update);
+    return s;
+  }
   s.grad_norm = optimizer_->grad_norm(grads_);
   s.finite = std::isfinite(s.loss) && std::isfinite(s.grad_norm);
   if (s.finite) optimizer_->step(values_, grads_, lr, s.grad_norm);
@@ -100,8 +151,9 @@ TrainStep::Result TrainStep::finish(double lr) {
 
 double TrainStep::evaluate() {
   RWKV_ASSERT(eval_plan_ && ctx_ != nullptr, "TrainStep::evaluate without an eval plan");
+  send_ids(*eval_plan_, eval_tokens_, eval_targets_);
   eval_plan_->forward(*ctx_);
-  return *eval_plan_->output("loss").f32();
+  return read_loss(*eval_plan_);
 }
 
 }  // namespace rwkv

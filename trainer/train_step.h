@@ -12,6 +12,7 @@
 #include "model/graph/plan.h"
 #include "model/params.h"
 #include "model/rwkv.h"
+#include "trainer/device_params.h"
 #include "trainer/optimizer.h"
 
 namespace rwkv {
@@ -26,6 +27,7 @@ struct TrainStepOptions {
   bool eval = false;  ///< also plan a forward for validation losses
   AdamWOptions optimizer;
   Device device = Device::kCpu;
+  DType dtype = DType::kF32;  ///< of activations and matrices; bf16 on CUDA only
 };
 
 /// One consumer of memory, for the estimate before the first step.
@@ -52,6 +54,10 @@ class TrainStep {
 
   /// Throws DeviceError if the memory cannot be had.
   void allocate();
+  /// CUDA: the host copies (values(), optimizer().m() and v()) to the device, after they were set,
+  /// and back, before they are read. Nothing to do on the CPU.
+  void upload();
+  void download();
   Context& context() { return *ctx_; }
   ParamStore& values() { return values_; }
   ParamStore& grads() { return grads_; }
@@ -78,6 +84,10 @@ class TrainStep {
 
  private:
   Plan build_plan(bool training) const;
+  void bind_ids(Plan& plan, std::vector<int32_t>& host, std::span<int32_t>& tokens,
+                std::span<int32_t>& targets);
+  void send_ids(Plan& plan, const std::span<int32_t>& tokens, const std::span<int32_t>& targets);
+  double read_loss(Plan& plan);
 
   TrainStepOptions options_;
   std::unique_ptr<Model> model_;
@@ -88,6 +98,8 @@ class TrainStep {
   std::unique_ptr<Context> ctx_;
   ParamStore values_, grads_;
   std::unique_ptr<AdamW> optimizer_;
+  std::unique_ptr<DeviceParams> device_;           ///< CUDA only
+  std::vector<int32_t> host_ids_, host_eval_ids_;  ///< CUDA only: tokens, then targets
   std::span<int32_t> tokens_, targets_, eval_tokens_, eval_targets_;
   double loss_sum_ = 0;
 };

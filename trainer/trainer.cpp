@@ -57,7 +57,9 @@ class Run {
 
   RunResult run() {
     StopSignals stop;
-    require_memory(step_.memory(), memory_limit(config_.limits.memory_mib));
+    // On CUDA the allocation itself reports what is free.
+    if (options_.device == Device::kCpu)
+      require_memory(step_.memory(), memory_limit(config_.limits.memory_mib));
     lock_.emplace(dir_);
     check_folder();
     open_validation();
@@ -125,6 +127,7 @@ class Run {
           &path, &old_config);
       check_same_run(path, old_config);
       step_.optimizer().set_updates(state_.updates);
+      step_.upload();
       result_.last_checkpoint = path;
       line_.message(str("resuming from ", path));
     } else {
@@ -132,6 +135,7 @@ class Run {
       if (!options_.init_file.empty())
         read_initial_weights(options_.init_file, config_.model, step_.model().params(),
                              step_.values());
+      step_.upload();
       state_.seed = static_cast<uint64_t>(config_.train.seed);
       state_.sampler = config_.data.sampler;
       state_.data_hash = data_.hash;
@@ -274,6 +278,7 @@ class Run {
   }
 
   void sample() {
+    step_.download();
     const std::string text =
         options_.sample({step_.model(), step_.values(), *data_.tokenizer, config_.sample.prompt,
                          config_.sample.tokens, config_.sample.temperature, config_.sample.top_p,
@@ -285,6 +290,7 @@ class Run {
 
   void save() {
     const std::string path = checkpoint_path(dir_, state_.step);
+    step_.download();
     TrainConfig stored = config_;
     stored.checkpoint.dir.clear();  // so that equal runs write equal files wherever they lie
     write_checkpoint(path, content(), state_, config_json(stored), data_.blob);
@@ -339,10 +345,13 @@ TrainStepOptions step_options(const TrainConfig& config, Device device) {
                  .weight_decay = config.optimizer.weight_decay,
                  .clip = config.train.clip};
   o.device = device;
+  o.dtype = config.dtype(device);
   return o;
 }
 
 double measure_peak_tflops(Context& ctx) {
+  // The H100's and H200's dense bf16 peak by their data sheet, which published figures refer to.
+  if (ctx.device() == Device::kCuda) return 989;
   constexpr int64_t kN = 1024;
   std::vector<float> a(kN * kN, 0.5f), b(kN * kN, 0.25f), c(kN * kN);
   double best = 1e30;

@@ -5,6 +5,7 @@
 
 #include "kernels/wkv/cpu/wkv7_chunk.h"
 #include "kernels/wkv/cpu/wkv7_serial.h"
+#include "kernels/wkv/cuda/wkv7_kernels.h"
 
 namespace rwkv {
 namespace {
@@ -58,6 +59,11 @@ std::span<const WkvKernel* const> all_wkv_kernels() {
       &cpu::kWkv7CpuChunk16,
       &cpu::kWkv7CpuChunk32,
       &cpu::kWkv7CpuChunk64,
+#if RWKV_HAVE_CUDA
+      &cuda::kWkv7Chunk16,
+      &cuda::kWkv7SerialBF16,
+      &cuda::kWkv7SerialF32,
+#endif
   };
   return kernels;
 }

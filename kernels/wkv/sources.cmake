@@ -7,3 +7,12 @@ set(RWKV_WKV_SOURCES
   wkv/cpu/wkv7_chunk32.cpp
   wkv/cpu/wkv7_chunk64.cpp
 )
+if(RWKV_HAVE_CUDA)
+  list(APPEND RWKV_WKV_SOURCES
+    wkv/cuda/wkv7_kernels.cpp
+    wkv/cuda/wkv7_serial.cu
+    wkv/cuda/wkv7_segments.cu
+    wkv/cuda/wkv7_chunk_forward.cu
+    wkv/cuda/wkv7_chunk_backward.cu
+  )
+endif()

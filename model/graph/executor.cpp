@@ -1,9 +1,9 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 
-#include "kernels/core/parallel.h"
+#include "kernels/core/memory.h"
 #include "model/graph/plan.h"
 
 namespace rwkv {
@@ -103,7 +103,11 @@ void Plan::forward(Context& ctx) {
 void Plan::backward(Context& ctx, float scale, bool first_micro_batch,
                     const std::function<void(int32_t)>& grads_ready) {
   RWKV_ASSERT(training_);
-  *view(loss_grad_).f32() = scale;
+  if (loss_scale_ != scale || ctx.device() == Device::kCpu) {
+    // Stays in its buffer: later steps with the same scale copy nothing.
+    copy(ctx, view(loss_grad_), TensorView(&scale, TensorSpec{}));
+    loss_scale_ = scale;
+  }
   run(ctx, forward_steps_, exec_.size(), first_micro_batch, grads_ready ? &grads_ready : nullptr);
   if (grads_ready) grads_ready(-1);
 }
@@ -114,8 +118,7 @@ void Plan::run(Context& ctx, size_t begin, size_t end, bool first_micro_batch,
   for (size_t i = begin; i < end; ++i) {
     ExecStep& e = exec_[i];
     if (e.kind == PlanStep::Kind::kZero) {
-      const TensorView& v = e.out[0];
-      std::memset(v.data, 0, v.bytes());
+      fill_zero(ctx, e.out[0]);
       continue;
     }
     {
@@ -123,18 +126,28 @@ void Plan::run(Context& ctx, size_t begin, size_t end, bool first_micro_batch,
       e.call.dparam_mode = first_micro_batch ? e.first_mode : e.later_mode;
       e.fn(ctx, e.call);
     }
-    if (check_finite_) check_step(e);
+    if (check_finite_) check_step(ctx, e);
     if (grads_ready != nullptr && e.finishes_block >= 0) (*grads_ready)(e.finishes_block);
   }
 }
 
-void Plan::check_step(const ExecStep& e) const {
+void Plan::check_step(Context& ctx, const ExecStep& e) const {
+  std::vector<float> values;
+  std::vector<uint16_t> halves;
   const auto check = [&](const TensorView& v, const char* what, size_t k) {
-    if (!v || v.spec.dtype != DType::kF32) return;
-    const float* p = v.f32();
-    for (int64_t i = 0; i < v.numel(); ++i)
-      RWKV_CHECK(std::isfinite(p[i]), NonFiniteError, e.node->label, ": ", what, " ", k, " is ",
-                 p[i], " at element ", i, " of ", to_string(v.spec));
+    if (!v || (v.spec.dtype != DType::kF32 && v.spec.dtype != DType::kBF16)) return;
+    values.resize(static_cast<size_t>(v.numel()));
+    if (v.spec.dtype == DType::kF32) {
+      copy(ctx, TensorView(values.data(), v.spec), v);
+    } else {
+      halves.resize(values.size());
+      copy(ctx, TensorView(halves.data(), v.spec), v);
+      for (size_t i = 0; i < values.size(); ++i)
+        values[i] = std::bit_cast<float>(static_cast<uint32_t>(halves[i]) << 16);
+    }
+    for (size_t i = 0; i < values.size(); ++i)
+      RWKV_CHECK(std::isfinite(values[i]), NonFiniteError, e.node->label, ": ", what, " ", k,
+                 " is ", values[i], " at element ", i, " of ", to_string(v.spec));
   };
   if (e.kind == PlanStep::Kind::kBackward) {
     for (size_t k = 0; k < e.din.size(); ++k) check(e.din[k], "gradient of input", k);

@@ -115,7 +115,7 @@ class Plan {
   TensorView view(int32_t buffer) const;
   void run(Context& ctx, size_t begin, size_t end, bool first_micro_batch,
            const std::function<void(int32_t)>* grads_ready);
-  void check_step(const ExecStep& step) const;
+  void check_step(Context& ctx, const ExecStep& step) const;
 
   const Graph* graph_ = nullptr;
   std::vector<PlanBuffer> buffers_;
@@ -127,6 +127,7 @@ class Plan {
   size_t arena_bytes_ = 0, workspace_bytes_ = 0;
   double model_flops_ = 0;
   bool training_ = false, check_finite_ = false;
+  float loss_scale_ = 0;  ///< what the loss gradient's buffer holds
 
   Arena arena_;
   std::vector<ExecStep> exec_;

@@ -13,10 +13,12 @@ ChannelMixV7::ChannelMixV7(const ModelConfig& c, int64_t layer, ParamRegistry& p
   key_ = params.add({.name = ffn + "key.weight",
                      .spec = {c.dim_ffn, c.n_embd},
                      .weight_decay = true,
+                     .matrix = true,
                      .bucket = block});
   value_ = params.add({.name = ffn + "value.weight",
                        .spec = {c.n_embd, c.dim_ffn},
                        .weight_decay = true,
+                       .matrix = true,
                        .bucket = block});
 }
 

@@ -18,8 +18,11 @@ TimeMixV7::TimeMixV7(const ModelConfig& c, int64_t layer, ParamRegistry& params)
         {.name = att + name, .spec = {1, 1, d}, .lr_scale = lr_scale, .bucket = block});
   };
   const auto matrix = [&](const char* name, int64_t rows, int64_t cols, bool decay) {
-    return params.add(
-        {.name = att + name, .spec = {rows, cols}, .weight_decay = decay, .bucket = block});
+    return params.add({.name = att + name,
+                       .spec = {rows, cols},
+                       .weight_decay = decay,
+                       .matrix = true,
+                       .bucket = block});
   };
   x_r_ = vector("x_r");
   x_w_ = vector("x_w");
@@ -42,7 +45,7 @@ TimeMixV7::TimeMixV7(const ModelConfig& c, int64_t layer, ParamRegistry& params)
   g2_ = matrix("g2", c.rank_g, d, false);
   k_k_ = vector("k_k");
   k_a_ = vector("k_a");
-  r_k_ = matrix("r_k", c.n_head(), c.head_size, false);
+  r_k_ = params.add({.name = att + "r_k", .spec = {c.n_head(), c.head_size}, .bucket = block});
   receptance_ = matrix("receptance.weight", d, d, true);
   key_ = matrix("key.weight", d, d, true);
   value_ = matrix("value.weight", d, d, true);
