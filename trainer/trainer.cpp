@@ -124,6 +124,8 @@ class Run {
           [&](const std::string& why) { line_.message("skipping a damaged checkpoint: " + why); },
           &path, &old_config);
       check_same_run(path, old_config);
+      const size_t aside = set_aside_newer_checkpoints(dir_, path);
+      if (aside > 0) line_.message(str("renamed ", aside, " damaged checkpoints to *.damaged"));
       step_.optimizer().set_updates(state_.updates);
       result_.last_checkpoint = path;
       line_.message(str("resuming from ", path));
@@ -243,7 +245,7 @@ class Run {
     s.mfu = steps * step_.flops_per_step() / seconds / (peak_tflops_ * 1e12);
     s.elapsed_s = now - started_;
     s.memory_bytes = resident_memory();
-    // The time to come is judged by a slow average: single steps may contain a validation.
+    // The time to come is judged by a slow average.
     const double per_step = seconds / steps;
     step_seconds_ = step_seconds_ > 0 ? 0.9 * step_seconds_ + 0.1 * per_step : per_step;
     s.eta_s = step_seconds_ * static_cast<double>(total_steps_ - state_.step);
@@ -253,7 +255,10 @@ class Run {
     steps_since_record_ = 0;
   }
 
+  // Rates and the time to come are those of training: these three move the clock on by what they
+  // take themselves.
   void validate() {
+    const double begin = now_seconds();
     double sum = 0;
     for (int64_t i = 0; i < valid_->batches(); ++i) {
       valid_->fill(i, step_.eval_tokens(), step_.eval_targets());
@@ -270,27 +275,29 @@ class Run {
     }
     line_.message(
         str("step ", state_.step, ": validation loss ", loss, ", perplexity ", std::exp(loss)));
-    last_record_ = now_seconds();  // rates are those of training
+    last_record_ += now_seconds() - begin;
   }
 
   void sample() {
+    const double begin = now_seconds();
     const std::string text =
         options_.sample({step_.model(), step_.values(), *data_.tokenizer, config_.sample.prompt,
                          config_.sample.tokens, config_.sample.temperature, config_.sample.top_p,
                          static_cast<uint64_t>(config_.train.seed)});
     log_->sample(state_.step, text);
     line_.message(str("step ", state_.step, ", sample: ", text));
-    last_record_ = now_seconds();
+    last_record_ += now_seconds() - begin;
   }
 
   void save() {
+    const double begin = now_seconds();
     const std::string path = checkpoint_path(dir_, state_.step);
     TrainConfig stored = config_;
     stored.checkpoint.dir.clear();  // so that equal runs write equal files wherever they lie
     write_checkpoint(path, content(), state_, config_json(stored), data_.blob);
     result_.last_checkpoint = path;
     prune_checkpoints(dir_, config_.checkpoint.keep_last, config_.checkpoint.keep_every);
-    last_record_ = now_seconds();
+    last_record_ += now_seconds() - begin;
   }
 
   [[noreturn]] void give_up() {

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -144,6 +145,27 @@ TEST_F(TrainRun, ResumeFallsBackToTheNewestGoodCheckpoint) {
   EXPECT_NE(said.find("step_00000040.h5"), std::string::npos) << said;
   EXPECT_NE(said.find("resuming from " + checkpoint_path(dir_ / "a", 20)), std::string::npos);
   EXPECT_EQ(final_bytes("a"), wanted);
+}
+
+TEST_F(TrainRun, DamagedCheckpointsAreNotKeptInPlaceOfGoodOnes) {
+  run_training(config("a", {"train.steps=20", "checkpoint.every=10", "checkpoint.keep_last=9"}),
+               quiet_);
+  const std::string newest = checkpoint_path(dir_ / "a", 20);
+  test::write_bytes(newest, file_bytes(newest).substr(0, 70000));
+  TrainerOptions resume = quiet_;
+  resume.resume = true;
+  // Killed before step 20: what it wrote since must still be there, although 20 is a larger number.
+  resume.on_gradients = [](int64_t step, ParamStore&) {
+    if (step == 15) throw Killed{};
+  };
+  const std::vector<std::string> settings = {"checkpoint.every=2", "checkpoint.keep_last=1"};
+  EXPECT_THROW(run_training(config("a", settings), resume), Killed);
+  const auto files = list_checkpoints(dir_ / "a");
+  ASSERT_EQ(files.size(), 1u);
+  EXPECT_EQ(files[0].step, 14);
+  EXPECT_TRUE(std::filesystem::exists(newest + ".damaged"));
+  resume.on_gradients = nullptr;
+  EXPECT_EQ(run_training(config("a", settings), resume).steps, 40);
 }
 
 TEST_F(TrainRun, NothingIsOverwrittenWithoutResume) {
