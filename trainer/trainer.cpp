@@ -69,7 +69,10 @@ class Run {
     const int64_t first = state_.step;
     while (state_.step < total_steps_ && stop.received() == 0) {
       one_step(*loader);
-      if (stop.received() == 0 && due(config_.checkpoint.every) && state_.step < total_steps_)
+      // Not within a row of non-finite steps: if the weights are what is broken, a checkpoint of
+      // them would push out a good one.
+      if (stop.received() == 0 && due(config_.checkpoint.every) && state_.step < total_steps_ &&
+          state_.nonfinite_in_a_row == 0)
         save();
     }
     if (state_.step > first || result_.last_checkpoint.empty()) save();
@@ -302,11 +305,20 @@ class Run {
 
   [[noreturn]] void give_up() {
     log_->end(state_.step, "non-finite");
-    const auto files = list_checkpoints(dir_);
+    // Weights are known to be good if a later step computed finite numbers with them. Those saved
+    // after the last finite step may be what exploded.
+    const int64_t last_finite = state_.step - state_.nonfinite_in_a_row;
+    std::string good = "none is known to be good", newer;
+    for (const auto& file : list_checkpoints(dir_)) {
+      if (file.step < last_finite)
+        good = file.path;
+      else
+        newer += str(newer.empty() ? "; newer ones that may be broken: " : ", ", file.path);
+    }
+    if (!newer.empty()) newer += " (--resume takes the newest, so remove them first)";
     throw NonFiniteError(str("training ", config_.name, ": loss or gradients were not finite in ",
                              state_.nonfinite_in_a_row, " steps in a row, the last one being step ",
-                             state_.step,
-                             "; last good checkpoint: ", files.empty() ? "none" : files.back().path,
+                             state_.step, "; last good checkpoint: ", good, newer,
                              ". Lower optimizer.lr or train.clip, or lengthen optimizer.warmup"));
   }
 

@@ -264,9 +264,29 @@ TEST_F(TrainRun, NonFiniteInARowStopsWithTheLastGoodCheckpointNamed) {
     EXPECT_EQ(e.exit_code(), 5);
     const std::string what = e.what();
     EXPECT_NE(what.find("step 11"), std::string::npos) << what;
-    EXPECT_NE(what.find("step_00000010.h5"), std::string::npos) << what;
+    EXPECT_NE(what.find("checkpoint: " + checkpoint_path(dir_ / "a", 5)), std::string::npos)
+        << what;
   }
   EXPECT_EQ(log_of("a").back()["reason"], "non-finite");
+  // None of step 10, which lies within the row.
+  EXPECT_EQ(list_checkpoints(dir_ / "a").size(), 1u);
+}
+
+TEST_F(TrainRun, CheckpointsOfExplodedWeightsAreNotCalledGood) {
+  // The update of step 7 breaks the weights; its checkpoint is the newest one.
+  TrainerOptions options = quiet_;
+  options.on_gradients = [](int64_t step, ParamStore& grads) {
+    if (step >= 8) grads.flat()[0] = std::numeric_limits<float>::infinity();
+  };
+  try {
+    run_training(config("a", {"checkpoint.every=1", "train.max_nonfinite=4"}), options);
+    FAIL();
+  } catch (const NonFiniteError& e) {
+    const std::string what = e.what();
+    EXPECT_NE(what.find("good checkpoint: " + checkpoint_path(dir_ / "a", 6)), std::string::npos)
+        << what;
+    EXPECT_NE(what.find("broken: " + checkpoint_path(dir_ / "a", 7)), std::string::npos) << what;
+  }
 }
 
 TEST_F(TrainRun, RefusesWhatDoesNotFit) {
