@@ -108,6 +108,8 @@ struct TaskOptions {
 };
 
 void make_tasks(const TaskOptions& o) {
+  RWKV_CHECK(!o.output.empty() || !o.valid.empty() || !o.problems.empty(), ConfigError,
+             "making tasks: nothing to write; give -o, --valid or --problems");
   const TaskMix mix = parse_task_mix(o.mix);
   const auto tokens = [&](const std::string& path, TaskSplit split, int64_t count) {
     if (path.empty()) return;
@@ -152,7 +154,7 @@ int main(int argc, char** argv) {
   auto* i = app.add_subcommand("info", "What a token file holds");
   i->add_option("file", path)->required();
   i->add_option("--ctx", ctx, "Context length: also print the magic prime");
-  auto* v = app.add_subcommand("verify", "Check every byte of a token file");
+  auto* v = app.add_subcommand("verify", "Check a token file: tokens, documents, tokenizer");
   v->add_option("file", path)->required();
 
   TaskOptions tasks;

@@ -219,6 +219,19 @@ TrainerState read_newest_checkpoint(const std::string& dir, const CheckpointCont
                     " checkpoints can be loaded:", reasons));
 }
 
+size_t set_aside_newer_checkpoints(const std::string& dir, const std::string& path) {
+  const auto files = list_checkpoints(dir);
+  const auto good = std::ranges::find(files, path, &CheckpointFile::path);
+  RWKV_ASSERT(good != files.end(), path, " is no checkpoint of ", dir);
+  for (auto file = good + 1; file != files.end(); ++file) {
+    std::error_code ec;
+    fs::rename(file->path, file->path + ".damaged", ec);
+    RWKV_CHECK(!ec, IoError, "renaming ", file->path, " to ", file->path,
+               ".damaged: ", ec.message());
+  }
+  return static_cast<size_t>(files.end() - good - 1);
+}
+
 void prune_checkpoints(const std::string& dir, int64_t keep_last, int64_t keep_every) {
   const auto files = list_checkpoints(dir);
   for (size_t i = 0; i + static_cast<size_t>(keep_last) < files.size(); ++i) {

@@ -85,6 +85,11 @@ TrainerState read_newest_checkpoint(const std::string& dir, const CheckpointCont
                                     std::string* path = nullptr,
                                     std::string* config_json = nullptr);
 
+/// Renames the checkpoints newer than `path`, the one that a run resumed from, to NAME.damaged:
+/// pruning counts by step and would keep them in place of good ones. Returns how many; throws
+/// IoError.
+size_t set_aside_newer_checkpoints(const std::string& dir, const std::string& path);
+
 /// Removes all but the newest `keep_last` and those whose step is a multiple of `keep_every`.
 void prune_checkpoints(const std::string& dir, int64_t keep_last, int64_t keep_every);
 

@@ -47,13 +47,18 @@ std::vector<std::string> known_keys() {
   std::string nearest;
   size_t best = SIZE_MAX;
   const auto last_part = [](std::string_view s) { return s.substr(s.rfind('.') + 1); };
-  for (const auto& k : known_keys()) {
+  const auto consider = [&](const std::string& k) {
     // A right name in the wrong section is a likelier slip than its distance says.
     const size_t d = last_part(k) == last_part(key) ? 1 : edit_distance(k, key);
     if (d < best) {
       best = d;
       nearest = k;
     }
+  };
+  const bool section = key.find('.') == std::string::npos;
+  for (const auto& k : known_keys()) {
+    consider(k);
+    if (section) consider(k.substr(0, k.find('.')));
   }
   throw ConfigError(str(where, ": unknown key '", key, "'; did you mean '", nearest,
                         "'? (--print-config lists all)"));
@@ -326,10 +331,17 @@ DType TrainConfig::dtype(Device device) const {
 Schedule TrainConfig::schedule(int64_t data_tokens) const {
   // The schedule runs over exit_tokens; without them over the steps or epochs that end the run.
   const int64_t per_step = tokens_per_step();
+  const auto tokens = [](const char* key, double n) {
+    RWKV_CHECK(n < 0x1p62, ConfigError, key, " asks for ", n, " tokens, more than can be counted");
+    return static_cast<int64_t>(n);
+  };
   int64_t exit = train.exit_tokens;
-  if (exit == 0 && train.steps > 0) exit = train.steps * per_step;
+  if (exit == 0 && train.steps > 0) {
+    tokens("train.steps", static_cast<double>(train.steps) * static_cast<double>(per_step));
+    exit = train.steps * per_step;
+  }
   if (train.epochs > 0 && data_tokens > 0) {
-    const auto by_epochs = static_cast<int64_t>(train.epochs * static_cast<double>(data_tokens));
+    const auto by_epochs = tokens("train.epochs", train.epochs * static_cast<double>(data_tokens));
     if (exit == 0 || (train.exit_tokens == 0 && by_epochs < exit)) exit = by_epochs;
   }
   RWKV_CHECK(exit > 0, ConfigError, "the config does not say when to stop: set train.steps, ",

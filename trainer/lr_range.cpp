@@ -130,6 +130,8 @@ LrRangeResult find_lr(const TrainConfig& config, const TrainerOptions& options,
     if ((n + 1) % 10 == 0)
       line.message(str("step ", n + 1, "/", range.steps, "  lr ", lr, "  loss ", r.loss));
   }
+  if (stop.received() != 0)
+    line.message(str("stopped by ", stop.name(), " after ", result.points.size(), " steps"));
   judge_lr_range(result);
   result.json_path = (fs::path(dir) / "find_lr.json").string();
   write_file_atomic(result.json_path, to_json(result));

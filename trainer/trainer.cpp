@@ -71,7 +71,10 @@ class Run {
     const int64_t first = state_.step;
     while (state_.step < total_steps_ && stop.received() == 0) {
       one_step(*loader);
-      if (stop.received() == 0 && due(config_.checkpoint.every) && state_.step < total_steps_)
+      // Not within a row of non-finite steps: if the weights are what is broken, a checkpoint of
+      // them would push out a good one.
+      if (stop.received() == 0 && due(config_.checkpoint.every) && state_.step < total_steps_ &&
+          state_.nonfinite_in_a_row == 0)
         save();
     }
     if (state_.step > first || result_.last_checkpoint.empty()) save();
@@ -126,6 +129,8 @@ class Run {
           [&](const std::string& why) { line_.message("skipping a damaged checkpoint: " + why); },
           &path, &old_config);
       check_same_run(path, old_config);
+      const size_t aside = set_aside_newer_checkpoints(dir_, path);
+      if (aside > 0) line_.message(str("renamed ", aside, " damaged checkpoints to *.damaged"));
       step_.optimizer().set_updates(state_.updates);
       step_.upload();
       result_.last_checkpoint = path;
@@ -247,7 +252,7 @@ class Run {
     s.mfu = steps * step_.flops_per_step() / seconds / (peak_tflops_ * 1e12);
     s.elapsed_s = now - started_;
     s.memory_bytes = resident_memory();
-    // The time to come is judged by a slow average: single steps may contain a validation.
+    // The time to come is judged by a slow average.
     const double per_step = seconds / steps;
     step_seconds_ = step_seconds_ > 0 ? 0.9 * step_seconds_ + 0.1 * per_step : per_step;
     s.eta_s = step_seconds_ * static_cast<double>(total_steps_ - state_.step);
@@ -257,7 +262,10 @@ class Run {
     steps_since_record_ = 0;
   }
 
+  // Rates and the time to come are those of training: these three move the clock on by what they
+  // take themselves.
   void validate() {
+    const double begin = now_seconds();
     double sum = 0;
     for (int64_t i = 0; i < valid_->batches(); ++i) {
       valid_->fill(i, step_.eval_tokens(), step_.eval_targets());
@@ -274,10 +282,11 @@ class Run {
     }
     line_.message(
         str("step ", state_.step, ": validation loss ", loss, ", perplexity ", std::exp(loss)));
-    last_record_ = now_seconds();  // rates are those of training
+    last_record_ += now_seconds() - begin;
   }
 
   void sample() {
+    const double begin = now_seconds();
     step_.download();
     const std::string text =
         options_.sample({step_.model(), step_.values(), *data_.tokenizer, config_.sample.prompt,
@@ -285,10 +294,11 @@ class Run {
                          static_cast<uint64_t>(config_.train.seed)});
     log_->sample(state_.step, text);
     line_.message(str("step ", state_.step, ", sample: ", text));
-    last_record_ = now_seconds();
+    last_record_ += now_seconds() - begin;
   }
 
   void save() {
+    const double begin = now_seconds();
     const std::string path = checkpoint_path(dir_, state_.step);
     step_.download();
     TrainConfig stored = config_;
@@ -296,16 +306,25 @@ class Run {
     write_checkpoint(path, content(), state_, config_json(stored), data_.blob);
     result_.last_checkpoint = path;
     prune_checkpoints(dir_, config_.checkpoint.keep_last, config_.checkpoint.keep_every);
-    last_record_ = now_seconds();
+    last_record_ += now_seconds() - begin;
   }
 
   [[noreturn]] void give_up() {
     log_->end(state_.step, "non-finite");
-    const auto files = list_checkpoints(dir_);
+    // Weights are known to be good if a later step computed finite numbers with them. Those saved
+    // after the last finite step may be what exploded.
+    const int64_t last_finite = state_.step - state_.nonfinite_in_a_row;
+    std::string good = "none is known to be good", newer;
+    for (const auto& file : list_checkpoints(dir_)) {
+      if (file.step < last_finite)
+        good = file.path;
+      else
+        newer += str(newer.empty() ? "; newer ones that may be broken: " : ", ", file.path);
+    }
+    if (!newer.empty()) newer += " (--resume takes the newest, so remove them first)";
     throw NonFiniteError(str("training ", config_.name, ": loss or gradients were not finite in ",
                              state_.nonfinite_in_a_row, " steps in a row, the last one being step ",
-                             state_.step,
-                             "; last good checkpoint: ", files.empty() ? "none" : files.back().path,
+                             state_.step, "; last good checkpoint: ", good, newer,
                              ". Lower optimizer.lr or train.clip, or lengthen optimizer.warmup"));
   }
 

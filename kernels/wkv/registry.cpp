@@ -11,16 +11,16 @@ namespace rwkv {
 namespace {
 
 /// What "auto" follows. From `rwkv-bench wkv` at H = 12, N = 64, B = 1 on a Sapphire Rapids Xeon
-/// (AVX-512), one thread, milliseconds forward + backward:
+/// (AVX-512), milliseconds forward + backward:
 ///
-///   T      serial   chunk16  chunk32  chunk64
-///   16      0.46     0.38     0.63     1.34
-///   32      0.82     0.68     0.78     1.46
-///   64      1.75     1.31     1.56     1.95
-///   512    14.2     12.0     13.4     16.1
+///   T      threads   serial   chunk16  chunk32  chunk64
+///   16     1          0.46     0.38     0.63     1.34
+///   64     1          1.75     1.31     1.56     1.95
+///   512    2          6.92     5.18     5.82     7.36
+///   2048   2         30.9     22.8     24.8     30.7
 ///
-/// Forward alone serial and chunk16 are equal from T = 16 on (3.8 and 3.9 ms at T = 512); below, a
-/// chunk is mostly padding. Heads of 32 and 128 order the variants in the same way.
+/// (one thread: an earlier version under load; two threads: tools/records/cpu-wkv.json.) Below 16
+/// tokens a chunk is mostly padding. Heads of 32 and 128 order the variants in the same way.
 struct Preference {
   int64_t tokens;  ///< from this number on
   std::string_view name;

@@ -36,13 +36,16 @@ double logit_factor(double w_logit) {
   return -ref::kWkv7DecayScale * up / ((1 + up) * (1 + up));
 }
 
-void check_case(const Hdf5File& file, const std::string& name, const WkvKernel& kernel) {
+/// `compared` counts the cases whose shape the variant can run.
+void check_case(const Hdf5File& file, const std::string& name, const WkvKernel& kernel,
+                int& compared) {
   SCOPED_TRACE(name);
   const auto size = [&](const char* key) {
     return file.read_scalar<int64_t>(name + "/size/" + key);
   };
   const WkvShape s{size("B"), size("T"), size("H"), size("N"), size("has_state") != 0};
   if (!wkv_misfit(kernel, "wkv7", Device::kCpu, DType::kF32, s).empty()) return;
+  ++compared;
   const Shape vec{s.batch, s.tokens, s.heads, s.head_size};
   const Shape state{s.batch, s.heads, s.head_size, s.head_size};
   const auto input = [&](const char* key, const Shape& shape) {
@@ -97,13 +100,14 @@ class Wkv7Golden : public testing::TestWithParam<const WkvKernel*> {};
 
 TEST_P(Wkv7Golden, EveryCase) {
   const Hdf5File file = Hdf5File::open(golden_file());
-  int cases = 0;
+  int cases = 0, compared = 0;
   for (const std::string& name : file.list()) {
     if (!file.exists(name + "/size")) continue;  // not an operator case
-    check_case(file, name, *GetParam());
+    check_case(file, name, *GetParam(), compared);
     ++cases;
   }
   EXPECT_GT(cases, 0) << golden_file() << " holds no operator case";
+  EXPECT_GT(compared, 0) << GetParam()->name << " fits no case of " << golden_file();
 }
 
 std::vector<const WkvKernel*> cpu_variants() {

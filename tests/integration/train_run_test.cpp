@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -146,6 +147,27 @@ TEST_F(TrainRun, ResumeFallsBackToTheNewestGoodCheckpoint) {
   EXPECT_EQ(final_bytes("a"), wanted);
 }
 
+TEST_F(TrainRun, DamagedCheckpointsAreNotKeptInPlaceOfGoodOnes) {
+  run_training(config("a", {"train.steps=20", "checkpoint.every=10", "checkpoint.keep_last=9"}),
+               quiet_);
+  const std::string newest = checkpoint_path(dir_ / "a", 20);
+  test::write_bytes(newest, file_bytes(newest).substr(0, 70000));
+  TrainerOptions resume = quiet_;
+  resume.resume = true;
+  // Killed before step 20: what it wrote since must still be there, although 20 is a larger number.
+  resume.on_gradients = [](int64_t step, ParamStore&) {
+    if (step == 15) throw Killed{};
+  };
+  const std::vector<std::string> settings = {"checkpoint.every=2", "checkpoint.keep_last=1"};
+  EXPECT_THROW(run_training(config("a", settings), resume), Killed);
+  const auto files = list_checkpoints(dir_ / "a");
+  ASSERT_EQ(files.size(), 1u);
+  EXPECT_EQ(files[0].step, 14);
+  EXPECT_TRUE(std::filesystem::exists(newest + ".damaged"));
+  resume.on_gradients = nullptr;
+  EXPECT_EQ(run_training(config("a", settings), resume).steps, 40);
+}
+
 TEST_F(TrainRun, NothingIsOverwrittenWithoutResume) {
   run_training(config("a", {"train.steps=3"}), quiet_);
   const std::string before = final_bytes("a", 3);
@@ -242,9 +264,29 @@ TEST_F(TrainRun, NonFiniteInARowStopsWithTheLastGoodCheckpointNamed) {
     EXPECT_EQ(e.exit_code(), 5);
     const std::string what = e.what();
     EXPECT_NE(what.find("step 11"), std::string::npos) << what;
-    EXPECT_NE(what.find("step_00000010.h5"), std::string::npos) << what;
+    EXPECT_NE(what.find("checkpoint: " + checkpoint_path(dir_ / "a", 5)), std::string::npos)
+        << what;
   }
   EXPECT_EQ(log_of("a").back()["reason"], "non-finite");
+  // None of step 10, which lies within the row.
+  EXPECT_EQ(list_checkpoints(dir_ / "a").size(), 1u);
+}
+
+TEST_F(TrainRun, CheckpointsOfExplodedWeightsAreNotCalledGood) {
+  // The update of step 7 breaks the weights; its checkpoint is the newest one.
+  TrainerOptions options = quiet_;
+  options.on_gradients = [](int64_t step, ParamStore& grads) {
+    if (step >= 8) grads.flat()[0] = std::numeric_limits<float>::infinity();
+  };
+  try {
+    run_training(config("a", {"checkpoint.every=1", "train.max_nonfinite=4"}), options);
+    FAIL();
+  } catch (const NonFiniteError& e) {
+    const std::string what = e.what();
+    EXPECT_NE(what.find("good checkpoint: " + checkpoint_path(dir_ / "a", 6)), std::string::npos)
+        << what;
+    EXPECT_NE(what.find("broken: " + checkpoint_path(dir_ / "a", 7)), std::string::npos) << what;
+  }
 }
 
 TEST_F(TrainRun, RefusesWhatDoesNotFit) {

@@ -41,10 +41,16 @@ OpRun::OpRun(const cases::OpCase& c, uint64_t seed, size_t misalign)
   ctx_.reserve_workspace(shapes_.workspace_bytes);
 }
 
+/// Kernels must not rely on what the workspace holds: NaN everywhere.
+void OpRun::spoil_workspace() {
+  const size_t bytes = shapes_.workspace_bytes;
+  if (bytes > 0) std::memset(ctx_.workspace(bytes), 0xff, bytes);
+}
+
 void OpRun::forward() {
   out = fresh(shapes_.out, misalign_);
   saved = fresh(shapes_.saved, misalign_);
-  std::memset(ctx_.workspace(shapes_.workspace_bytes), 0xff, shapes_.workspace_bytes);
+  spoil_workspace();
   const auto i = views(in), p = views(param), o = views(out), s = views(saved);
   run_forward(ctx_, *case_.op,
               {.in = i, .param = p, .out = o, .saved = s, .attrs = case_.attrs.get()});
@@ -75,7 +81,7 @@ void OpRun::backward(const std::vector<Accum>& modes) {
     }
     (is_in ? din : dparam).push_back(modes[g] == Accum::kSkip ? TensorView() : grad[g].view());
   }
-  std::memset(ctx_.workspace(shapes_.workspace_bytes), 0xff, shapes_.workspace_bytes);
+  spoil_workspace();
   const auto i = views(in, case_.op->backward_reads_in), p = views(param),
              o = views(out, case_.op->backward_reads_out), s = views(saved), d = views(dout);
   const std::span<const Accum> m(modes);

@@ -61,6 +61,8 @@ class OpRun {
   std::vector<std::vector<double>> resemble;
 
  private:
+  void spoil_workspace();
+
   const cases::OpCase& case_;
   ShapeCall shapes_;
   uint64_t seed_;

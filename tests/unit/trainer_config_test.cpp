@@ -65,11 +65,18 @@ TEST(Config, UnknownKeysNameTheNearest) {
   const std::string body = "{" + kModel;
   expect_all(error_of(body + R"(, "train": {"contxt": 5}})"),
              {"small.json", "train.contxt", "'train.context'"});
-  expect_all(error_of(body + R"(, "optimiser": {"lr": 1}})"), {"optimiser"});
+  expect_all(error_of(body + R"(, "optimiser": {"lr": 1}})"), {"optimiser", "'optimizer'"});
+  expect_all(error_of(body + R"(, "trian": {"steps": 1}})"), {"trian", "'train'"});
   expect_all(error_of(body + R"(, "train": {"lr": 1}})"), {"train.lr", "'optimizer.lr'"});
   expect_all(error_of(body + "}", {"evl.every=3"}), {"--set", "evl.every", "'eval.every'"});
   expect_all(error_of(body + "}", {"model.n_layers=3"}), {"model.n_layers", "'model.n_layer'"});
   expect_all(error_of(R"({"model": {"n_layr": 2}})"), {"n_layr", "n_layer"});
+}
+
+TEST(Config, MoreTokensThanCanBeCountedAreRefused) {
+  const auto steps = parse("", {"train.steps=9e15", "train.context=1024"});
+  EXPECT_THROW(steps.schedule(0), ConfigError);
+  EXPECT_THROW(parse("", {"train.epochs=1e9"}).schedule(int64_t{1} << 40), ConfigError);
 }
 
 TEST(Config, WrongTypesAndRangesNameKeyFoundAndExpected) {
