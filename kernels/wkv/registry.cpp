@@ -55,14 +55,14 @@ std::string head_sizes_text(const WkvKernel& kernel) {
 std::span<const WkvKernel* const> all_wkv_kernels() {
   // In the order of preference inside a family.
   static constexpr std::array kernels = {
-      &cpu::kWkv7CpuSerial,
-      &cpu::kWkv7CpuChunk16,
-      &cpu::kWkv7CpuChunk32,
-      &cpu::kWkv7CpuChunk64,
+    &cpu::kWkv7CpuSerial,
+    &cpu::kWkv7CpuChunk16,
+    &cpu::kWkv7CpuChunk32,
+    &cpu::kWkv7CpuChunk64,
 #if RWKV_HAVE_CUDA
-      &cuda::kWkv7Chunk16,
-      &cuda::kWkv7SerialBF16,
-      &cuda::kWkv7SerialF32,
+    &cuda::kWkv7Chunk16,
+    &cuda::kWkv7SerialBF16,
+    &cuda::kWkv7SerialF32,
 #endif
   };
   return kernels;

@@ -46,8 +46,8 @@ BEGIN {
   confine("^omp\\.h", "^kernels/core/", "kernels/core")
   confine("^(immintrin|x86intrin|arm_neon|cpuid)\\.h", "^kernels/", "kernels")
   confine("^(cuda|cublas|cub/|cooperative_groups|mma\\.h|nvtx3/|curand|thrust/)",
-          "^(kernels/(core|cuda|wkv/cuda)|trainer/comm)/",
-          "kernels/core, kernels/cuda, kernels/wkv/cuda and trainer/comm")
+          "^(kernels/(core|cuda|wkv/cuda)|trainer/comm|tools/gpu)/",
+          "kernels/core, kernels/cuda, kernels/wkv/cuda, trainer/comm and tools/gpu")
   confine("^g(test|mock)/", "^tests/", "tests")
 
   # Operating system headers, free for all.
