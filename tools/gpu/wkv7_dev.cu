@@ -82,7 +82,10 @@ Host make_inputs(const Problem& p, unsigned seed) {
     const size_t t = row / p.H % p.T, o = row * kN;
     if (p.kind != Kind::kSameKey || t == 0) {
       double norm = 0;
-      for (double& e : z) norm += (e = normal(engine)) * e;
+      for (double& e : z) {
+        e = normal(engine);
+        norm += e * e;
+      }
       for (double& e : z) e /= std::sqrt(norm);
     }
     const bool zero = p.kind == Kind::kZeroKey && (t % 8 == 0 || t + 1 == static_cast<size_t>(p.T));
