@@ -135,6 +135,8 @@ class Run {
       step_.upload();
       result_.last_checkpoint = path;
       line_.message(str("resuming from ", path));
+      if (!options_.init_file.empty())
+        line_.message(str("--init ", options_.init_file, " is for new runs and was not read"));
     } else {
       step_.model().init_params(step_.values(), static_cast<uint64_t>(config_.train.seed));
       if (!options_.init_file.empty())
