@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <new>
 
+#include "data/io/seal.h"
 #include "kernels/core/error.h"
 #include "kernels/core/parallel.h"
 #include "kernels/core/trace.h"
@@ -73,7 +74,15 @@ std::string resolve_model(const std::string& path) {
   const std::vector<CheckpointFile> found = list_checkpoints(path);
   RWKV_CHECK(!found.empty(), ConfigError, "opening ", path,
              ": there is no checkpoint in this folder; expected a run folder of rwkv-train");
-  return found.back().path;
+  for (auto file = found.rbegin(); file != found.rend(); ++file) {
+    try {
+      check_seal(file->path, "");
+      return file->path;
+    } catch (const IoError& e) {
+      std::fprintf(stderr, "skipping a damaged checkpoint: %s\n", e.what());
+    }
+  }
+  throw IoError(str("opening ", path, ": none of its ", found.size(), " checkpoints is whole"));
 }
 
 std::string read_stdin() {

@@ -35,7 +35,8 @@ class ProgressLine {
 };
 
 /// A model file or checkpoint as it is; for a run folder its newest checkpoint. Throws ConfigError
-/// if the folder has none.
+/// if the folder has none, IoError if none is whole; damaged ones are skipped with a line on
+/// stderr.
 std::string resolve_model(const std::string& path);
 
 /// Everything on standard input. Throws IoError.

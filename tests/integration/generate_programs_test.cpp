@@ -13,6 +13,7 @@
 
 #include "data/dataset.h"
 #include "data/io/hdf5_file.h"
+#include "data/io/seal.h"
 #include "data/tokenizer/world_tokenizer.h"
 #include "inference/engine.h"
 #include "model/weights.h"
@@ -244,6 +245,22 @@ TEST_F(Programs, ACorruptTensorIsFound) {
   bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 0x11);
   put("corrupt.h5", bytes);
   expect_failure(generate("--model MODEL/corrupt.h5 --prompt a"), 3, "checksum");
+}
+
+TEST_F(Programs, ARunFolderMeansItsNewestWholeCheckpoint) {
+  fs::create_directories(dir_ / "run");
+  const fs::path good = dir_ / "run" / "step_00000001.h5", bad = dir_ / "run" / "step_00000002.h5";
+  fs::copy_file(path("alphabet.h5"), good);
+  seal_hdf5(good.string());
+  fs::copy_file(good, bad);
+  fs::resize_file(bad, fs::file_size(bad) / 2);
+  const std::string arguments = "--model MODEL/run --prompt xa --temperature 0 --max-tokens 2";
+  const Output o = generate(arguments);
+  EXPECT_EQ(o.code, 0) << o.err;
+  EXPECT_NE(o.err.find("skipping a damaged checkpoint"), std::string::npos) << o.err;
+  EXPECT_NE(o.err.find("step_00000002.h5"), std::string::npos) << o.err;
+  fs::remove(good);
+  expect_failure(generate(arguments), 3, "is whole");
 }
 
 TEST_F(Programs, HelpIsNoError) {
