@@ -46,7 +46,8 @@ TEST(WkvRegistry, NamesAreUniqueAndWellFormed) {
 
 TEST(WkvRegistry, FullNamesFamiliesAndAuto) {
   const WkvShape shape{1, 512, 12, 64, false};
-  for (const WkvKernel* k : all_wkv_kernels()) EXPECT_EQ(&choose(shape, k->name), k);
+  for (const WkvKernel* k : all_wkv_kernels())
+    EXPECT_EQ(&select_wkv("wkv7", k->device, k->io, shape, k->name), k);
   EXPECT_EQ(choose(shape, "serial").family, "serial");
   EXPECT_EQ(choose(shape, "chunk").family, "chunk");
   for (const int64_t tokens : {1, 2, 15, 16, 17, 100, 512, 4096}) {
