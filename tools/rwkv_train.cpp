@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "inference/generate.h"
+#include "kernels/core/backend.h"
 #include "tools/cli_common.h"
 #include "trainer/dry_run.h"
 #include "trainer/lr_range.h"
@@ -63,7 +64,12 @@ int run(Flags& f) {
   options.resume = f.resume;
   options.init_file = f.init;
   options.quiet = f.quiet;
-  if (f.device == "cuda") options.device = rwkv::Device::kCuda;
+  if (f.device == "cuda") {
+    RWKV_CHECK(rwkv::backend::has_cuda(), DeviceError,
+               "--device cuda: this build has CPU kernels only; build with a CUDA toolkit (nvcc on "
+               "the PATH), or use --device cpu");
+    options.device = rwkv::Device::kCuda;
+  }
   options.sample = draw_sample;
   if (f.smoke) config = rwkv::smoke_config(config);
 

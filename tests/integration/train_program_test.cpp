@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/wait.h>
+#include <cstdlib>
 
 #include <chrono>
 #include <nlohmann/json.hpp>
@@ -103,6 +104,11 @@ TEST_F(Program, ExitCodesAndMessages) {
   EXPECT_TRUE(err_has("activations")) << err();
   EXPECT_EQ(run({"--config", "tiny.json", "--set", "checkpoint.dir=/proc/run"}), 3) << err();
   EXPECT_FALSE(fs::exists(dir_ / "run"));
+  // Without CUDA in the build, or with no GPU to be seen: a device error either way.
+  setenv("CUDA_VISIBLE_DEVICES", "", 1);
+  EXPECT_EQ(run({"--config", "tiny.json", "--device", "cuda"}), 4) << err();
+  EXPECT_TRUE(err_has("--device cpu")) << err();
+  unsetenv("CUDA_VISIBLE_DEVICES");
   EXPECT_EQ(run({"--help"}), 0);
   EXPECT_TRUE(out_has("--resume")) << out();
 }
