@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/core/edit_distance.h"
 #include "kernels/core/error.h"
 
 namespace rwkv {
@@ -24,22 +25,6 @@ constexpr std::array<Field, 9> kFields = {{
     {"rank_v", &ModelConfig::rank_v},
     {"rank_g", &ModelConfig::rank_g},
 }};
-
-/// Levenshtein distance: how far a mistyped key is from a known one.
-size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i + 1;
-    for (size_t j = 0; j < b.size(); ++j) {
-      const size_t next = std::min({row[j] + 1, row[j + 1] + 1, diagonal + (a[i] != b[j])});
-      diagonal = row[j + 1];
-      row[j + 1] = next;
-    }
-  }
-  return row.back();
-}
 
 }  // namespace
 

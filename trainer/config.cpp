@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "data/io/atomic_file.h"
+#include "kernels/core/edit_distance.h"
 #include "kernels/core/error.h"
 #include "trainer/config_fields.h"
 
@@ -15,21 +16,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
-
-size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i + 1;
-    for (size_t j = 0; j < b.size(); ++j) {
-      const size_t next = std::min({row[j] + 1, row[j + 1] + 1, diagonal + (a[i] != b[j] ? 1 : 0)});
-      diagonal = row[j + 1];
-      row[j + 1] = next;
-    }
-  }
-  return row.back();
-}
 
 std::vector<std::string> known_keys() {
   std::vector<std::string> keys;
