@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "kernels/core/error.h"
 #include "kernels/core/memory.h"
@@ -136,11 +137,18 @@ TrainStep::Result TrainStep::finish(double lr) {
   Result s;
   s.loss = loss_sum_ / static_cast<double>(options_.micro_batches);
   if (device_) {
+    if (!std::isfinite(s.loss)) {
+      // The device looks at the norm alone, which can be finite: bad ids give a NaN loss, no
+      // gradient. The norm of a step that is left out is not computed.
+      s.grad_norm = std::numeric_limits<double>::quiet_NaN();
+      s.finite = false;
+      return s;
+    }
     const int64_t update = optimizer_->updates() + 1;
     device_->update(*ctx_, lr, update);
     s.grad_norm = device_->read_norm(*ctx_);
-    s.finite = std::isfinite(s.loss) && std::isfinite(s.grad_norm);
-    if (std::isfinite(s.grad_norm)) optimizer_->set_updates(update);
+    s.finite = std::isfinite(s.grad_norm);
+    if (s.finite) optimizer_->set_updates(update);
     return s;
   }
   s.grad_norm = optimizer_->grad_norm(grads_);
