@@ -9,19 +9,19 @@
 #include <filesystem>
 #include <fstream>
 
+#include "generated/build_info.h"
+#include "kernels/core/backend.h"
 #include "kernels/core/error.h"
 #include "kernels/core/parallel.h"
 #include "kernels/core/trace.h"
 
-#ifndef RWKV_GIT_DESCRIBE
-#define RWKV_GIT_DESCRIBE "unknown"
-#endif
-
 namespace rwkv::bench {
 
-Environment environment() {
+Environment environment(Device device) {
   Environment env;
   env.commit = RWKV_GIT_DESCRIBE;
+  env.kernel_hash = RWKV_KERNEL_HASH;
+  if (device == Device::kCuda) env.device = backend::cuda_device_text();
   env.cpu = "unknown processor";
   std::ifstream info("/proc/cpuinfo");
   for (std::string line; std::getline(info, line);) {
@@ -36,6 +36,7 @@ Environment environment() {
 }
 
 std::string to_string(const Environment& env) {
+  if (!env.device.empty()) return str("commit ", env.commit, ", ", env.device);
   return str("commit ", env.commit, ", ", env.cpu, ", ", env.threads,
              env.threads == 1 ? " thread" : " threads");
 }

@@ -6,15 +6,20 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/dtype.h"
+
 namespace rwkv::bench {
 
 struct Environment {
-  std::string commit;  ///< git describe when configured; "unknown" outside a checkout
+  std::string commit;       ///< git describe at build time; "unknown" outside a checkout
+  std::string kernel_hash;  ///< of the sources of the GPU kernels (tools/kernel_hash.sh)
   std::string cpu;
   int threads = 1;
+  std::string device;  ///< the GPU, with its driver; empty on the CPU
 };
-Environment environment();
-/// One line: version, commit, processor, threads.
+/// kCuda: also names the GPU; throws DeviceError without one.
+Environment environment(Device device = Device::kCpu);
+/// One line: commit, processor and threads, or the GPU.
 std::string to_string(const Environment& env);
 
 /// Of some repeats, in seconds. spread = (largest - smallest) / median.
