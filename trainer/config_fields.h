@@ -91,7 +91,7 @@ void visit_fields(Config& c, F&& f) {
   f("limits.peak_tflops", c.limits.peak_tflops, from(0, 1e6),
     "peak that the utilisation refers to; 0: measure a matrix product at the start");
   f("limits.memory_mib", c.limits.memory_mib, from(0),
-    "refuse to start above this; 0: what the machine has available");
+    "refuse to start above this, of the device that trains; 0: what it has available");
 }
 
 }  // namespace rwkv::detail

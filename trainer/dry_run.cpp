@@ -61,9 +61,11 @@ std::string dry_run_report(const TrainConfig& c, Device device) {
                   " recomputed, ", by_kind[2], " zero, ", by_kind[3], " backward; ",
                   plan.buffers().size(), " buffers of ", format_bytes(plan.unpacked_bytes()),
                   " packed into ", format_bytes(plan.activation_bytes())));
-  const size_t limit = memory_limit(c.limits.memory_mib);
+  const size_t limit = memory_limit(device, c.limits.memory_mib);
   if (limit == 0)
-    row("fits", "unknown: this system does not say how much memory is available");
+    row("fits", device == Device::kCuda
+                    ? "unknown: there is no GPU here to ask"
+                    : "unknown: this system does not say how much memory is available");
   else if (total_bytes(items) <= limit)
     row("fits", str("yes: ", format_bytes(limit), " are available"));
   else

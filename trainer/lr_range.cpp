@@ -94,9 +94,7 @@ LrRangeResult find_lr(const TrainConfig& config, const TrainerOptions& options,
   TrainStepOptions so = step_options(config, options.device);
   so.eval = false;
   TrainStep step(config.model, so);
-  // On CUDA the allocation itself reports what is free.
-  if (options.device == Device::kCpu)
-    require_memory(step.memory(), memory_limit(config.limits.memory_mib));
+  require_memory(step, config.limits.memory_mib);
   const TrainData data = open_train_data(config.data.train, config);
   const std::string dir = config.run_dir();
   std::error_code ec;

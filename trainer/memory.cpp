@@ -18,6 +18,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr const char* kAdvice =
+    "Lower train.batch or train.context (more train.micro_batches keep the tokens per step), set "
+    "train.grad_checkpointing=block or train.loss_chunk_tokens, or take a smaller model";
+
 std::optional<size_t> read_number(const fs::path& file) {
   std::ifstream in(file);
   size_t n = 0;
@@ -104,12 +108,48 @@ size_t memory_limit(int64_t limit_mib) {
   return limit_mib > 0 ? static_cast<size_t>(limit_mib) << 20 : available_memory();
 }
 
+size_t memory_limit(Device device, int64_t limit_mib) {
+  if (device == Device::kCpu) return memory_limit(limit_mib);
+  const size_t wanted = static_cast<size_t>(limit_mib) << 20;
+  try {
+    const size_t free = backend::cuda_memory().free;
+    return wanted > 0 ? std::min(wanted, free) : free;
+  } catch (const DeviceError&) {
+    return wanted;
+  }
+}
+
 void require_memory(std::span<const MemoryItem> items, size_t limit) {
   RWKV_CHECK(limit == 0 || total_bytes(items) <= limit, ConfigError, "the run ",
-             describe_memory(items, 3), "; only ", format_bytes(limit),
-             " are available. Lower train.batch or train.context (more train.micro_batches keep "
-             "the tokens per step), set train.grad_checkpointing=block or "
-             "train.loss_chunk_tokens, or take a smaller model");
+             describe_memory(items, 3), "; only ", format_bytes(limit), " are available. ",
+             kAdvice);
+}
+
+void require_device_memory(std::span<const MemoryItem> items, const backend::DeviceMemory& device,
+                           int64_t limit_mib) {
+  const size_t needed = total_bytes(items), limit = static_cast<size_t>(limit_mib) << 20;
+  // Less than this is free: somebody else is there (a driver keeps some hundred MiB for itself).
+  const bool shared = device.free < device.total - device.total / 16;
+  RWKV_CHECK(needed <= device.free, DeviceError, "on the GPU the run ", describe_memory(items, 3),
+             "; only ", format_bytes(device.free), " of its ", format_bytes(device.total),
+             " are free", shared ? " (see nvidia-smi for who holds the rest)" : "", ". ", kAdvice);
+  RWKV_CHECK(limit == 0 || needed <= limit, ConfigError, "on the GPU the run ",
+             describe_memory(items, 3), "; limits.memory_mib allows ", format_bytes(limit), ". ",
+             kAdvice);
+}
+
+void require_memory(const TrainStep& step, int64_t limit_mib) {
+  if (step.options().device == Device::kCpu) {
+    require_memory(step.memory(), memory_limit(limit_mib));
+    return;
+  }
+  require_device_memory(step.memory(), backend::cuda_memory(), limit_mib);
+  const auto elements = static_cast<size_t>(step.model().params().flat_elements());
+  const std::vector<MemoryItem> host = {
+      {"host copies of parameters and moments", 3 * elements * sizeof(float)},
+      {"their bf16 form on its way to the GPU",
+       step.options().dtype == DType::kBF16 ? elements * sizeof(BF16) : 0}};
+  require_memory(host, available_memory());
 }
 
 }  // namespace rwkv

@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 
+#include "kernels/core/backend.h"
 #include "trainer/train_step.h"
 
 namespace rwkv {
@@ -24,5 +25,15 @@ size_t memory_limit(int64_t limit_mib);
 /// Throws ConfigError naming the three largest consumers and what to change if the items do not
 /// fit into `limit` (0: unknown, anything fits).
 void require_memory(std::span<const MemoryItem> items, size_t limit);
+/// The same for a GPU: throws DeviceError if the items do not fit into what is free, ConfigError if
+/// they fit but exceed limit_mib (0: no such limit).
+void require_device_memory(std::span<const MemoryItem> items, const backend::DeviceMemory& device,
+                           int64_t limit_mib);
+/// What allocate() of the step will need against what its device has, and on CUDA the copies that
+/// the host keeps against what the host has. limit_mib as in limits.memory_mib: it replaces what a
+/// host says is available; on CUDA it limits the device's memory. Throws ConfigError, DeviceError.
+void require_memory(const TrainStep& step, int64_t limit_mib);
+/// Bytes that a run may take on the device; 0: unknown.
+size_t memory_limit(Device device, int64_t limit_mib);
 
 }  // namespace rwkv

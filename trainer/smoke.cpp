@@ -39,9 +39,7 @@ SmokeResult run_smoke(const TrainConfig& config, const TrainerOptions& options) 
              ", expected at least 2 (two epochs)");
   StatusLine line(options.quiet);
   TrainStep step(config.model, step_options(config, options.device));
-  // On CUDA the allocation itself reports what is free.
-  if (options.device == Device::kCpu)
-    require_memory(step.memory(), memory_limit(config.limits.memory_mib));
+  require_memory(step, config.limits.memory_mib);
   const TrainData data = open_train_data(config.data.train, config);
   const Schedule schedule = config.schedule(data.source->size());
   step.allocate();

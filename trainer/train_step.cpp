@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/core/backend.h"
 #include "kernels/core/error.h"
 #include "kernels/core/memory.h"
 
@@ -46,7 +47,8 @@ Plan TrainStep::build_plan(bool training) const {
 }
 
 std::vector<MemoryItem> TrainStep::memory() const {
-  const size_t flat = static_cast<size_t>(model_->params().flat_elements()) * sizeof(float);
+  const auto elements = static_cast<size_t>(model_->params().flat_elements());
+  const size_t flat = elements * sizeof(float);
   std::vector<MemoryItem> items = {
       {"parameters", flat},
       {"gradients", flat},
@@ -57,6 +59,12 @@ std::vector<MemoryItem> TrainStep::memory() const {
   };
   if (eval_plan_)
     items.push_back({"activations of the validation", eval_plan_->activation_bytes()});
+  if (options_.dtype == DType::kBF16)
+    items.push_back({"bf16 copies of the matrices", elements * sizeof(BF16)});
+  if (options_.device == Device::kCuda) {
+    items.push_back({"workspace of cuBLASLt", backend::kGemmWorkspaceBytes});
+    items.push_back({"kernels and libraries", kDeviceOverheadBytes});
+  }
   std::ranges::stable_sort(items, std::greater<>{}, &MemoryItem::bytes);
   return items;
 }

@@ -30,6 +30,10 @@ struct TrainStepOptions {
   DType dtype = DType::kF32;  ///< of activations and matrices; bf16 on CUDA only
 };
 
+/// What CUDA takes on the device for the code of kernels and of cuBLASLt, graphs, and rounding of
+/// allocations, with room to spare.
+inline constexpr size_t kDeviceOverheadBytes = size_t{256} << 20;
+
 /// One consumer of memory, for the estimate before the first step.
 struct MemoryItem {
   std::string name;
@@ -47,7 +51,8 @@ class TrainStep {
   const Plan& plan() const { return plan_; }
   const TrainStepOptions& options() const { return options_; }
   const std::string& wkv_name() const { return wkv_name_; }
-  /// What allocate() will take, largest first.
+  /// What allocate() will take on the device, largest first. (On CUDA the host holds copies of the
+  /// parameters and moments besides.)
   std::vector<MemoryItem> memory() const;
   /// Of one optimiser step (recomputation not counted).
   double flops_per_step() const;

@@ -57,9 +57,7 @@ class Run {
 
   RunResult run() {
     StopSignals stop;
-    // On CUDA the allocation itself reports what is free.
-    if (options_.device == Device::kCpu)
-      require_memory(step_.memory(), memory_limit(config_.limits.memory_mib));
+    require_memory(step_, config_.limits.memory_mib);
     lock_.emplace(dir_);
     check_folder();
     open_validation();

@@ -20,6 +20,15 @@ void cuda_destroy(CudaState* state) noexcept;
 Stream cuda_stream(const CudaState& state);
 void cuda_synchronize(Stream stream);
 
+/// Memory of the current device, in bytes. What this process holds already does not count as free.
+struct DeviceMemory {
+  size_t free, total;
+};
+/// Throws DeviceError without a device.
+DeviceMemory cuda_memory();
+/// Device memory that a context takes for cuBLASLt: what NVIDIA advises for Hopper.
+inline constexpr size_t kGemmWorkspaceBytes = size_t{32} << 20;
+
 /// Device memory, zero-filled. Throws DeviceError naming purpose and size.
 void* cuda_allocate(size_t bytes, const std::string& purpose);
 void cuda_release(void* p) noexcept;

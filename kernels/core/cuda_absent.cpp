@@ -29,6 +29,9 @@ Stream cuda_stream(const CudaState&) {
 void cuda_synchronize(Stream) {
   absent();
 }
+DeviceMemory cuda_memory() {
+  absent();
+}
 void* cuda_allocate(size_t, const std::string&) {
   absent();
 }

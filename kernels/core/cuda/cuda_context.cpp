@@ -55,6 +55,18 @@ CudaState::~CudaState() {
 }
 
 namespace backend {
+namespace {
+
+void require_gpu() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  RWKV_CHECK(error == cudaSuccess && count > 0, DeviceError,
+             "device 'cuda' was asked for, but no GPU can be used: ",
+             error == cudaSuccess ? "there is none" : cudaGetErrorString(error),
+             "; use --device cpu, or check nvidia-smi and CUDA_VISIBLE_DEVICES");
+}
+
+}  // namespace
 
 bool has_cuda() {
   return true;
@@ -72,12 +84,7 @@ std::string cuda_device_text() {
 }
 
 CudaState* cuda_create() {
-  int count = 0;
-  const cudaError_t error = cudaGetDeviceCount(&count);
-  RWKV_CHECK(error == cudaSuccess && count > 0, DeviceError,
-             "device 'cuda' was asked for, but no GPU can be used: ",
-             error == cudaSuccess ? "there is none" : cudaGetErrorString(error),
-             "; use --device cpu, or check nvidia-smi and CUDA_VISIBLE_DEVICES");
+  require_gpu();
   return new CudaState;
 }
 
@@ -91,6 +98,13 @@ Stream cuda_stream(const CudaState& state) {
 
 void cuda_synchronize(Stream stream) {
   RWKV_CUDA(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
+}
+
+DeviceMemory cuda_memory() {
+  require_gpu();
+  DeviceMemory m{};
+  RWKV_CUDA(cudaMemGetInfo(&m.free, &m.total));
+  return m;
 }
 
 void* cuda_allocate(size_t bytes, const std::string& purpose) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 
+#include "kernels/core/backend.h"
 #include "kernels/core/cuda/cuda_check.h"
 
 namespace rwkv {
@@ -24,7 +25,7 @@ struct CudaState {
   cublasLtHandle_t lt = nullptr;
   void* lt_workspace = nullptr;
   float* zero_one = nullptr;  ///< 0 and 1 in device memory: beta where alpha is on the device
-  size_t lt_workspace_bytes = size_t{32} << 20;  ///< what NVIDIA advises for Hopper
+  size_t lt_workspace_bytes = backend::kGemmWorkspaceBytes;
   std::map<GemmKey, cublasLtMatmulAlgo_t> gemm_algorithms;
 };
 

@@ -1,0 +1,128 @@
+// What a run needs against what host and GPU have: items, limits and the messages of a refusal.
+
+#include "trainer/memory.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "kernels/core/error.h"
+#include "trainer/config.h"
+#include "trainer/dry_run.h"
+#include "trainer/trainer.h"
+
+namespace rwkv {
+namespace {
+
+constexpr size_t kMiB = size_t{1} << 20, kGiB = size_t{1} << 30;
+
+const std::vector<MemoryItem> kItems = {
+    {"activations", 100 * kGiB}, {"gradients", 10 * kGiB}, {"workspace", kGiB}, {"other", kMiB}};
+
+template <class E, class Fn>
+std::string refusal(int exit_code, const Fn& fn) {
+  try {
+    fn();
+  } catch (const E& e) {
+    EXPECT_EQ(e.exit_code(), exit_code);
+    return e.what();
+  } catch (const std::exception& e) {
+    ADD_FAILURE() << "wrong type of exception: " << e.what();
+    return {};
+  }
+  ADD_FAILURE() << "nothing was thrown";
+  return {};
+}
+
+void expect_parts(const std::string& text, const std::vector<std::string>& parts) {
+  for (const std::string& part : parts)
+    EXPECT_NE(text.find(part), std::string::npos) << "'" << part << "' is not in: " << text;
+}
+
+TEST(DeviceMemory, RefusesWhatIsNotFree) {
+  const std::string text = refusal<DeviceError>(4, [] {
+    require_device_memory(kItems, {110 * kGiB, 139 * kGiB}, 0);
+  });
+  expect_parts(text, {"needs 111.00 GiB", "activations 100.00 GiB", "gradients 10.00 GiB",
+                      "workspace 1.00 GiB", "only 110.00 GiB of its 139.00 GiB are free",
+                      "nvidia-smi", "train.batch", "train.context", "train.micro_batches",
+                      "train.grad_checkpointing=block", "train.loss_chunk_tokens"});
+  // Alone on the card there is nobody to look for.
+  const std::string alone = refusal<DeviceError>(4, [] {
+    require_device_memory(kItems, {79 * kGiB, 80 * kGiB}, 0);
+  });
+  EXPECT_EQ(alone.find("nvidia-smi"), std::string::npos) << alone;
+  EXPECT_NO_THROW(require_device_memory(kItems, {112 * kGiB, 139 * kGiB}, 0));
+}
+
+TEST(DeviceMemory, TheConfiguredLimitCountsForTheDevice) {
+  const backend::DeviceMemory h200{138 * kGiB, 139 * kGiB};
+  const std::string text =
+      refusal<ConfigError>(2, [&] { require_device_memory(kItems, h200, 50 * 1024); });
+  expect_parts(text, {"needs 111.00 GiB", "limits.memory_mib allows 50.00 GiB", "train.batch"});
+  EXPECT_NO_THROW(require_device_memory(kItems, h200, 112 * 1024));
+  // A limit is no permission to take what is not there.
+  refusal<DeviceError>(4, [] { require_device_memory(kItems, {kGiB, 139 * kGiB}, 200 * 1024); });
+}
+
+TEST(HostMemory, RefusesAsConfiguration) {
+  const std::string text = refusal<ConfigError>(2, [] { require_memory(kItems, 100 * kGiB); });
+  expect_parts(text, {"needs 111.00 GiB", "only 100.00 GiB are available", "train.batch"});
+  EXPECT_NO_THROW(require_memory(kItems, 112 * kGiB));
+  EXPECT_NO_THROW(require_memory(kItems, 0));  // unknown
+}
+
+TrainConfig config(std::vector<std::string> settings = {}) {
+  return parse_config(R"({"model": {"n_layer": 2, "n_embd": 128, "vocab_size": 300},
+                          "train": {"context": 64, "batch": 4, "steps": 1}})",
+                      "memory.json", settings);
+}
+
+size_t bytes_of(const std::vector<MemoryItem>& items, const std::string& name) {
+  const auto it = std::ranges::find(items, name, &MemoryItem::name);
+  return it == items.end() ? 0 : it->bytes;
+}
+
+TEST(StepMemory, NamesWhatTheCpuHolds) {
+  const TrainConfig c = config();
+  const TrainStep step(c.model, step_options(c, Device::kCpu));
+  const auto items = step.memory();
+  const auto flat = static_cast<size_t>(step.model().params().flat_elements()) * sizeof(float);
+  EXPECT_EQ(bytes_of(items, "parameters"), flat);
+  EXPECT_EQ(bytes_of(items, "optimizer moments"), 2 * flat);
+  EXPECT_EQ(bytes_of(items, "bf16 copies of the matrices"), 0u);
+  EXPECT_EQ(bytes_of(items, "workspace of cuBLASLt"), 0u);
+  EXPECT_TRUE(std::ranges::is_sorted(items, std::greater<>{}, &MemoryItem::bytes));
+  EXPECT_THROW(require_memory(step, 1), ConfigError);
+  EXPECT_NO_THROW(require_memory(step, 0));
+}
+
+// Planning for a GPU needs CUDA kernels in the build, but no device.
+TEST(StepMemory, NamesWhatTheGpuHolds) {
+  if (!backend::has_cuda()) GTEST_SKIP() << "a build without CUDA";
+  for (const char* dtype : {"bf16", "f32"}) {
+    const TrainConfig c = config({std::string("kernels.dtype=") + dtype});
+    const TrainStep step(c.model, step_options(c, Device::kCuda));
+    const auto items = step.memory();
+    const auto elements = static_cast<size_t>(step.model().params().flat_elements());
+    EXPECT_EQ(bytes_of(items, "parameters"), 4 * elements);
+    EXPECT_EQ(bytes_of(items, "gradients"), 4 * elements);
+    EXPECT_EQ(bytes_of(items, "optimizer moments"), 8 * elements);
+    EXPECT_EQ(bytes_of(items, "bf16 copies of the matrices"),
+              std::string(dtype) == "bf16" ? 2 * elements : 0);
+    EXPECT_EQ(bytes_of(items, "activations"), step.plan().activation_bytes());
+    EXPECT_EQ(bytes_of(items, "workspace of cuBLASLt"), backend::kGemmWorkspaceBytes);
+    EXPECT_EQ(bytes_of(items, "kernels and libraries"), kDeviceOverheadBytes);
+    EXPECT_TRUE(std::ranges::is_sorted(items, std::greater<>{}, &MemoryItem::bytes));
+  }
+}
+
+TEST(StepMemory, DryRunForAGpuNeedsNone) {
+  if (!backend::has_cuda()) GTEST_SKIP() << "a build without CUDA";
+  const std::string report = dry_run_report(config({"limits.memory_mib=1"}), Device::kCuda);
+  EXPECT_NE(report.find("NO: only 1.0 MiB"), std::string::npos) << report;
+  EXPECT_NE(dry_run_report(config(), Device::kCuda).find("fits"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace rwkv
