@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "kernels/wkv/auto_table.h"
 #include "kernels/wkv/cpu/wkv7_chunk.h"
 #include "kernels/wkv/cpu/wkv7_serial.h"
 #include "kernels/wkv/cuda/wkv7_kernels.h"
@@ -10,33 +11,13 @@
 namespace rwkv {
 namespace {
 
-/// What "auto" follows. From `rwkv-bench wkv` at H = 12, N = 64, B = 1 on a Sapphire Rapids Xeon
-/// (AVX-512), milliseconds forward + backward:
-///
-///   T      threads   serial   chunk16  chunk32  chunk64
-///   16     1          0.46     0.38     0.63     1.34
-///   64     1          1.75     1.31     1.56     1.95
-///   512    2          6.92     5.18     5.82     7.36
-///   2048   2         30.9     22.8     24.8     30.7
-///
-/// (one thread: an earlier version under load; two threads: tools/records/cpu-wkv.json.) Below 16
-/// tokens a chunk is mostly padding. Heads of 32 and 128 order the variants in the same way.
-struct Preference {
-  int64_t tokens;  ///< from this number on
-  std::string_view name;
-};
-constexpr Preference kWkv7Cpu[] = {
-    {16, "wkv7.cpu.chunk16.f32"},
-    {1, "wkv7.cpu.serial.f32"},
-};
-
-/// The variant that "auto" takes first; empty: none.
-std::string_view preferred(std::string_view op, Device device, const WkvShape& shape) {
-  if (op == "wkv7" && device == Device::kCpu) {
-    for (const Preference& p : kWkv7Cpu)
-      if (shape.tokens >= p.tokens) return p.name;
-  }
-  return {};
+/// The row of the table that "auto" follows for a shape; null: none.
+const WkvAutoRow* preferred(std::string_view op, Device device, DType io, const WkvShape& shape) {
+  for (const WkvAutoRow& row : kWkvAutoTable)
+    if (row.op == op && row.device == device && row.io == io && shape.tokens >= row.tokens &&
+        shape.batch * shape.heads >= row.streams)
+      return &row;
+  return nullptr;
 }
 
 std::string shape_text(const WkvShape& s) {
@@ -61,6 +42,7 @@ std::span<const WkvKernel* const> all_wkv_kernels() {
     &cpu::kWkv7CpuChunk64,
 #if RWKV_HAVE_CUDA
     &cuda::kWkv7Chunk16,
+    &cuda::kWkv7Scan16,
     &cuda::kWkv7SerialBF16,
     &cuda::kWkv7SerialF32,
 #endif
@@ -80,6 +62,8 @@ std::string wkv_misfit(const WkvKernel& kernel, std::string_view op, Device devi
     return str("head size ", shape.head_size, " is not one of ", head_sizes_text(kernel));
   if (shape.tokens % kernel.t_multiple != 0)
     return str(shape.tokens, " tokens are not a multiple of ", kernel.t_multiple);
+  if (shape.tokens < kernel.min_tokens)
+    return str(shape.tokens, " tokens are fewer than ", kernel.min_tokens);
   return {};
 }
 
@@ -92,9 +76,9 @@ const WkvKernel& select_wkv(std::string_view op, Device device, DType io, const 
     return why.empty();
   };
   if (wanted == "auto") {
-    const std::string_view first = preferred(op, device, shape);
+    const WkvAutoRow* const row = preferred(op, device, io, shape);
     for (const WkvKernel* kernel : all_wkv_kernels())
-      if (kernel->name == first && fits(*kernel)) return *kernel;
+      if (row != nullptr && kernel->name == row->name && fits(*kernel)) return *kernel;
     reasons.clear();
   }
   for (const WkvKernel* kernel : all_wkv_kernels()) {
@@ -124,7 +108,27 @@ std::string list_wkv(const WkvShape& shape) {
                 kernel->deterministic ? "  deterministic  " : "  not deterministic  ",
                 why.empty() ? "fits" : str("does not fit: ", why), "\n    ", kernel->note, "\n");
   }
+  for (const Device device : {Device::kCpu, Device::kCuda})
+    for (const DType io : {DType::kF32, DType::kBF16})
+      if (std::ranges::any_of(all_wkv_kernels(), [&](const WkvKernel* k) {
+            return k->device == device && k->io == io;
+          }))
+        text += str("on ", device_name(device), " with ", dtype_name(io), " vectors ",
+                    explain_wkv_auto("wkv7", device, io, shape), "\n");
   return text;
+}
+
+std::string explain_wkv_auto(std::string_view op, Device device, DType io, const WkvShape& shape) {
+  const WkvAutoRow* const row = preferred(op, device, io, shape);
+  try {
+    const WkvKernel& chosen = select_wkv(op, device, io, shape, "auto");
+    const bool by_table = row != nullptr && row->name == chosen.name;
+    return str(
+        "auto takes ", chosen.name, ": ",
+        by_table ? row->why : "the first of the list that fits; no measurement speaks for another");
+  } catch (const ConfigError&) {
+    return "auto finds nothing that fits";
+  }
 }
 
 }  // namespace rwkv

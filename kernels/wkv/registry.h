@@ -12,6 +12,9 @@ namespace rwkv {
 std::string wkv_misfit(const WkvKernel& kernel, std::string_view op, Device device, DType io,
                        const WkvShape& shape);
 
+/// What "auto" takes for a shape and by which measurement: one line.
+std::string explain_wkv_auto(std::string_view op, Device device, DType io, const WkvShape& shape);
+
 /// Operations of the plain recurrence, the yardstick for every variant (spec rwkv7 4.5): 9 N^2 per
 /// token and head forward, 24 N^2 backward. A variant may do more or less work than that.
 double wkv7_forward_flops(const WkvShape& shape);

@@ -27,6 +27,7 @@ struct WkvKernel {
   DType state = DType::kF32;  ///< element type of the state
   int min_sm = 0;             ///< lowest CUDA architecture, e.g. 90; 0 on the CPU
   int64_t t_multiple = 1;     ///< T must be a multiple of this
+  int64_t min_tokens = 1;     ///< and at least this
   bool deterministic = true;
   std::span<const int> head_sizes;
   /// Bytes that the forward leaves for the backward, and scratch of the larger of both.

@@ -78,7 +78,7 @@ TEST(WkvRegistry, ErrorsListEveryVariantWithItsReason) {
 }
 
 TEST(WkvRegistry, ListSaysWhatFits) {
-  const std::string fits = list_wkv({1, 16, 2, 64, false});
+  const std::string fits = list_wkv({1, 64, 2, 64, false});
   EXPECT_NE(fits.find("wkv7.cpu.serial.f32"), std::string::npos);
   EXPECT_EQ(fits.find("does not fit"), std::string::npos) << fits;
   EXPECT_NE(list_wkv({1, 16, 2, 48, false}).find("does not fit"), std::string::npos);

@@ -48,7 +48,11 @@ struct Wkv7Backward {
   void* workspace;
 };
 
-/// Number of segments that fills `multiprocessors` without wasting work.
+/// Number of segments that fills `multiprocessors`: at least 2, none shorter than 128 tokens if
+/// there are more. Needs kWkv7ScanTokens or more.
+int wkv7_scan_segments(const Wkv7Shape& shape, int multiprocessors);
+inline constexpr int kWkv7ScanTokens = 64;
+/// The same, but 1 where cutting wastes work.
 int wkv7_chunk_segments(const Wkv7Shape& shape, int multiprocessors);
 size_t wkv7_chunk_saved_bytes(const Wkv7Shape& shape);
 size_t wkv7_chunk_workspace_bytes(const Wkv7Shape& shape);

@@ -16,10 +16,7 @@ constexpr int kHeadSizes[] = {kWkv7HeadSize};
 constexpr int kPlannedProcessors = 132;
 
 Wkv7Shape shape_of(const WkvShape& s) {
-  Wkv7Shape shape{static_cast<int>(s.batch), static_cast<int>(s.tokens), static_cast<int>(s.heads),
-                  1};
-  shape.segments = wkv7_chunk_segments(shape, kPlannedProcessors);
-  return shape;
+  return {static_cast<int>(s.batch), static_cast<int>(s.tokens), static_cast<int>(s.heads), 1};
 }
 
 WkvShape call_shape(const OpCall& c) {
@@ -36,21 +33,30 @@ cudaStream_t stream_of(Context& ctx) {
   return static_cast<cudaStream_t>(ctx.stream());
 }
 
+/// One block walks a head; or, with kScan, sequences are cut into segments that run side by side.
+template <bool kScan>
 struct Chunk {
   static constexpr DType kIo = DType::kBF16;
-  static size_t saved(const WkvShape& s) { return wkv7_chunk_saved_bytes(shape_of(s)); }
-  static size_t scratch(const WkvShape& s) { return wkv7_chunk_workspace_bytes(shape_of(s)); }
+  static constexpr int64_t kMinTokens = kScan ? kWkv7ScanTokens : 1;
+  static Wkv7Shape cut(const WkvShape& s) {
+    Wkv7Shape shape = shape_of(s);
+    if (kScan) shape.segments = wkv7_scan_segments(shape, kPlannedProcessors);
+    return shape;
+  }
+  static size_t saved(const WkvShape& s) { return wkv7_chunk_saved_bytes(cut(s)); }
+  static size_t scratch(const WkvShape& s) { return wkv7_chunk_workspace_bytes(cut(s)); }
   static cudaError_t forward(const WkvShape& s, const Wkv7Forward& io, cudaStream_t stream) {
-    return wkv7_chunk_forward(shape_of(s), io, stream);
+    return wkv7_chunk_forward(cut(s), io, stream);
   }
   static cudaError_t backward(const WkvShape& s, const Wkv7Backward& io, cudaStream_t stream) {
-    return wkv7_chunk_backward(shape_of(s), io, stream);
+    return wkv7_chunk_backward(cut(s), io, stream);
   }
 };
 
 template <DType Io>
 struct Serial {
   static constexpr DType kIo = Io;
+  static constexpr int64_t kMinTokens = 1;
   static size_t saved(const WkvShape& s) { return wkv7_serial_saved_bytes(shape_of(s)); }
   static size_t scratch(const WkvShape&) { return 0; }
   static cudaError_t forward(const WkvShape& s, const Wkv7Forward& io, cudaStream_t stream) {
@@ -145,6 +151,7 @@ constexpr WkvKernel kernel(std::string_view name, std::string_view family, std::
           .state = DType::kF32,
           .min_sm = 90,
           .t_multiple = 1,
+          .min_tokens = V::kMinTokens,
           .deterministic = true,
           .head_sizes = kHeadSizes,
           .saved_bytes = V::saved,
@@ -158,7 +165,9 @@ constexpr WkvKernel kernel(std::string_view name, std::string_view family, std::
 }  // namespace
 
 constinit const WkvKernel kWkv7Chunk16 =
-    kernel<Chunk>("wkv7.cuda.chunk16.bf16", "chunk", "training and prefill: tensor cores");
+    kernel<Chunk<false>>("wkv7.cuda.chunk16.bf16", "chunk", "tensor cores; many heads");
+constinit const WkvKernel kWkv7Scan16 = kernel<Chunk<true>>(
+    "wkv7.cuda.scan16.bf16", "scan", "chunk16 on segments of a sequence side by side; few heads");
 constinit const WkvKernel kWkv7SerialBF16 =
     kernel<Serial<DType::kBF16>>("wkv7.cuda.serial.bf16", "serial", "the yardstick; decoding");
 constinit const WkvKernel kWkv7SerialF32 =

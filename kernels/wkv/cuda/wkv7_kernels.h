@@ -7,6 +7,7 @@ namespace rwkv::cuda {
 
 #if RWKV_HAVE_CUDA
 extern const WkvKernel kWkv7Chunk16;     ///< wkv7.cuda.chunk16.bf16
+extern const WkvKernel kWkv7Scan16;      ///< wkv7.cuda.scan16.bf16
 extern const WkvKernel kWkv7SerialBF16;  ///< wkv7.cuda.serial.bf16
 extern const WkvKernel kWkv7SerialF32;   ///< wkv7.cuda.serial.f32
 #endif

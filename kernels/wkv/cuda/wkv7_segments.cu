@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/wkv/cuda/wkv7_segments.cuh"
 
 namespace rwkv::cuda {
@@ -82,15 +84,24 @@ cudaError_t join_backward(const Plan& plan, int streams, const Memory& memory, c
 
 }  // namespace chunk
 
+namespace {
+
+int block_slots(int multiprocessors) {
+  return 3 * multiprocessors;
+}
+
+}  // namespace
+
+int wkv7_scan_segments(const Wkv7Shape& shape, int multiprocessors) {
+  const int fill = block_slots(multiprocessors) / (shape.batch * shape.heads);
+  return std::max(2, std::min(fill, (shape.tokens + chunk::kStep - 1) / 128));
+}
+
 int wkv7_chunk_segments(const Wkv7Shape& shape, int multiprocessors) {
   // Measured on an H200: joining segments costs about a second forward and half a backward, so it
   // pays while one block per head leaves two thirds of the block slots empty.
-  const int streams = shape.batch * shape.heads;
-  const int steps = (shape.tokens + chunk::kStep - 1) / chunk::kStep;
-  const int slots = 3 * multiprocessors;
-  if (3 * streams > slots) return 1;
-  const int fill = slots / streams, most = steps / 4;
-  return most < 2 ? 1 : fill < most ? fill : most;
+  if (3 * shape.batch * shape.heads > block_slots(multiprocessors) || shape.tokens < 225) return 1;
+  return wkv7_scan_segments(shape, multiprocessors);
 }
 
 size_t wkv7_chunk_saved_bytes(const Wkv7Shape& shape) {
