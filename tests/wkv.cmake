@@ -6,10 +6,27 @@ rwkv_test(golden_wkv7_ops LABEL golden SOURCES golden/wkv7_ops_test.cpp DEPS rwk
 
 # The benchmark refuses to time a wrong variant, so one repeat is a test of all of them.
 if(TARGET rwkv-bench)
+  set(record ${CMAKE_CURRENT_BINARY_DIR}/bench_wkv)
   add_test(NAME rwkv_bench_wkv
     COMMAND rwkv-bench wkv --repeats 1 --shape 1,20,2,32 --shape 2,1,1,64
-            --json ${CMAKE_CURRENT_BINARY_DIR}/bench_wkv.json
-            --plot ${CMAKE_CURRENT_BINARY_DIR}/bench_wkv.gp)
+            --json ${record}.json --plot ${record}.gp)
+  add_test(NAME rwkv_bench_wkv_from COMMAND rwkv-bench wkv --from ${record}.json --plot ${record}2.gp)
+  set_tests_properties(rwkv_bench_wkv PROPERTIES FIXTURES_SETUP bench_wkv)
+  set_tests_properties(rwkv_bench_wkv_from PROPERTIES FIXTURES_REQUIRED bench_wkv)
   add_test(NAME rwkv_bench_wkv_list COMMAND rwkv-bench wkv --list --shape 1,20,2,48)
-  set_tests_properties(rwkv_bench_wkv rwkv_bench_wkv_list PROPERTIES LABELS integration TIMEOUT 120)
+  add_test(NAME rwkv_bench_wkv_lengths
+    COMMAND rwkv-bench wkv --repeats 1 --lengths 1:4 --shape 1,1,1,32 --variant serial)
+  add_test(NAME rwkv_bench_ops
+    COMMAND rwkv-bench ops --repeats 1 --tokens 8 --width 32 --head-size 32 --vocab 64)
+  set_tests_properties(rwkv_bench_wkv rwkv_bench_wkv_from
+    rwkv_bench_wkv_list rwkv_bench_wkv_lengths rwkv_bench_ops
+    PROPERTIES LABELS integration TIMEOUT 120)
+  if(RWKV_HAVE_CUDA)  # exit code 4: there is no GPU
+    add_test(NAME rwkv_bench_cuda_wkv
+      COMMAND rwkv-bench wkv --device cuda --repeats 2 --shape 2,300,3,64 --shape 1,1,2,64)
+    add_test(NAME rwkv_bench_cuda_ops
+      COMMAND rwkv-bench ops --device cuda --repeats 2 --tokens 64 --width 128 --vocab 500)
+    set_tests_properties(rwkv_bench_cuda_wkv rwkv_bench_cuda_ops
+      PROPERTIES LABELS gpu TIMEOUT 120 SKIP_RETURN_CODE 4)
+  endif()
 endif()

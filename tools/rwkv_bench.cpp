@@ -4,6 +4,7 @@
 
 #include "kernels/core/error.h"
 #include "tools/bench/bench.h"
+#include "tools/bench/ops.h"
 #include "tools/bench/step.h"
 
 namespace {
@@ -15,7 +16,6 @@ void add_common(CLI::App* app, rwkv::bench::CommonOptions& o) {
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   app->add_option("--json", o.json, "also write the rows to this file");
-  app->add_option("--plot", o.plot, "write a gnuplot script (FILE.gp) or a picture (FILE.png)");
 }
 
 }  // namespace
@@ -27,11 +27,44 @@ int main(int argc, char** argv) {
   rwkv::bench::WkvOptions wkv;
   CLI::App* wkv_app = app.add_subcommand("wkv", "WKV variants, forward and backward");
   add_common(wkv_app, wkv);
+  wkv_app->add_option("--plot", wkv.plot,
+                      "draw time against length: a gnuplot script (FILE.gp) or a picture "
+                      "(FILE.png)");
   wkv_app->add_flag("--list", wkv.list, "list all variants, and which fit, without timing");
   wkv_app->add_option("--variant", wkv.variants,
                       "variant or family to time, repeatable (default: all that fit)");
   wkv_app->add_option("--shape", wkv.shapes,
                       "B,T,H,N: batch, tokens, heads, head size; repeatable; T = 1 decodes");
+  wkv_app->add_option("--device", wkv.device, "cpu or cuda")->capture_default_str();
+  wkv_app->add_option("--dtype", wkv.dtype, "f32 or bf16 (default: f32 on cpu, bf16 on cuda)");
+  wkv_app->add_option("--lengths", wkv.lengths,
+                      "FIRST:LAST: for each shape T = FIRST, 2 FIRST, ... up to LAST");
+  wkv_app
+      ->add_option("--seconds", wkv.seconds,
+                   "time per variant and shape after which runs are fewer, but 3 at least")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  wkv_app->add_option("--from", wkv.from, "draw this JSON record (with --plot), measure nothing");
+
+  rwkv::bench::OpsOptions ops;
+  CLI::App* ops_app = app.add_subcommand("ops", "every op by itself, forward and backward");
+  add_common(ops_app, ops);
+  ops_app->add_option("--device", ops.device, "cpu or cuda")->capture_default_str();
+  ops_app->add_option("--dtype", ops.dtype, "f32 or bf16 (default: f32 on cpu, bf16 on cuda)");
+  ops_app->add_option("--op", ops.ops, "part of a case's name, repeatable (default: all)");
+  ops_app->add_option("--batch", ops.batch, "sequences (default: 1 on cpu, 8 on cuda)")
+      ->check(CLI::PositiveNumber);
+  ops_app->add_option("--tokens", ops.tokens, "tokens each (default: 512 on cpu, 4096 on cuda)")
+      ->check(CLI::PositiveNumber);
+  ops_app->add_option("--width", ops.width, "channels")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  ops_app->add_option("--head-size", ops.head_size, "32, 64 or 128")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  ops_app->add_option("--vocab", ops.vocab, "vocabulary")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
 
   rwkv::bench::StepOptions step;
   step.repeats = 5;
@@ -50,6 +83,7 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
     if (wkv_app->parsed()) return rwkv::bench::run_wkv(wkv);
+    if (ops_app->parsed()) return rwkv::bench::run_ops(ops);
     if (step_app->parsed()) return rwkv::bench::run_step(step);
     return 0;
   } catch (const CLI::ParseError& e) {

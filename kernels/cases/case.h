@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -46,6 +47,19 @@ enum class Use : uint8_t {
   kBenchCuda,  ///< the same, too large for a CPU
 };
 
+/// Sizes of a model of which benchmarks take their shapes.
+struct BenchShape {
+  Use use = Use::kBench;
+  int64_t batch = 1, tokens = 512, width = 768, head_size = 64, vocab = 50304;
+  int64_t heads() const { return width / head_size; }
+  int64_t hidden() const { return 4 * width; }  ///< of the channel mix
+};
+/// L12-D768: some tokens for a CPU, 8 x 4096 for a GPU.
+inline constexpr BenchShape kBenchShapes[] = {
+    {Use::kBench, 1, 512, 768, 64, 50304},
+    {Use::kBenchCuda, 8, 4096, 768, 64, 50304},
+};
+
 struct OpCase {
   std::string name;  ///< "layer_norm/b2_t17_c128"
   const Op* op = nullptr;
@@ -74,18 +88,20 @@ std::shared_ptr<const void> attrs(const Attrs& a) {
 /// The case with activations and matrices in bf16: "layer_norm/b2_t17_c128_bf16".
 OpCase in_bf16(OpCase c);
 
-std::vector<OpCase> elementwise_cases();
-std::vector<OpCase> embedding_cases();
-std::vector<OpCase> key_prepare_cases();
-std::vector<OpCase> last_token_cases();
-std::vector<OpCase> layer_norm_cases();
-std::vector<OpCase> linear_cases();
-std::vector<OpCase> linear_cross_entropy_cases();
-std::vector<OpCase> low_rank_cases();
-std::vector<OpCase> token_shift_cases();
-std::vector<OpCase> value_residual_cases();
-std::vector<OpCase> wkv7_output_cases();
-/// All of the above. WKV-7 has cases of its own (wkv7_cases.h).
-std::vector<OpCase> all_cases();
+/// Cases of one op or file.
+std::vector<OpCase> elementwise_cases(std::span<const BenchShape> bench);
+std::vector<OpCase> embedding_cases(std::span<const BenchShape> bench);
+std::vector<OpCase> key_prepare_cases(std::span<const BenchShape> bench);
+std::vector<OpCase> last_token_cases(std::span<const BenchShape> bench);
+std::vector<OpCase> layer_norm_cases(std::span<const BenchShape> bench);
+std::vector<OpCase> linear_cases(std::span<const BenchShape> bench);
+std::vector<OpCase> linear_cross_entropy_cases(std::span<const BenchShape> bench);
+std::vector<OpCase> low_rank_cases(std::span<const BenchShape> bench);
+std::vector<OpCase> token_shift_cases(std::span<const BenchShape> bench);
+std::vector<OpCase> value_residual_cases(std::span<const BenchShape> bench);
+std::vector<OpCase> wkv7_output_cases(std::span<const BenchShape> bench);
+/// All of the above: the fixed test cases, and benchmark cases for each of these models. WKV-7 has
+/// cases of its own (wkv7_cases.h).
+std::vector<OpCase> all_cases(std::span<const BenchShape> bench = kBenchShapes);
 
 }  // namespace rwkv::cases

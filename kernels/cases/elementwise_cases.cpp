@@ -3,7 +3,7 @@
 
 namespace rwkv::cases {
 
-std::vector<OpCase> elementwise_cases() {
+std::vector<OpCase> elementwise_cases(std::span<const BenchShape> bench) {
   std::vector<OpCase> list;
   const auto add = [&](const std::string& suffix, const TensorSpec& spec, Use use) {
     list.push_back({.name = "add/" + suffix,
@@ -23,9 +23,9 @@ std::vector<OpCase> elementwise_cases() {
   add("b1_t1_c7", {1, 1, 7}, Use::kTest);
   add("b2_t5_c33", {2, 5, 33}, Use::kTest);
   add("b3_t50_c256", {3, 50, 256}, Use::kTest);  // several pieces of parallel work
-  add("t512_f3072", {1, 512, 3072}, Use::kBench);
-  add("b8_t4096_c768", {8, 4096, 768}, Use::kBenchCuda);
-  add("b8_t4096_f3072", {8, 4096, 3072}, Use::kBenchCuda);
+  for (const BenchShape& m : bench)
+    for (const int64_t c : {m.width, m.hidden()})
+      add(str("b", m.batch, "_t", m.tokens, "_c", c), {m.batch, m.tokens, c}, m.use);
   return list;
 }
 

@@ -3,7 +3,7 @@
 
 namespace rwkv::cases {
 
-std::vector<OpCase> embedding_cases() {
+std::vector<OpCase> embedding_cases(std::span<const BenchShape> bench) {
   std::vector<OpCase> list;
   const auto add = [&](int64_t b, int64_t t, int64_t c, int64_t v, Use use) {
     // A copy forward; backward a sum of about B T / V rows, at most all of them.
@@ -19,9 +19,8 @@ std::vector<OpCase> embedding_cases() {
   add(1, 1, 7, 5, Use::kTest);
   add(2, 9, 33, 4, Use::kTest);  // every token several times
   add(3, 17, 130, 300, Use::kTest);
-  add(1, 512, 768, 50304, Use::kBench);
   add(2, 300, 64, 3, Use::kTest);  // runs of one token over many pieces of the sorted list
-  add(8, 4096, 768, 50304, Use::kBenchCuda);
+  for (const BenchShape& m : bench) add(m.batch, m.tokens, m.width, m.vocab, m.use);
   return list;
 }
 

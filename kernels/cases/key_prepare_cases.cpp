@@ -20,7 +20,7 @@ Fill keys_around_the_floor(int64_t head_size) {
 
 }  // namespace
 
-std::vector<OpCase> key_prepare_cases() {
+std::vector<OpCase> key_prepare_cases(std::span<const BenchShape> bench) {
   std::vector<OpCase> list;
   const auto add = [&](const std::string& name, int64_t b, int64_t t, int64_t heads, int64_t n,
                        const Fill& keys, const Fill& logits, Use use) {
@@ -47,9 +47,9 @@ std::vector<OpCase> key_prepare_cases() {
   add("", 2, 3, 1, 256, plain, logits, Use::kTest);
   add("saturated_", 2, 6, 2, 32, plain, normal(0, 20), Use::kTest);
   add("floor_", 2, 7, 2, 32, keys_around_the_floor(32), logits, Use::kTest);
-  add("", 1, 512, 12, 64, plain, logits, Use::kBench);
   add("", 2, 150, 5, 64, plain, logits, Use::kTest);  // several chunks of rows and tiles
-  add("", 8, 4096, 12, 64, plain, logits, Use::kBenchCuda);
+  for (const BenchShape& m : bench)
+    add("", m.batch, m.tokens, m.heads(), m.head_size, plain, logits, m.use);
   return list;
 }
 

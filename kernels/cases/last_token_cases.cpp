@@ -3,7 +3,7 @@
 
 namespace rwkv::cases {
 
-std::vector<OpCase> last_token_cases() {
+std::vector<OpCase> last_token_cases(std::span<const BenchShape> bench) {
   std::vector<OpCase> list;
   const auto add = [&](int64_t b, int64_t t, int64_t c, Use use) {
     list.push_back({.name = str("last_token/b", b, "_t", t, "_c", c),
@@ -16,8 +16,7 @@ std::vector<OpCase> last_token_cases() {
   add(1, 1, 1, Use::kTest);
   add(3, 5, 33, Use::kTest);
   add(2, 3, 64, Use::kTest);
-  add(8, 512, 768, Use::kBench);
-  add(8, 4096, 768, Use::kBenchCuda);
+  for (const BenchShape& m : bench) add(m.batch, m.tokens, m.width, m.use);
   return list;
 }
 

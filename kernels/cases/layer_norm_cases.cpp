@@ -5,7 +5,7 @@
 
 namespace rwkv::cases {
 
-std::vector<OpCase> layer_norm_cases() {
+std::vector<OpCase> layer_norm_cases(std::span<const BenchShape> bench) {
   std::vector<OpCase> list;
   const auto add = [&](const std::string& suffix, const TensorSpec& x, double mean, Use use) {
     const int64_t c = x.last();
@@ -31,9 +31,8 @@ std::vector<OpCase> layer_norm_cases() {
   add("t19_c768", {1, 19, 768}, 0, Use::kTest);
   add("t300_c1056", {1, 300, 1056}, 0, Use::kTest);  // several warps a row on CUDA
   add("t9_c4096", {1, 9, 4096}, 0, Use::kTest);
-  add("t512_c768", {1, 512, 768}, 0, Use::kBench);
-  add("b8_t4096_c768", {8, 4096, 768}, 0, Use::kBenchCuda);
-  add("b4_t4096_c2048", {4, 4096, 2048}, 0, Use::kBenchCuda);
+  for (const BenchShape& m : bench)
+    add(str("b", m.batch, "_t", m.tokens, "_c", m.width), {m.batch, m.tokens, m.width}, 0, m.use);
   return list;
 }
 

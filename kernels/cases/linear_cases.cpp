@@ -5,7 +5,7 @@
 
 namespace rwkv::cases {
 
-std::vector<OpCase> linear_cases() {
+std::vector<OpCase> linear_cases(std::span<const BenchShape> bench) {
   std::vector<OpCase> list;
   const auto add = [&](const TensorSpec& x, int64_t n, Use use) {
     const int64_t k = x.last();
@@ -28,13 +28,12 @@ std::vector<OpCase> linear_cases() {
   add({7, 40}, 24, Use::kTest);
   add({2, 33, 64}, 96, Use::kTest);
   add({1, 140, 65}, 200, Use::kTest);  // several tiles
-  add({1, 512, 768}, 768, Use::kBench);
-  add({8, 4096, 768}, 768, Use::kBenchCuda);
-  add({8, 4096, 768}, 3072, Use::kBenchCuda);
-  add({8, 4096, 3072}, 768, Use::kBenchCuda);
-  add({1, 512, 768}, 3072, Use::kBench);
-  add({1, 512, 3072}, 768, Use::kBench);
-  add({1, 1, 768}, 3072, Use::kBench);
+  for (const BenchShape& m : bench) {
+    add({m.batch, m.tokens, m.width}, m.width, m.use);
+    add({m.batch, m.tokens, m.width}, m.hidden(), m.use);
+    add({m.batch, m.tokens, m.hidden()}, m.width, m.use);
+    add({m.batch, 1, m.width}, m.hidden(), m.use);  // decoding
+  }
   return list;
 }
 

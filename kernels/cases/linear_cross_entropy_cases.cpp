@@ -18,7 +18,7 @@ Fill tied_rows() {
 
 }  // namespace
 
-std::vector<OpCase> linear_cross_entropy_cases() {
+std::vector<OpCase> linear_cross_entropy_cases(std::span<const BenchShape> bench) {
   std::vector<OpCase> list;
   const auto add = [&](const std::string& name, int64_t b, int64_t t, int64_t c, int64_t v,
                        const Fill& weight, const LinearCrossEntropyAttrs& a, Use use) {
@@ -48,9 +48,13 @@ std::vector<OpCase> linear_cross_entropy_cases() {
   add("ties_", 2, 9, 16, 40, tied_rows(), Attrs{}, Use::kTest);
   add("wide_", 1, 6, 24, 1300, normal(0, 3), Attrs{}, Use::kTest);  // logits of +-60
   add("", 1, 12, 64, 5003, scaled(64), Attrs{}, Use::kTest);
-  add("", 1, 512, 768, 50304, scaled(768), Attrs{}, Use::kBench);
-  add("", 8, 4096, 768, 50304, scaled(768), Attrs{}, Use::kBenchCuda);
-  add("", 8, 4096, 768, 65536, scaled(768), Attrs{.chunk_tokens = 8192}, Use::kBenchCuda);
+  for (const BenchShape& m : bench) {
+    const auto model = [&](const Attrs& a) {
+      add("", m.batch, m.tokens, m.width, m.vocab, scaled(m.width), a, m.use);
+    };
+    model({});
+    if (m.batch * m.tokens > 8192) model({.chunk_tokens = 8192});
+  }
   return list;
 }
 

@@ -5,7 +5,7 @@
 
 namespace rwkv::cases {
 
-std::vector<OpCase> low_rank_cases() {
+std::vector<OpCase> low_rank_cases(std::span<const BenchShape> bench) {
   std::vector<OpCase> list;
   const auto add = [&](int64_t b, int64_t t, int64_t k, int64_t r, int64_t n, Activation inner,
                        bool bias, Use use) {
@@ -33,10 +33,10 @@ std::vector<OpCase> low_rank_cases() {
   add(2, 7, 40, 8, 24, kSigmoid, false, Use::kTest);
   add(3, 11, 64, 32, 64, kTanh, true, Use::kTest);
   add(1, 130, 30, 16, 35, kNone, false, Use::kTest);
-  add(1, 512, 768, 64, 768, kTanh, true, Use::kBench);
-  add(8, 4096, 768, 64, 768, kTanh, true, Use::kBenchCuda);
-  add(8, 4096, 768, 128, 768, kSigmoid, false, Use::kBenchCuda);
-  add(1, 512, 768, 128, 768, kSigmoid, false, Use::kBench);
+  for (const BenchShape& m : bench) {
+    add(m.batch, m.tokens, m.width, 64, m.width, kTanh, true, m.use);
+    add(m.batch, m.tokens, m.width, 128, m.width, kSigmoid, false, m.use);
+  }
   return list;
 }
 

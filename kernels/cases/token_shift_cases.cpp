@@ -3,7 +3,7 @@
 
 namespace rwkv::cases {
 
-std::vector<OpCase> token_shift_cases() {
+std::vector<OpCase> token_shift_cases(std::span<const BenchShape> bench) {
   std::vector<OpCase> list;
   const auto add = [&](int64_t b, int64_t t, int64_t c, int mixes, bool prev, bool weights_current,
                        Use use) {
@@ -33,10 +33,8 @@ std::vector<OpCase> token_shift_cases() {
   add(2, 3, 20, 2, false, true, Use::kTest);
   add(2, 21, 64, 3, true, false, Use::kTest);    // chunks of rows that cross sequences
   add(3, 130, 160, 6, true, false, Use::kTest);  // runs of rows that cross sequences
-  add(1, 512, 768, 6, false, false, Use::kBench);
-  add(8, 4096, 768, 6, false, false, Use::kBenchCuda);
-  add(8, 4096, 768, 1, false, false, Use::kBenchCuda);
-  add(1, 512, 768, 1, false, false, Use::kBench);
+  for (const BenchShape& m : bench)
+    for (const int mixes : {6, 1}) add(m.batch, m.tokens, m.width, mixes, false, false, m.use);
   return list;
 }
 

@@ -3,7 +3,7 @@
 
 namespace rwkv::cases {
 
-std::vector<OpCase> value_residual_cases() {
+std::vector<OpCase> value_residual_cases(std::span<const BenchShape> bench) {
   std::vector<OpCase> list;
   const auto add = [&](int64_t b, int64_t t, int64_t c, double spread, Use use) {
     const TensorSpec spec{b, t, c};
@@ -20,8 +20,7 @@ std::vector<OpCase> value_residual_cases() {
   add(1, 1, 9, 1, Use::kTest);
   add(3, 5, 33, 2, Use::kTest);
   add(2, 70, 128, 30, Use::kTest);  // saturated gates
-  add(1, 512, 768, 1, Use::kBench);
-  add(8, 4096, 768, 1, Use::kBenchCuda);
+  for (const BenchShape& m : bench) add(m.batch, m.tokens, m.width, 1, m.use);
   return list;
 }
 

@@ -19,6 +19,8 @@ double logit_of(Wkv7Kind kind, Rng& rng) {
       return -13.0 + 0.5 * rng.next_normal();
     case Wkv7Kind::kSameKey:
       return -8.0 + 0.5 * rng.next_normal();
+    case Wkv7Kind::kPlain:
+      return 1.5 * rng.next_normal() - 2;
     case Wkv7Kind::kModel:
     case Wkv7Kind::kZeroKey:
       break;
@@ -34,7 +36,8 @@ double logit_of(Wkv7Kind kind, Rng& rng) {
 std::vector<Wkv7Case> wkv7_cases() {
   using enum Wkv7Kind;
   const auto make = [](Wkv7Kind kind, int64_t b, int64_t t, int64_t h, int64_t n, bool state) {
-    static constexpr const char* names[] = {"model", "floor", "near_one", "same_key", "zero_key"};
+    static constexpr const char* names[] = {"model",    "floor",    "near_one",
+                                            "same_key", "zero_key", "plain"};
     return Wkv7Case{str(names[static_cast<size_t>(kind)], "_b", b, "_t", t, "_h", h, "_n", n,
                         state ? "_state" : ""),
                     kind,
@@ -62,6 +65,7 @@ Wkv7Data make_wkv7_data(const Wkv7Case& c) {
   Wkv7Data d;
   for (auto* p : {&d.r, &d.w_logit, &d.k, &d.v, &d.a, &d.b, &d.dy}) p->resize(rows * n);
   Rng rng(c.seed, hash_name("wkv7 inputs"));
+  const bool plain = c.kind == Wkv7Kind::kPlain;
   std::vector<double> key(n), fixed(n * heads);
   for (double& x : fixed) x = rng.next_normal();
   for (size_t row = 0; row < rows; ++row) {
@@ -78,9 +82,11 @@ Wkv7Data make_wkv7_data(const Wkv7Case& c) {
       const double z = zero ? 0.0 : key[j] / std::sqrt(square);
       const double iclr = c.kind == Wkv7Kind::kSameKey ? sigmoid(6.0 + 0.3 * rng.next_normal())
                                                        : sigmoid(rng.next_normal());
-      d.r[x] = static_cast<float>(0.5 * rng.next_normal());
+      d.r[x] = static_cast<float>((plain ? 1.0 : 0.5) * rng.next_normal());
       d.w_logit[x] = static_cast<float>(logit_of(c.kind, rng));
-      d.k[x] = zero ? 0.0f : static_cast<float>(0.3 * key[j] * (1 + (iclr - 1) * 1.02));
+      d.k[x] = zero    ? 0.0f
+               : plain ? static_cast<float>(0.7 * rng.next_normal())
+                       : static_cast<float>(0.3 * key[j] * (1 + (iclr - 1) * 1.02));
       d.v[x] = static_cast<float>(rng.next_normal());
       d.a[x] = static_cast<float>(-z);
       d.b[x] = static_cast<float>(z * iclr);
@@ -90,8 +96,9 @@ Wkv7Data make_wkv7_data(const Wkv7Case& c) {
   if (s.has_state) {
     d.s0.resize(static_cast<size_t>(s.batch * s.heads) * n * n);
     d.ds_out.resize(d.s0.size());
-    for (float& x : d.s0) x = static_cast<float>(0.3 * rng.next_normal());
-    for (float& x : d.ds_out) x = static_cast<float>(0.3 * rng.next_normal());
+    const double deviation = plain ? 1.0 : 0.3;
+    for (float& x : d.s0) x = static_cast<float>(deviation * rng.next_normal());
+    for (float& x : d.ds_out) x = static_cast<float>(deviation * rng.next_normal());
   }
   return d;
 }

@@ -16,6 +16,8 @@ enum class Wkv7Kind : uint8_t {
   kNearOne,  ///< hardly any forgetting
   kSameKey,  ///< one key for all tokens, in-context rate close to 1: hard triangular systems
   kZeroKey,  ///< k, a, b are zero at some tokens
+  kPlain,    ///< what peers are measured with: r, v, dy ~ N(0, 1), k ~ 0.7 N, a = -z, b = z s(N)
+             ///< with unit-norm z, w_logit ~ 1.5 N - 2, states ~ N(0, 1)
 };
 
 struct Wkv7Case {

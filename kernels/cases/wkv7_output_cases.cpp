@@ -3,7 +3,7 @@
 
 namespace rwkv::cases {
 
-std::vector<OpCase> wkv7_output_cases() {
+std::vector<OpCase> wkv7_output_cases(std::span<const BenchShape> bench) {
   std::vector<OpCase> list;
   const auto add = [&](int64_t b, int64_t t, int64_t heads, int64_t n, double size, Use use) {
     const int64_t c = heads * n;
@@ -33,8 +33,7 @@ std::vector<OpCase> wkv7_output_cases() {
   add(1, 5, 2, 128, 1, Use::kTest);
   add(1, 3, 1, 256, 1, Use::kTest);
   add(2, 150, 5, 64, 1, Use::kTest);
-  add(1, 512, 12, 64, 1, Use::kBench);
-  add(8, 4096, 12, 64, 1, Use::kBenchCuda);
+  for (const BenchShape& m : bench) add(m.batch, m.tokens, m.heads(), m.head_size, 1, m.use);
   return list;
 }
 

@@ -17,8 +17,13 @@ struct CommonOptions {
 
 struct WkvOptions : CommonOptions {
   bool list = false;
+  std::string device = "cpu";
+  std::string dtype;                  ///< of the vectors; empty: f32 on the CPU, bf16 on CUDA
   std::vector<std::string> variants;  ///< names or families; empty: all that fit
-  std::vector<std::string> shapes;    ///< "B,T,H,N"
+  std::vector<std::string> shapes;    ///< "B,T,H,N"; empty: a list per device
+  std::string lengths;                ///< "FIRST:LAST": T of each shape is FIRST, 2 FIRST, ...
+  double seconds = 2;                 ///< about this long per variant and shape, 3 runs at least
+  std::string from;                   ///< draw this JSON record instead of measuring
 };
 
 /// Times WKV variants against each other; checks each against the double reference first.

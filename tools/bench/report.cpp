@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 
 #include "generated/build_info.h"
 #include "kernels/core/backend.h"
@@ -71,6 +73,23 @@ double copy_bandwidth() {
     best = std::min(best, now_seconds() - start);
   }
   return 2.0 * static_cast<double>(bytes) / best;
+}
+
+std::string today() {
+  const std::time_t now = std::time(nullptr);
+  std::tm utc{};
+  gmtime_r(&now, &utc);
+  char text[16];
+  std::strftime(text, sizeof text, "%Y-%m-%d", &utc);
+  return text;
+}
+
+std::string read_file(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream text;
+  text << in.rdbuf();
+  RWKV_CHECK(in.good(), IoError, "reading ", path, ": failed; does the file exist?");
+  return text.str();
 }
 
 void write_file(const std::string& path, const std::string& text) {

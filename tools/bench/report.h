@@ -25,6 +25,7 @@ std::string to_string(const Environment& env);
 /// Of some repeats, in seconds. spread = (largest - smallest) / median.
 struct Timing {
   double median = 0, minimum = 0, spread = 0;
+  double maximum() const { return minimum + spread * median; }
 };
 Timing summarize(std::vector<double> seconds);
 
@@ -43,7 +44,11 @@ class CacheFlusher {
 /// Bytes per second, read plus written, of the best of some parallel copies of 128 MiB.
 double copy_bandwidth();
 
-/// Writes a text file; throws IoError.
+/// "2026-11-22", UTC.
+std::string today();
+
+/// Reads or writes a text file; throws IoError.
+std::string read_file(const std::string& path);
 void write_file(const std::string& path, const std::string& text);
 
 /// Writes `script` to FILE.gp. If `path` ends in .png the script is also run by gnuplot, when there
