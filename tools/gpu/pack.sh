@@ -1,11 +1,13 @@
 #!/bin/bash
-# Packs what a GPU machine without our packages needs into .gpu/ (ignored by git): stripped programs
-# of a build folder, the shared libraries they want, the configs and the scripts beside this file.
+# Packs what a GPU machine without our packages needs into .gpu/ (ignored by git), under 64 MiB: all
+# programs rwkv-*, all test programs of the ctest label "gpu" (cuda_*), the shared libraries they
+# want, golden files, configs and the scripts beside this file. Programs and libraries are stripped
+# and lie in one archive, which the scripts unpack.
 #
-#   tools/gpu/pack.sh BUILD_DIR [PROGRAM...]     default: rwkv-train rwkv-data wkv7_dev cuda_op_test
+#   tools/gpu/pack.sh BUILD_DIR [PROGRAM...]     default: every program that is built
 #
-# Build for carrying with -DRWKV_CPU_ARCH=x86-64-v3. Over there:
-#   LD_LIBRARY_PATH=$PWD/.gpu/lib:/usr/local/cuda/lib64 bash .gpu/train_check.sh
+# Build for carrying with -DRWKV_CPU_ARCH=x86-64-v3. See README.md in this folder for what runs there.
+# Exit code: 0 done, 2 wrong usage, 3 a program is missing or the result is too large.
 set -euo pipefail
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
   echo "pack.sh: give the build folder; see the head of this file" >&2
@@ -14,22 +16,47 @@ fi
 root=$(cd "$(dirname "$0")/../.." && pwd)
 build=$(cd "$1" && pwd)
 shift
-programs=("$@")
-if [ ${#programs[@]} -eq 0 ]; then programs=(rwkv-train rwkv-data wkv7_dev cuda_op_test); fi
-to=$root/.gpu
-mkdir -p "$to/lib" "$to/configs"
-for name in "${programs[@]}"; do
-  file=$(find "$build" -type f -name "$name" -perm -u+x | head -n 1)
-  if [ -z "$file" ]; then
-    echo "pack.sh: there is no program $name in $build; build it first" >&2
+limit_mib=64
+
+files=()
+if [ $# -gt 0 ]; then
+  for name in "$@"; do
+    file=$(find "$build/bin" "$build/tests" -maxdepth 1 -type f -name "$name" -perm -u+x | head -n 1)
+    if [ -z "$file" ]; then
+      echo "pack.sh: there is no program $name in $build; build it first" >&2
+      exit 3
+    fi
+    files+=("$file")
+  done
+else
+  while IFS= read -r file; do files+=("$file"); done < <(
+    find "$build/bin" "$build/tests" -maxdepth 1 -type f -perm -u+x \
+      \( -path "$build/bin/rwkv-*" -o -path "$build/tests/cuda_*" \) | LC_ALL=C sort)
+  if [ ${#files[@]} -eq 0 ]; then
+    echo "pack.sh: no rwkv-* or cuda_* in $build; build it with CUDA first" >&2
     exit 3
   fi
-  strip -o "$to/$name" "$file"
+fi
+
+to=$root/.gpu
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+mkdir -p "$to" "$stage/lib" "$stage/golden" "$stage/configs"
+for file in "${files[@]}"; do
+  strip -o "$stage/$(basename "$file")" "$file"
   # The C and C++ run-time libraries and CUDA's are those of the other machine.
   ldd "$file" | awk '/=> \//{print $3}' |
-    grep -vE '/lib(c|m|pthread|dl|rt|resolv|gcc_s|stdc\+\+|cublas|cublasLt|cudart)\.so' |
-    while IFS= read -r library; do cp -Lf "$library" "$to/lib/"; done
+    { grep -vE '/lib(c|m|pthread|dl|rt|resolv|gcc_s|stdc\+\+|cublas|cublasLt|cudart)\.so' || true; } |
+    while IFS= read -r library; do cp -Lf "$library" "$stage/lib/"; done
 done
-cp "$root"/configs/*.json "$to/configs/"
+cp "$root"/tests/golden/*.h5 "$stage/golden/"
+cp "$root"/configs/*.json "$stage/configs/"
+# One window over everything: the programs share most of their code.
+(cd "$stage" && tar cf - ./*) | xz --threads=1 --lzma2=preset=1,dict=128MiB >"$to/programs.tar.xz"
 cp "$root"/tools/gpu/*.sh "$to/"
-du -sh "$to"
+size=$(du -sm --exclude=jobs "$to" | cut -f 1)
+echo "pack.sh: ${#files[@]} programs, $size MiB in $to"
+if [ "$size" -ge $limit_mib ]; then
+  echo "pack.sh: the limit is $limit_mib MiB; name fewer programs, or remove what else lies there" >&2
+  exit 3
+fi

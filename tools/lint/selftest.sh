@@ -109,6 +109,30 @@ catches files model/open.cpp '// TO''DO: later\n' 'model/open.cpp:1: open work'
 catches files model/tab.cpp 'int x;\n\tint y;\n' 'model/tab.cpp:2: tab'
 catches files model/blank.cpp 'int x; \n' 'model/blank.cpp:1: blank'
 
+# Records: a current one passes, one of other kernels is skipped.
+mkdir -p "$tree/kernels/cuda" "$tree/kernels/wkv"
+put kernels/cuda/add.cu 'int x;\n'
+record() { printf '{"commit": "abc", "rows": [1, -2.5e-3, {"a": null}], "kernel_hash": "%s"}\n' "$1"; }
+hash=$("$lints/../kernel_hash.sh" "$tree")
+put tools/records/cpu-old.json '{"device": "processor"}\n'
+passes records
+put tools/records/gpu.json "$(record "$hash")"
+passes records
+put kernels/cuda/add.cu 'int y;\n'
+rc=0
+out=$("$lints/records.sh" "$tree") || rc=$?
+if [ "$rc" -ne 77 ] || [[ $out != *'gpu.json:1: was measured with other kernels, at commit abc'* ]]; then
+  echo "selftest: records ends with $rc, expected 77, for a record of other kernels: $out"
+  failures=$((failures + 1))
+fi
+put tools/records/gpu.json "$(record "$("$lints/../kernel_hash.sh" "$tree")")"
+passes records
+catches records tools/records/gpu2.json '{"commit": "abc", "rows": []}\n' 'gpu2.json:1: has no "kernel_hash"'
+catches records tools/records/gpu2.json '{"kernel_hash": "abc"}\n' 'has 3 digits'
+catches records tools/records/gpu2.json '{"rows": [1, 2,], "x": 1}\n' 'is not JSON'
+catches records tools/records/gpu2.json '{"rows": [1 2]}\n' 'is not JSON'
+rm -r "$tree/kernels/cuda" "$tree/kernels/wkv" "$tree/tools/records"
+
 catches scripts tools/bad.sh 'if true; then\n' 'syntax error'
 catches scripts tools/plain.sh '#!/bin/sh\necho\n' 'is not executable'
 catches links docs/bad.md 'See [that](../missing.md#part).\n' 'link to ../missing.md'

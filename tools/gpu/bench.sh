@@ -1,0 +1,60 @@
+#!/bin/bash
+# On a GPU machine: the benchmark tables, each printed and written as OUT/NAME.txt and, as a record
+# with commit, device and kernel hash, OUT/NAME.json.
+#
+#   bench.sh [OUT [PART...]]      OUT: default $JOBOUT, else ./records; parts: default all
+#     wkv      WKV-7 variants at the sizes they are judged by, bf16 (20 s)
+#     lengths  the same against sequence length, for few and many heads (60 s); a picture:
+#              rwkv-bench wkv --from OUT/wkv-lengths.json --plot wkv.png
+#     ops      every op at 8 x 4096 tokens of width 768 (10 s)
+#     step     whole training steps of L12-D768 V50304, and one of L24-D2048 V65536 (60 s)
+#
+# Programs are taken from BIN (default: this folder). Exit code: 0, or 1 if a part failed.
+set -uo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+folder=${BIN:-$here}
+# shellcheck source-path=SCRIPTDIR source=unpack.sh
+. "$here/unpack.sh"
+export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
+out=${1:-${JOBOUT:-records}}
+if [ $# -gt 0 ]; then shift; fi
+parts=("$@")
+if [ ${#parts[@]} -eq 0 ]; then parts=(wkv lengths ops step); fi
+mkdir -p "$out" || exit 1
+
+failed=0
+# bench NAME SUBCOMMAND ARGUMENTS...
+bench() {
+  local name=$1 started=$SECONDS
+  shift
+  echo "== $name: rwkv-bench $*"
+  "$folder/rwkv-bench" "$@" --device cuda --json "$out/$name.json" 2>&1 | tee "$out/$name.txt"
+  if [ "${PIPESTATUS[0]}" -ne 0 ]; then
+    echo "bench.sh: $name failed" >&2
+    failed=1
+  fi
+  echo "== $name: $((SECONDS - started)) s"
+}
+
+for part in "${parts[@]}"; do
+  case $part in
+    wkv) bench wkv wkv --seconds 0.5 ;;
+    lengths)
+      bench wkv-lengths wkv --seconds 0.1 --repeats 10 --lengths 1:131072 --shape 1,1,12,64 \
+        --shape 8,1,12,64
+      ;;
+    ops) bench ops ops ;;
+    step)
+      for shape in 4096,30 4096,8 512,64 512,16 1024,2; do
+        bench "step-${shape/,/x}" step --repeats 20 --tokens "${shape%,*}" --batch "${shape#*,}"
+      done
+      bench step-1.5b-4096x4 step --repeats 10 --layers 24 --width 2048 --vocab 65536 \
+        --tokens 4096 --batch 4
+      ;;
+    *)
+      echo "bench.sh: unknown part '$part'; see the head of this file" >&2
+      exit 2
+      ;;
+  esac
+done
+exit $failed

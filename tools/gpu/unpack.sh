@@ -1,0 +1,8 @@
+# Sourced by the scripts beside it, with $folder set: unpacks programs.tar.xz there, once.
+# shellcheck shell=bash disable=SC2154
+if [ -f "$folder/programs.tar.xz" ] && [ ! "$folder/.unpacked" -nt "$folder/programs.tar.xz" ]; then
+  tar xJf "$folder/programs.tar.xz" -C "$folder" 2>/dev/null ||
+    python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])' \
+      "$folder/programs.tar.xz" "$folder"
+  touch "$folder/.unpacked"
+fi
