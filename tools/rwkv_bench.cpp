@@ -70,12 +70,25 @@ int main(int argc, char** argv) {
   step.repeats = 5;
   CLI::App* step_app = app.add_subcommand("step", "one training step, taken apart");
   add_common(step_app, step);
+  step_app->add_option("--device", step.device, "cpu or cuda")->capture_default_str();
+  step_app->add_option("--dtype", step.dtype, "of activations: auto (bf16 on cuda), f32, bf16")
+      ->capture_default_str();
   step_app->add_option("--layers", step.layers, "layers")->capture_default_str();
   step_app->add_option("--width", step.width, "channels")->capture_default_str();
   step_app->add_option("--vocab", step.vocab, "vocabulary")->capture_default_str();
   step_app->add_option("--head-size", step.head_size, "32, 64 or 128")->capture_default_str();
   step_app->add_option("--batch", step.batch, "sequences")->capture_default_str();
   step_app->add_option("--tokens", step.tokens, "tokens per sequence")->capture_default_str();
+  step_app->add_option("--micro-batches", step.micro_batches, "micro-batches per step")
+      ->capture_default_str();
+  step_app
+      ->add_option("--loss-chunk-tokens", step.loss_chunk_tokens,
+                   "0 keeps all logits; n computes them again, n tokens at a time")
+      ->capture_default_str();
+  step_app->add_option("--gemm", step.gemm, "CUDA products: measured or heuristic")
+      ->capture_default_str();
+  step_app->add_flag("!--no-launch-graphs", step.launch_graphs, "CUDA: launch kernels one by one");
+  step_app->add_option("--peak-tflops", step.peak_tflops, "what the utilisation refers to");
   step_app->add_option("--wkv", step.wkv, "WKV variant")->capture_default_str();
   step_app->add_option("--grad-checkpointing", step.grad_checkpointing, "none or block")
       ->capture_default_str();

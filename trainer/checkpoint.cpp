@@ -118,6 +118,13 @@ TrainerState parse_state(const std::string& text, const std::string& path) {
   }
 }
 
+TrainerState read_state(const Hdf5File& file) {
+  TrainerState s = parse_state(file.read_string("trainer/state"), file.path());
+  if (file.exists("trainer/gemm_algorithms"))
+    s.gemm_algorithms = file.read_string("trainer/gemm_algorithms");
+  return s;
+}
+
 void check_same_model(const std::string& path, const ModelConfig& found,
                       const ModelConfig& expected) {
   RWKV_CHECK(found == expected, ConfigError, "loading ", path, ": it holds the model ",
@@ -138,6 +145,8 @@ void write_checkpoint(const std::string& path, const CheckpointContent& content,
   file.write_string("trainer/format", kFormat);
   file.write_string("trainer/state", state_json(state));
   file.write_string("trainer/config", config_json);
+  if (!state.gemm_algorithms.empty())
+    file.write_string("trainer/gemm_algorithms", state.gemm_algorithms);
   for (const auto& name : small_datasets(file)) file.write_attr(name, "crc32", crc_of(file, name));
   file.close();
   seal_hdf5(out.temp_path());
@@ -156,7 +165,7 @@ TrainerState read_checkpoint(const std::string& path, const CheckpointContent& c
   read_param_group(file, "optimizer/m", content.params, content.m);
   read_param_group(file, "optimizer/v", content.params, content.v);
   if (config_json != nullptr) *config_json = file.read_string("trainer/config");
-  return parse_state(file.read_string("trainer/state"), path);
+  return read_state(file);
 }
 
 TrainerState read_checkpoint_state(const std::string& path, std::string* config_json) {
@@ -164,7 +173,7 @@ TrainerState read_checkpoint_state(const std::string& path, std::string* config_
   const auto file = Hdf5File::open(path);
   check_checkpoint(file);
   if (config_json != nullptr) *config_json = file.read_string("trainer/config");
-  return parse_state(file.read_string("trainer/state"), path);
+  return read_state(file);
 }
 
 void read_initial_weights(const std::string& path, const ModelConfig& model,

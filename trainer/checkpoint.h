@@ -6,6 +6,7 @@
 ///   /trainer/format   string "greylag-checkpoint 1"
 ///   /trainer/state    string: JSON of TrainerState, see docs/training.md
 ///   /trainer/config   string: JSON of the whole configuration (config_json)
+///   /trainer/gemm_algorithms   string: of CUDA runs: which algorithms their products use
 ///   attribute "crc32" on every dataset: of the values' bytes, or of the string's bytes
 ///   after the end of the HDF5 file: a seal over all of it, see data/io/seal.h
 ///
@@ -40,6 +41,7 @@ struct TrainerState {
   int64_t data_tokens = 0;
   std::string wkv;  ///< variant that the run resolved to
   std::string code_version;
+  std::string gemm_algorithms;  ///< of a CUDA run, see kernels/core/gemm.h; a dataset of its own
 };
 
 /// "0.1.0 (b6d30e0)": what checkpoints and logs name.

@@ -47,6 +47,8 @@ struct TrainConfig {
   struct Kernels {
     std::string wkv7 = "auto";
     std::string dtype = "auto";  ///< of activations: auto, f32, bf16
+    std::string gemm = "measured";
+    bool launch_graphs = true;
   } kernels;
   struct Eval {
     int64_t every = 0, batches = 8;

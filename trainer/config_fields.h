@@ -66,6 +66,10 @@ void visit_fields(Config& c, F&& f) {
 
   f("kernels.dtype", c.kernels.dtype, FieldRules{0, 0, {"auto", "f32", "bf16"}},
     "type of activations and matrices: auto is bf16 on CUDA, f32 on the CPU");
+  f("kernels.gemm", c.kernels.gemm, FieldRules{0, 0, {"measured", "heuristic"}},
+    "CUDA: algorithms of matrix products: measured once per GPU and kept, or cuBLASLt's guess");
+  f("kernels.launch_graphs", c.kernels.launch_graphs, any,
+    "CUDA: record the launches of a step once and replay them");
 
   f("eval.every", c.eval.every, from(0), "steps between validation losses; 0: never");
   f("eval.batches", c.eval.batches, from(1, 1e6), "micro-batches per validation loss");

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 #include "kernels/core/memory.h"
 #include "kernels/core/parallel.h"
@@ -59,7 +60,9 @@ DeviceParams::DeviceParams(Context& ctx, const ParamRegistry& params, DType acti
   const size_t piece_bytes = pieces.size() * sizeof(AdamWPiece);
   small_ = Arena(ctx.device(), align_up(piece_bytes) + kArenaAlignment, "optimizer pieces");
   pieces_ = small_.take(TensorSpec({static_cast<int64_t>(piece_bytes)}, DType::kI8), "pieces");
-  norm_ = small_.take(TensorSpec({1}, DType::kI64), "norm");  // eight bytes: one double
+  static_assert(sizeof(Outcome) == 2 * sizeof(double));
+  outcome_ = small_.take(TensorSpec({sizeof(Outcome)}, DType::kI8), "norm and loss");
+  read_ = HostBuffer(ctx.device(), sizeof(Outcome));
   copy(ctx, pieces_, bytes_view(pieces.data(), piece_bytes, Device::kCpu));
   ctx.synchronize("optimizer set-up");
   ctx.reserve_workspace(grad_norm_workspace_bytes(pieces.size()));
@@ -91,11 +94,15 @@ void DeviceParams::download(Context& ctx, ParamStore& values, ParamStore& m, Par
   copy(ctx, flat_view(v, Device::kCpu), flat_view(v_, ctx.device()));
 }
 
+void DeviceParams::add_loss(Context& ctx, const TensorView& loss, Accum mode) {
+  rwkv::add_loss(ctx, loss.f32(), static_cast<double*>(outcome_.data) + 1, mode);
+}
+
 void DeviceParams::update(Context& ctx, double lr, int64_t update) {
   const auto* pieces = static_cast<const AdamWPiece*>(pieces_.data);
-  auto* norm = static_cast<double*>(norm_.data);
+  auto* norm = static_cast<double*>(outcome_.data);
   const auto count = static_cast<size_t>(piece_count_);
-  grad_norm(ctx, grads_.flat().data(), pieces, count, norm);
+  grad_norm(ctx, grads_.flat().data(), pieces, count, norm + 1, norm);
   const AdamWBuffers buffers{.master = masters_.flat().data(),
                              .m = m_.flat().data(),
                              .v = v_.flat().data(),
@@ -111,10 +118,12 @@ void DeviceParams::update(Context& ctx, double lr, int64_t update) {
                norm);
 }
 
-double DeviceParams::read_norm(Context& ctx) const {
-  int64_t bits = 0;
-  copy(ctx, TensorView(&bits, norm_.spec), norm_);
-  return std::bit_cast<double>(bits);
+DeviceParams::Outcome DeviceParams::read_outcome(Context& ctx) {
+  copy_later(ctx, TensorView(read_.data(), outcome_.spec), outcome_);
+  ctx.synchronize("read loss and norm");
+  Outcome o{};
+  std::memcpy(&o, read_.data(), sizeof o);
+  return o;
 }
 
 size_t DeviceParams::bytes() const {

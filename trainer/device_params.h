@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/ops/adamw.h"
+#include "kernels/core/memory.h"
 #include "model/params.h"
 #include "trainer/optimizer.h"
 
@@ -26,11 +27,17 @@ class DeviceParams {
   /// Device to host; waits.
   void download(Context& ctx, ParamStore& values, ParamStore& m, ParamStore& v) const;
 
-  /// Queues norm, clipping and update number `update` (from 1). Does nothing if the norm is not
-  /// finite.
+  /// Queues the sum of the step's losses: kWrite for the first micro-batch, then kAdd.
+  void add_loss(Context& ctx, const TensorView& loss, Accum mode);
+  /// Queues norm, clipping and update number `update` (from 1). Nothing is updated if the norm or
+  /// the sum of the losses is not finite.
   void update(Context& ctx, double lr, int64_t update);
-  /// The gradient norm of the last update; waits.
-  double read_norm(Context& ctx) const;
+  struct Outcome {
+    double norm;  ///< of the gradients; NaN if a loss was not finite
+    double loss_sum;
+  };
+  /// Of the last update; waits for it.
+  Outcome read_outcome(Context& ctx);
 
   size_t bytes() const;
 
@@ -39,7 +46,8 @@ class DeviceParams {
   ParamStore masters_, grads_, m_, v_;
   Arena copies_, small_;
   std::vector<TensorView> views_;
-  TensorView pieces_, norm_;
+  TensorView pieces_, outcome_;
+  HostBuffer read_;  ///< where the outcome arrives
   int64_t piece_count_ = 0;
 };
 

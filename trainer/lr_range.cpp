@@ -11,6 +11,7 @@
 #include "data/io/atomic_file.h"
 #include "kernels/core/error.h"
 #include "trainer/data_source.h"
+#include "trainer/gemm_choices.h"
 #include "trainer/memory.h"
 #include "trainer/metrics.h"
 #include "trainer/signals.h"
@@ -103,6 +104,7 @@ LrRangeResult find_lr(const TrainConfig& config, const TrainerOptions& options,
   step.allocate();
   step.model().init_params(step.values(), static_cast<uint64_t>(config.train.seed));
   step.upload();
+  prepare_step(step, "", [&](const std::string& text) { line.message(text); });
   const auto loader = make_loader(data, config, 0);
   const StopSignals stop;
 

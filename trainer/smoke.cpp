@@ -8,6 +8,7 @@
 #include "kernels/core/trace.h"
 #include "trainer/checkpoint.h"
 #include "trainer/data_source.h"
+#include "trainer/gemm_choices.h"
 #include "trainer/memory.h"
 #include "trainer/metrics.h"
 
@@ -45,6 +46,7 @@ SmokeResult run_smoke(const TrainConfig& config, const TrainerOptions& options) 
   step.allocate();
   step.model().init_params(step.values(), static_cast<uint64_t>(config.train.seed));
   step.upload();
+  prepare_step(step, "", [&](const std::string& text) { line.message(text); });
   const double peak = config.limits.peak_tflops > 0 ? config.limits.peak_tflops
                                                     : measure_peak_tflops(step.context());
   SmokeResult result;

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "kernels/core/backend.h"
 #include "kernels/core/error.h"
+#include "kernels/core/gemm.h"
 #include "kernels/core/memory.h"
 
 namespace rwkv {
@@ -24,8 +24,9 @@ GraphOptions graph_options(const TrainStepOptions& o) {
   return g;
 }
 
-std::span<int32_t> ids(const TensorView& v) {
-  return {v.as<int32_t>(), static_cast<size_t>(v.numel())};
+/// One half of a slot, or a plan's input.
+std::span<int32_t> ids(const TensorView& v, int64_t begin, int64_t count) {
+  return {v.as<int32_t>() + begin, static_cast<size_t>(count)};
 }
 
 }  // namespace
@@ -88,38 +89,70 @@ void TrainStep::allocate() {
     grads_ = ParamStore(Device::kCpu, params, "gradients");
   const auto values = cuda ? device_->values() : values_.views();
   plan_.bind(*ctx_, values, cuda ? device_->grads() : grads_.views());
-  bind_ids(plan_, host_ids_, tokens_, targets_);
-  if (eval_plan_) {
-    eval_plan_->bind(*ctx_, values, {});
-    bind_ids(*eval_plan_, host_eval_ids_, eval_tokens_, eval_targets_);
-  }
+  if (eval_plan_) eval_plan_->bind(*ctx_, values, {});
+  bind_ids();
 }
 
-void TrainStep::bind_ids(Plan& plan, std::vector<int32_t>& host, std::span<int32_t>& tokens,
-                         std::span<int32_t>& targets) {
+TensorView TrainStep::host_slot(int64_t i) const {
+  const TensorSpec slot({2, options_.batch, options_.tokens}, DType::kI32);
+  return TensorView(host_ids_.data() + static_cast<size_t>(i) * slot.bytes(), slot);
+}
+
+void TrainStep::bind_ids() {
+  const int64_t n = options_.batch * options_.tokens;
   if (options_.device == Device::kCpu) {
-    tokens = ids(plan.input("tokens"));
-    targets = ids(plan.input("targets"));
+    tokens_ = ids(plan_.input("tokens"), 0, n);
+    targets_ = ids(plan_.input("targets"), 0, n);
+    if (!eval_plan_) return;
+    eval_tokens_ = ids(eval_plan_->input("tokens"), 0, n);
+    eval_targets_ = ids(eval_plan_->input("targets"), 0, n);
     return;
   }
-  const auto n = static_cast<size_t>(options_.batch * options_.tokens);
-  host.resize(2 * n);
-  tokens = std::span(host).first(n);
-  targets = std::span(host).last(n);
+  // A slot for every micro-batch: the host fills the next one while the device reads the last.
+  const int64_t slots = options_.micro_batches + 1;
+  host_ids_ = HostBuffer(options_.device, static_cast<size_t>(2 * n * slots) * sizeof(int32_t));
+  tokens_ = ids(host_slot(0), 0, n);
+  targets_ = ids(host_slot(0), n, n);
+  eval_tokens_ = ids(host_slot(slots - 1), 0, n);
+  eval_targets_ = ids(host_slot(slots - 1), n, n);
 }
 
-void TrainStep::send_ids(Plan& plan, const std::span<int32_t>& tokens,
-                         const std::span<int32_t>& targets) {
-  if (options_.device == Device::kCpu) return;
+void TrainStep::send_ids(Plan& plan, const TensorView& host) {
   const TensorView x = plan.input("tokens"), y = plan.input("targets");
-  copy(*ctx_, x, TensorView(tokens.data(), x.spec));
-  copy(*ctx_, y, TensorView(targets.data(), y.spec));
+  copy_later(*ctx_, x, TensorView(host.as<int32_t>(), x.spec));
+  copy_later(*ctx_, y, TensorView(host.as<int32_t>() + x.numel(), y.spec));
 }
 
 double TrainStep::read_loss(Plan& plan) {
   float loss = 0;
   copy(*ctx_, TensorView(&loss, TensorSpec{}), plan.output("loss"));
   return loss;
+}
+
+void TrainStep::forward_backward(bool first) {
+  plan_.forward(*ctx_);
+  plan_.backward(*ctx_, 1.0f / static_cast<float>(options_.micro_batches), first);
+  if (device_) device_->add_loss(*ctx_, plan_.output("loss"), first ? Accum::kWrite : Accum::kAdd);
+}
+
+void TrainStep::prepare() {
+  RWKV_ASSERT(ctx_ != nullptr, "TrainStep::prepare before allocate");
+  if (prepared_ || !device_) return;
+  const bool more = options_.micro_batches > 1;
+  // Products that add spoil the gradients while they are measured; the first real micro-batch
+  // overwrites them.
+  measure_gemm_algorithms(*ctx_, options_.measure_gemms);
+  forward_backward(true);
+  if (more) forward_backward(false);
+  if (eval_plan_) eval_plan_->forward(*ctx_);
+  measure_gemm_algorithms(*ctx_, false);
+  ctx_->synchronize("warm-up");
+  prepared_ = true;
+  if (!options_.launch_graphs) return;
+  first_graph_ = LaunchGraph(*ctx_, [&] { forward_backward(true); });
+  if (more) later_graph_ = LaunchGraph(*ctx_, [&] { forward_backward(false); });
+  if (eval_plan_) eval_graph_ = LaunchGraph(*ctx_, [&] { eval_plan_->forward(*ctx_); });
+  recorded_workspace_ = ctx_->workspace_bytes();
 }
 
 void TrainStep::upload() {
@@ -130,35 +163,47 @@ void TrainStep::download() {
   if (device_) device_->download(*ctx_, values_, optimizer_->m(), optimizer_->v());
 }
 
-double TrainStep::accumulate(int64_t i) {
+void TrainStep::accumulate(int64_t i) {
   RWKV_ASSERT(ctx_ != nullptr, "TrainStep::accumulate before allocate");
-  if (i == 0) loss_sum_ = 0;
-  send_ids(plan_, tokens_, targets_);
-  plan_.forward(*ctx_);
-  plan_.backward(*ctx_, 1.0f / static_cast<float>(options_.micro_batches), i == 0);
-  const double loss = read_loss(plan_);
-  loss_sum_ += loss;
-  return loss;
+  if (!device_) {
+    if (i == 0) loss_sum_ = 0;
+    forward_backward(i == 0);
+    loss_sum_ += read_loss(plan_);
+    return;
+  }
+  prepare();
+  send_ids(plan_, host_slot(i));
+  // A traced step shows its ops.
+  if (const LaunchGraph& graph = i == 0 ? first_graph_ : later_graph_;
+      graph && !ctx_->tracer().enabled()) {
+    RWKV_ASSERT(ctx_->workspace_bytes() == recorded_workspace_, "the workspace moved");
+    graph.launch(*ctx_);
+  } else {
+    forward_backward(i == 0);
+  }
+  const int64_t n = options_.batch * options_.tokens, next = (i + 1) % options_.micro_batches;
+  tokens_ = ids(host_slot(next), 0, n);
+  targets_ = ids(host_slot(next), n, n);
 }
 
 TrainStep::Result TrainStep::finish(double lr) {
   Result s;
-  s.loss = loss_sum_ / static_cast<double>(options_.micro_batches);
+  const auto micro_batches = static_cast<double>(options_.micro_batches);
   if (device_) {
-    if (!std::isfinite(s.loss)) {
-      // The device looks at the norm alone, which can be finite: bad ids give a NaN loss, no
-      // gradient. The norm of a step that is left out is not computed.
-      s.grad_norm = std::numeric_limits<double>::quiet_NaN();
-      s.finite = false;
-      return s;
-    }
     const int64_t update = optimizer_->updates() + 1;
-    device_->update(*ctx_, lr, update);
-    s.grad_norm = device_->read_norm(*ctx_);
-    s.finite = std::isfinite(s.grad_norm);
+    {
+      const TraceScope trace(ctx_->tracer(), "clip and AdamW");
+      device_->update(*ctx_, lr, update);
+    }
+    const DeviceParams::Outcome outcome = device_->read_outcome(*ctx_);
+    s.loss = outcome.loss_sum / micro_batches;
+    s.grad_norm = outcome.norm;
+    s.finite = std::isfinite(s.loss) && std::isfinite(s.grad_norm);
     if (s.finite) optimizer_->set_updates(update);
     return s;
   }
+  const TraceScope trace(ctx_->tracer(), "clip and AdamW");
+  s.loss = loss_sum_ / micro_batches;
   s.grad_norm = optimizer_->grad_norm(grads_);
   s.finite = std::isfinite(s.loss) && std::isfinite(s.grad_norm);
   if (s.finite) optimizer_->step(values_, grads_, lr, s.grad_norm);
@@ -167,8 +212,14 @@ TrainStep::Result TrainStep::finish(double lr) {
 
 double TrainStep::evaluate() {
   RWKV_ASSERT(eval_plan_ && ctx_ != nullptr, "TrainStep::evaluate without an eval plan");
-  send_ids(*eval_plan_, eval_tokens_, eval_targets_);
-  eval_plan_->forward(*ctx_);
+  if (device_) {
+    prepare();
+    send_ids(*eval_plan_, host_slot(options_.micro_batches));
+  }
+  if (eval_graph_ && !ctx_->tracer().enabled())
+    eval_graph_.launch(*ctx_);
+  else
+    eval_plan_->forward(*ctx_);
   return read_loss(*eval_plan_);
 }
 

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "kernels/core/context.h"
+#include "kernels/core/launch_graph.h"
+#include "kernels/core/memory.h"
 #include "model/graph/plan.h"
 #include "model/params.h"
 #include "model/rwkv.h"
@@ -28,6 +30,8 @@ struct TrainStepOptions {
   AdamWOptions optimizer;
   Device device = Device::kCpu;
   DType dtype = DType::kF32;  ///< of activations and matrices; bf16 on CUDA only
+  bool measure_gemms = true;  ///< CUDA: prepare() times cuBLASLt's algorithms for new shapes
+  bool launch_graphs = true;  ///< CUDA: forward and backward are recorded once and replayed
 };
 
 /// What CUDA takes on the device for the code of kernels and of cuBLASLt, graphs, and rounding of
@@ -59,6 +63,10 @@ class TrainStep {
 
   /// Throws DeviceError if the memory cannot be had.
   void allocate();
+  /// CUDA: runs forward and backward once on whatever parameters there are, to choose the
+  /// algorithms of matrix products (those imported into context() before are kept), and records the
+  /// launches. The first step does it if nobody did. Nothing to do on the CPU.
+  void prepare();
   /// CUDA: the host copies (values(), optimizer().m() and v()) to the device, after they were set,
   /// and back, before they are read. Nothing to do on the CPU.
   void upload();
@@ -68,7 +76,8 @@ class TrainStep {
   ParamStore& grads() { return grads_; }
   AdamW& optimizer() { return *optimizer_; }
 
-  /// Where the next micro-batch goes: (B, T) token ids, and the ids that follow each of them.
+  /// Where the next micro-batch goes: (B, T) token ids, and the ids that follow each of them. Ask
+  /// again after every accumulate().
   std::span<int32_t> tokens() const { return tokens_; }
   std::span<int32_t> targets() const { return targets_; }
 
@@ -78,8 +87,7 @@ class TrainStep {
     bool finite = true;    ///< false: the update was left out
   };
   /// Forward and backward of micro-batch i of the step; gradients are averaged over the step.
-  /// Returns its loss.
-  double accumulate(int64_t i);
+  void accumulate(int64_t i);
   /// Norm, clipping and update with learning rate lr, if loss and gradients are finite.
   Result finish(double lr);
   /// Mean loss of the batch in eval_tokens, eval_targets; gradients are not touched.
@@ -89,10 +97,12 @@ class TrainStep {
 
  private:
   Plan build_plan(bool training) const;
-  void bind_ids(Plan& plan, std::vector<int32_t>& host, std::span<int32_t>& tokens,
-                std::span<int32_t>& targets);
-  void send_ids(Plan& plan, const std::span<int32_t>& tokens, const std::span<int32_t>& targets);
+  void bind_ids();
+  void forward_backward(bool first);
+  void send_ids(Plan& plan, const TensorView& host);
   double read_loss(Plan& plan);
+  /// Tokens, then targets, of one micro-batch in host_ids_; the validation's come last.
+  TensorView host_slot(int64_t i) const;
 
   TrainStepOptions options_;
   std::unique_ptr<Model> model_;
@@ -103,10 +113,13 @@ class TrainStep {
   std::unique_ptr<Context> ctx_;
   ParamStore values_, grads_;
   std::unique_ptr<AdamW> optimizer_;
-  std::unique_ptr<DeviceParams> device_;           ///< CUDA only
-  std::vector<int32_t> host_ids_, host_eval_ids_;  ///< CUDA only: tokens, then targets
+  std::unique_ptr<DeviceParams> device_;                ///< CUDA only
+  HostBuffer host_ids_;                                 ///< CUDA only: a slot for every micro-batch
+  LaunchGraph first_graph_, later_graph_, eval_graph_;  ///< CUDA only
+  size_t recorded_workspace_ = 0;  ///< the graphs' addresses hold while it has this size
+  bool prepared_ = false;
   std::span<int32_t> tokens_, targets_, eval_tokens_, eval_targets_;
-  double loss_sum_ = 0;
+  double loss_sum_ = 0;  ///< CPU only
 };
 
 }  // namespace rwkv

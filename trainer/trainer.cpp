@@ -14,6 +14,7 @@
 #include "kernels/core/trace.h"
 #include "trainer/checkpoint.h"
 #include "trainer/data_source.h"
+#include "trainer/gemm_choices.h"
 #include "trainer/memory.h"
 #include "trainer/metrics.h"
 #include "trainer/signals.h"
@@ -148,6 +149,8 @@ class Run {
     }
     state_.wkv = step_.wkv_name();
     state_.code_version = code_version();
+    state_.gemm_algorithms = prepare_step(step_, state_.gemm_algorithms,
+                                          [&](const std::string& text) { line_.message(text); });
   }
 
   /// A resumed run goes on with the same data in the same order; the rest may change, loudly.
@@ -365,6 +368,8 @@ TrainStepOptions step_options(const TrainConfig& config, Device device) {
                  .clip = config.train.clip};
   o.device = device;
   o.dtype = config.dtype(device);
+  o.measure_gemms = config.kernels.gemm == "measured";
+  o.launch_graphs = config.kernels.launch_graphs;
   return o;
 }
 

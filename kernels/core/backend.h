@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <string>
+#include <string_view>
 
 #include "kernels/core/context.h"
 #include "kernels/core/gemm.h"
@@ -38,6 +39,28 @@ enum class CopyKind { kToDevice, kToHost, kOnDevice };
 void cuda_copy(Stream stream, void* to, const void* from, size_t bytes, CopyKind kind);
 void cuda_fill_zero(Stream stream, void* p, size_t bytes);
 
+/// Host memory that copies to and from the device need not stage. Throws DeviceError.
+void* cuda_allocate_host(size_t bytes);
+void cuda_release_host(void* p) noexcept;
+
+/// From here to cuda_capture_end the stream's work is recorded, not run.
+void cuda_capture_begin(Stream stream);
+/// The recorded work, ready for cuda_graph_launch; null if `discard`. Counts its kernels and
+/// copies.
+void* cuda_capture_end(Stream stream, bool discard, size_t* nodes);
+void cuda_graph_launch(void* graph, Stream stream);
+void cuda_graph_release(void* graph) noexcept;
+
+/// Points in a stream's time.
+void* cuda_event_create();
+void cuda_event_record(void* event, Stream stream);
+/// Waits for `end`.
+double cuda_event_seconds(void* begin, void* end);
+void cuda_event_release(void* event) noexcept;
+
 void cuda_gemm(Context& ctx, const GemmCall& call);
+void cuda_measure_gemms(CudaState& state, bool on);
+std::string cuda_export_gemms(const CudaState& state, bool unused_too);
+size_t cuda_import_gemms(CudaState& state, std::string_view text);
 
 }  // namespace rwkv::backend

@@ -4,11 +4,11 @@
 
 namespace rwkv {
 
-Context::Context(Device device) : device_(device) {
-  if (device == Device::kCpu) return;
-  cuda_.reset(backend::cuda_create());
-  stream_ = backend::cuda_stream(*cuda_);
-}
+Context::Context(Device device)
+    : device_(device),
+      cuda_(device == Device::kCuda ? backend::cuda_create() : nullptr),
+      stream_(cuda_ ? backend::cuda_stream(*cuda_) : nullptr),
+      tracer_(stream_) {}
 
 Context::~Context() = default;
 

@@ -52,9 +52,9 @@ class Context {
     void operator()(CudaState* state) const;
   };
   Device device_;
-  Tracer tracer_;
-  Stream stream_ = nullptr;
   std::unique_ptr<CudaState, CudaDelete> cuda_;
+  Stream stream_ = nullptr;
+  Tracer tracer_;
   Arena workspace_;
   uint64_t synchronizations_ = 0;
 };

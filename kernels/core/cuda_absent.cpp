@@ -42,7 +42,40 @@ void cuda_copy(Stream, void*, const void*, size_t, CopyKind) {
 void cuda_fill_zero(Stream, void*, size_t) {
   absent();
 }
+void* cuda_allocate_host(size_t) {
+  absent();
+}
+void cuda_release_host(void*) noexcept {}
+void cuda_capture_begin(Stream) {
+  absent();
+}
+void* cuda_capture_end(Stream, bool, size_t*) {
+  absent();
+}
+void cuda_graph_launch(void*, Stream) {
+  absent();
+}
+void cuda_graph_release(void*) noexcept {}
+void* cuda_event_create() {
+  absent();
+}
+void cuda_event_record(void*, Stream) {
+  absent();
+}
+double cuda_event_seconds(void*, void*) {
+  absent();
+}
+void cuda_event_release(void*) noexcept {}
 void cuda_gemm(Context&, const GemmCall&) {
+  absent();
+}
+void cuda_measure_gemms(CudaState&, bool) {
+  absent();
+}
+std::string cuda_export_gemms(const CudaState&, bool) {
+  absent();
+}
+size_t cuda_import_gemms(CudaState&, std::string_view) {
   absent();
 }
 

@@ -1,7 +1,10 @@
 #pragma once
 /// Matrix products behind one call, for every backend.
 
+#include <cstddef>
 #include <cstdint>
+#include <string>
+#include <string_view>
 
 #include "kernels/core/dtype.h"
 
@@ -30,6 +33,18 @@ struct GemmCall {
 /// summed in an order that depends on the shapes only, never on the number of threads.
 /// mode kSkip does nothing.
 void gemm(Context& ctx, const GemmCall& call);
+
+/// On a CUDA context, a product whose shape is new gets cuBLASLt's first proposal, or with
+/// measuring on the fastest of its proposals: the product then runs many times, so that with kAdd
+/// its result is garbage. Only for warm-up runs, before anything is recorded or kept. Algorithms
+/// whose sums are not in one fixed order of f32 additions are never proposed.
+void measure_gemm_algorithms(Context& ctx, bool on);
+/// The choices for the shapes that were used (or imported, with unused_too), one line per shape,
+/// after a line that names device and cuBLASLt. Empty on the CPU.
+std::string export_gemm_algorithms(const Context& ctx, bool unused_too = false);
+/// Adds the choices of such a text for shapes that have none yet. Returns how many; 0 if it was
+/// made for another device or library. Throws IoError if it is damaged.
+size_t import_gemm_algorithms(Context& ctx, std::string_view text);
 
 /// y (rows, out) = x (rows, in) W^T with W stored (out, in), contiguous f32: the linear layers.
 void gemm_nt(Context& ctx, int64_t m, int64_t n, int64_t k, const float* a, const float* b,

@@ -185,6 +185,18 @@ void check(const GemmCall& g) {
 
 }  // namespace
 
+void measure_gemm_algorithms(Context& ctx, bool on) {
+  if (ctx.device() == Device::kCuda) backend::cuda_measure_gemms(ctx.cuda(), on);
+}
+
+std::string export_gemm_algorithms(const Context& ctx, bool unused_too) {
+  return ctx.device() == Device::kCuda ? backend::cuda_export_gemms(ctx.cuda(), unused_too) : "";
+}
+
+size_t import_gemm_algorithms(Context& ctx, std::string_view text) {
+  return ctx.device() == Device::kCuda ? backend::cuda_import_gemms(ctx.cuda(), text) : 0;
+}
+
 void gemm(Context& ctx, const GemmCall& g) {
   if (g.mode == Accum::kSkip) return;
   if (ctx.device() == Device::kCuda) return backend::cuda_gemm(ctx, g);

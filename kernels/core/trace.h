@@ -1,11 +1,13 @@
 #pragma once
-/// Wall-clock accounting of named work, for rwkv-bench and the trainer's summaries.
+/// Accounting of named work by time, for rwkv-bench: wall-clock time on the CPU, time between two
+/// points of the stream on CUDA (host work that the device does not wait for is not seen).
 
 #include <chrono>
 #include <cstdint>
 #include <map>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace rwkv {
 
@@ -22,14 +24,37 @@ class Tracer {
     int64_t calls = 0;
     double flops = 0;
   };
+  /// stream: the context's on CUDA, null on the CPU.
+  explicit Tracer(void* stream = nullptr) : stream_(stream) {}
+  ~Tracer();
+  Tracer(const Tracer&) = delete;
+  Tracer& operator=(const Tracer&) = delete;
+
   void enable(bool on) { enabled_ = on; }
   bool enabled() const { return enabled_; }
   void add(std::string_view name, double seconds, double flops = 0);
-  void clear() { rows_.clear(); }
-  const std::map<std::string, Row, std::less<>>& rows() const { return rows_; }
+  void clear();
+  /// Waits for the device if spans of it are not read yet.
+  const std::map<std::string, Row, std::less<>>& rows();
 
  private:
+  friend class TraceScope;
+  struct Mark {
+    double seconds = 0;
+    void* event = nullptr;
+  };
+  struct Span {
+    std::string name;
+    double flops;
+    void *begin, *end;
+  };
+  Mark mark();
+  void finish(std::string_view name, const Mark& begin, double flops);
+
+  void* stream_;
   bool enabled_ = false;
+  std::vector<Span> pending_;
+  std::vector<void*> free_events_;
   std::map<std::string, Row, std::less<>> rows_;
 };
 
@@ -38,10 +63,10 @@ class TraceScope {
  public:
   TraceScope(Tracer& tracer, std::string_view name, double flops = 0)
       : tracer_(tracer.enabled() ? &tracer : nullptr), name_(name), flops_(flops) {
-    if (tracer_ != nullptr) start_ = now_seconds();
+    if (tracer_ != nullptr) start_ = tracer_->mark();
   }
   ~TraceScope() {
-    if (tracer_ != nullptr) tracer_->add(name_, now_seconds() - start_, flops_);
+    if (tracer_ != nullptr) tracer_->finish(name_, start_, flops_);
   }
   TraceScope(const TraceScope&) = delete;
   TraceScope& operator=(const TraceScope&) = delete;
@@ -49,7 +74,8 @@ class TraceScope {
  private:
   Tracer* tracer_;
   std::string_view name_;
-  double flops_, start_ = 0;
+  double flops_;
+  Tracer::Mark start_;
 };
 
 }  // namespace rwkv

@@ -45,13 +45,18 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    norm_kernel(const double* partials, int64_t count, double* norm) {
+    norm_kernel(const double* partials, int64_t count, const double* loss_sum, double* norm) {
   __shared__ double fold[kThreads / 32];
   double sum = 0;
 #pragma unroll 8
   for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += partials[i];
   sum = block_sum(sum, fold);
-  if (threadIdx.x == 0) *norm = sqrt(sum);
+  // A loss can be broken while all gradients are finite: ids out of range get none.
+  if (threadIdx.x == 0) *norm = loss_sum == nullptr || isfinite(*loss_sum) ? sqrt(sum) : nan("");
+}
+
+__global__ void loss_kernel(const float* loss, double* sum, bool add) {
+  *sum = (add ? *sum : 0.0) + static_cast<double>(*loss);
 }
 
 struct Rates {
@@ -112,15 +117,22 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
+void add_loss(Context& ctx, const float* loss, double* sum, Accum mode) {
+  if (mode == Accum::kSkip) return;
+  loss_kernel<<<1, 1, 0, stream_of(ctx)>>>(loss, sum, mode == Accum::kAdd);
+  RWKV_LAUNCHED("sum of losses", stream_of(ctx));
+}
+
 void grad_norm(Context& ctx, const float* grad, const AdamWPiece* pieces, size_t count,
-               double* norm) {
+               const double* loss_sum, double* norm) {
   auto* partials = reinterpret_cast<double*>(ctx.workspace(grad_norm_workspace_bytes(count)));
   if (count > 0) {
     squares_kernel<<<static_cast<unsigned>(count), kThreads, 0, stream_of(ctx)>>>(grad, pieces,
                                                                                   partials);
     RWKV_LAUNCHED("gradient norm", stream_of(ctx));
   }
-  norm_kernel<<<1, kThreads, 0, stream_of(ctx)>>>(partials, static_cast<int64_t>(count), norm);
+  norm_kernel<<<1, kThreads, 0, stream_of(ctx)>>>(partials, static_cast<int64_t>(count), loss_sum,
+                                                  norm);
   RWKV_LAUNCHED("gradient norm, sum", stream_of(ctx));
 }
 

@@ -16,10 +16,15 @@ size_t grad_norm_workspace_bytes(size_t pieces) {
   return pieces * sizeof(double);
 }
 
-void grad_norm(Context& ctx, const float* grad, const AdamWPiece* pieces, size_t count,
-               double* norm) {
+void add_loss(Context& ctx, const float* loss, double* sum, Accum mode) {
   want_cuda(ctx);
-  cuda::grad_norm(ctx, grad, pieces, count, norm);
+  cuda::add_loss(ctx, loss, sum, mode);
+}
+
+void grad_norm(Context& ctx, const float* grad, const AdamWPiece* pieces, size_t count,
+               const double* loss_sum, double* norm) {
+  want_cuda(ctx);
+  cuda::grad_norm(ctx, grad, pieces, count, loss_sum, norm);
 }
 
 void adamw_update(Context& ctx, const AdamWBuffers& buffers, const AdamWPiece* pieces, size_t count,

@@ -43,11 +43,15 @@ struct AdamWBuffers {
 /// Device memory for `pieces` pieces: one double of partial sums each.
 size_t grad_norm_workspace_bytes(size_t pieces);
 
-/// norm[0] = 2-norm over all pieces of grad, NaN or infinite if any of them is. `pieces` and `norm`
-/// are device memory. Uses ctx.workspace(grad_norm_workspace_bytes(count)).
-/// Throws DeviceError on other devices than CUDA.
+/// sum[0] = loss[0], or += with kAdd: the losses of a step's micro-batches, on the device. A loss
+/// that is not finite makes the norm so, see grad_norm. Device memory both.
+void add_loss(Context& ctx, const float* loss, double* sum, Accum mode);
+
+/// norm[0] = 2-norm over all pieces of grad, NaN or infinite if any of them is, NaN if loss_sum
+/// (may be null) is not finite. `pieces`, `loss_sum` and `norm` are device memory. Uses
+/// ctx.workspace(grad_norm_workspace_bytes(count)). Throws DeviceError on other devices than CUDA.
 void grad_norm(Context& ctx, const float* grad, const AdamWPiece* pieces, size_t count,
-               double* norm);
+               const double* loss_sum, double* norm);
 
 /// One update of all pieces, with `norm` as written by grad_norm:
 ///   g = grad * s,  s = clip / (norm + 1e-6) if that is below 1 and clip > 0, else 1

@@ -37,6 +37,7 @@ void Plan::bind(Context& ctx, std::span<const TensorView> values,
     e.op = n.op;
     e.node = &n;
     e.finishes_block = s.finishes_block;
+    e.trace_name = str(n.op->name, backward ? " backward" : "");
     e.in = views(s.in);
     e.out = views(s.out);
     e.saved = views(s.saved);
@@ -122,7 +123,7 @@ void Plan::run(Context& ctx, size_t begin, size_t end, bool first_micro_batch,
       continue;
     }
     {
-      const TraceScope trace(ctx.tracer(), e.op->name);
+      const TraceScope trace(ctx.tracer(), e.trace_name);
       e.call.dparam_mode = first_micro_batch ? e.first_mode : e.later_mode;
       e.fn(ctx, e.call);
     }

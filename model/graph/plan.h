@@ -102,6 +102,7 @@ class Plan {
     const Op* op;
     const Graph::Node* node;
     KernelFn fn = nullptr;
+    std::string trace_name;
     std::vector<TensorView> in, out, saved, dout, din, param, dparam;
     std::vector<Accum> din_mode, first_mode, later_mode;
     int32_t finishes_block;

@@ -166,7 +166,8 @@ void bench_adamw(Context& ctx, double copy_rate) {
   auto* d_norm = static_cast<double*>(norm.data);
   const auto elements = static_cast<double>(n);
   print("grad_norm/175M",
-        {median_ms(ctx, [&] { grad_norm(ctx, f[3].f32(), d_pieces, pieces.size(), d_norm); }),
+        {median_ms(ctx,
+                   [&] { grad_norm(ctx, f[3].f32(), d_pieces, pieces.size(), nullptr, d_norm); }),
          4 * elements, 0},
         copy_rate);
   print("adamw/175M",

@@ -259,7 +259,7 @@ TEST_P(CudaExtra, AdamWMatchesDouble) {
     for (size_t k = 0; k < 4; ++k) send(device[k], host[k].data());
     const auto* d_pieces = static_cast<const AdamWPiece*>(table.data);
     auto* d_norm = static_cast<double*>(norm.data);
-    grad_norm(ctx, device[3].f32(), d_pieces, pieces.size(), d_norm);
+    grad_norm(ctx, device[3].f32(), d_pieces, pieces.size(), nullptr, d_norm);
     adamw_update(ctx,
                  {.master = device[0].f32(),
                   .m = device[1].f32(),

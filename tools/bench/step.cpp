@@ -5,17 +5,70 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "kernels/core/backend.h"
 #include "kernels/core/parallel.h"
 #include "kernels/core/rng.h"
 #include "kernels/cpu/eigen_reference.h"
-#include "model/graph/plan.h"
 #include "model/init.h"
-#include "model/rwkv.h"
 #include "tools/bench/report.h"
-#include "trainer/optimizer.h"
+#include "trainer/gemm_choices.h"
+#include "trainer/train_step.h"
 
 namespace rwkv::bench {
 namespace {
+
+constexpr double kSheetTflops = 989;  // H100 and H200, dense bf16
+constexpr int kTracedSteps = 3;
+
+TrainStepOptions step_options(const StepOptions& o) {
+  const auto one_of = [](const char* flag, const std::string& value,
+                         std::initializer_list<const char*> known) {
+    std::string all;
+    for (const char* k : known) {
+      if (value == k) return;
+      all += str(all.empty() ? "" : ", ", k);
+    }
+    throw ConfigError(str(flag, ": found '", value, "', expected one of ", all));
+  };
+  one_of("--device", o.device, {"cpu", "cuda"});
+  one_of("--dtype", o.dtype, {"auto", "f32", "bf16"});
+  one_of("--grad-checkpointing", o.grad_checkpointing, {"none", "block"});
+  one_of("--gemm", o.gemm, {"measured", "heuristic"});
+  TrainStepOptions t;
+  t.device = o.device == "cuda" ? Device::kCuda : Device::kCpu;
+  RWKV_CHECK(t.device == Device::kCuda || o.dtype != "bf16", ConfigError,
+             "--dtype: found bf16 with --device cpu, expected f32");
+  t.dtype = t.device == Device::kCuda && o.dtype != "f32" ? DType::kBF16 : DType::kF32;
+  t.batch = o.batch;
+  t.tokens = o.tokens;
+  t.micro_batches = o.micro_batches;
+  t.loss_chunk_tokens = o.loss_chunk_tokens;
+  t.wkv = o.wkv;
+  t.grad_checkpointing =
+      o.grad_checkpointing == "block" ? GradCheckpointing::kBlock : GradCheckpointing::kNone;
+  t.optimizer = {.weight_decay = 0.1, .clip = 1.0};
+  t.measure_gemms = o.gemm == "measured";
+  t.launch_graphs = o.launch_graphs;
+  return t;
+}
+
+/// The model-flops formula that published figures for RWKV-7 use: 6 per token and parameter outside
+/// of the embedding, and 27 head_size per token and channel for WKV in every layer.
+double published_flops(const Model& model, double tokens) {
+  const ModelConfig& c = model.config();
+  double inner = 0;
+  for (const ParamSpec& p : model.params().specs())
+    if (p.name != "emb.weight" && p.name != "head.weight")
+      inner += static_cast<double>(p.spec.numel());
+  const auto d = static_cast<double>(c.n_embd);
+  return tokens * (6 * inner + 6 * static_cast<double>(c.vocab_size) * d +
+                   27 * static_cast<double>(c.head_size) * d * static_cast<double>(c.n_layer));
+}
+
+void fill(std::span<int32_t> ids, const Rng& rng, uint64_t& counter, int64_t vocab) {
+  for (int32_t& id : ids)
+    id = static_cast<int32_t>(rng.below(counter++, static_cast<uint64_t>(vocab)));
+}
 
 double median(std::vector<double> v) {
   return summarize(std::move(v)).median;
@@ -30,125 +83,130 @@ int run_step(const StepOptions& o) {
   config.n_embd = o.width;
   config.vocab_size = o.vocab;
   config.head_size = o.head_size;
-  const auto model = make_model(config);
-  const GraphOptions graph_options{.batch = o.batch, .tokens = o.tokens, .wkv = o.wkv};
-  const Graph graph = model->build(graph_options);
-  RWKV_CHECK(o.grad_checkpointing == "none" || o.grad_checkpointing == "block", ConfigError,
-             "--grad-checkpointing: found '", o.grad_checkpointing, "', expected none or block");
-  Plan plan = Plan::build(
-      graph, {.grad_checkpointing = o.grad_checkpointing == "block" ? GradCheckpointing::kBlock
-                                                                    : GradCheckpointing::kNone});
-  Context ctx;
-  ParamStore values(Device::kCpu, model->params(), "parameters"),
-      grads(Device::kCpu, model->params(), "gradients");
+  const TrainStepOptions options = step_options(o);
+  const bool cuda = options.device == Device::kCuda;
+  TrainStep step(config, options);
+  step.allocate();
+  const Model& model = step.model();
   // Cheap random values instead of the initial ones: nothing is zero, so that no work is saved.
-  for (size_t i = 0; i < model->params().size(); ++i) {
-    const TensorView v = values[static_cast<ParamId>(i)];
+  for (size_t i = 0; i < model.params().size(); ++i) {
+    const TensorView v = step.values()[static_cast<ParamId>(i)];
     init_uniform({v.f32(), static_cast<size_t>(v.numel())}, -0.05, 0.05, 1,
-                 model->params().specs()[i].name);
+                 model.params().specs()[i].name);
   }
-  plan.bind(ctx, values.views(), grads.views());
-  AdamW optimizer(Device::kCpu, model->params(), {.weight_decay = 0.1}, plan.reached_params());
+  step.upload();
+  const double before_warm_up = now_seconds();
+  prepare_step(step, "", [](const std::string& text) { std::printf("%s\n", text.c_str()); });
+  const double warm_up = now_seconds() - before_warm_up;
+
   const Rng rng(1, hash_name("bench tokens"));
-  for (const char* name : {"tokens", "targets"}) {
-    const TensorView t = plan.input(name);
-    for (int64_t i = 0; i < t.numel(); ++i)
-      t.as<int32_t>()[i] =
-          static_cast<int32_t>(rng.below(static_cast<uint64_t>(i), static_cast<uint64_t>(o.vocab)));
-  }
-
-  const double eigen_before = cpu::eigen_gemm_gflops(1024, num_threads(), 9);
-  std::vector<double> total, forward, backward, update;
-  for (int i = -1; i < o.repeats; ++i) {
-    if (i == 0) ctx.tracer().enable(true);
-    const double t0 = now_seconds();
-    plan.forward(ctx);
-    const double t1 = now_seconds();
-    plan.backward(ctx, 1, true);
-    const double t2 = now_seconds();
-    {
-      const TraceScope trace(ctx.tracer(), "clip and AdamW");
-      optimizer.step(values, grads, 1e-6, optimizer.grad_norm(grads));
+  uint64_t counter = 0;
+  const auto one_step = [&] {
+    for (int64_t m = 0; m < o.micro_batches; ++m) {
+      fill(step.tokens(), rng, counter, o.vocab);
+      fill(step.targets(), rng, counter, o.vocab);
+      step.accumulate(m);
     }
-    const double t3 = now_seconds();
-    if (i < 0) continue;  // the first step touches fresh memory
-    forward.push_back(t1 - t0);
-    backward.push_back(t2 - t1);
-    update.push_back(t3 - t2);
-    total.push_back(t3 - t0);
+    const TrainStep::Result r = step.finish(1e-6);
+    RWKV_CHECK(r.finite, NonFiniteError, "the step's loss is ", r.loss, ", its gradient norm ",
+               r.grad_norm);
+  };
+  const double eigen_before = cuda ? 0 : cpu::eigen_gemm_gflops(1024, num_threads(), 9);
+  std::vector<double> total;
+  for (int i = -2; i < o.repeats; ++i) {
+    const double start = now_seconds();
+    one_step();
+    if (i >= 0) total.push_back(now_seconds() - start);  // the first steps touch fresh memory
   }
-  const double eigen = std::max(eigen_before, cpu::eigen_gemm_gflops(1024, num_threads(), 9));
+  const uint64_t syncs_before = step.context().synchronizations();
+  step.context().tracer().enable(true);
+  const double trace_start = now_seconds();
+  for (int i = 0; i < kTracedSteps; ++i) one_step();
+  const double traced = (now_seconds() - trace_start) / kTracedSteps;
+  const auto& traced_rows = step.context().tracer().rows();
+  const double eigen =
+      cuda ? 0 : std::max(eigen_before, cpu::eigen_gemm_gflops(1024, num_threads(), 9));
 
-  const Environment env = environment();
+  Environment env = environment();
   std::printf("%s\n", to_string(env).c_str());
-  const double step = median(total);
-  double sum = 0;
-  for (const double t : total) sum += t;
-  const auto gemm = ctx.tracer().rows().find("gemm");
-  RWKV_ASSERT(gemm != ctx.tracer().rows().end(), "no product was traced");
+  if (cuda) std::printf("%s\n", backend::cuda_device_text().c_str());
+  const double seconds = median(total);
+  const auto gemm = traced_rows.find("gemm");
+  RWKV_ASSERT(gemm != traced_rows.end(), "no product was traced");
   const double gemm_rate = gemm->second.flops / gemm->second.seconds * 1e-9;
-  const double gemm_share = gemm->second.seconds / sum;
-  const auto tokens = static_cast<double>(o.batch * o.tokens);
-  const double mfu = plan.model_flops() / step / (eigen * 1e9);
-
+  const double gemm_share = gemm->second.seconds / (traced * kTracedSteps);
+  const auto tokens = static_cast<double>(o.batch * o.tokens * o.micro_batches);
+  const double peak = o.peak_tflops > 0 ? o.peak_tflops : cuda ? kSheetTflops : eigen * 1e-3;
+  const double flops = published_flops(model, tokens);
+  const double mfu = flops / seconds / (peak * 1e12);
   std::printf(
-      "L%lld-D%lld V%lld, batch %lld, context %lld, f32, %d threads, %s, recomputation %s\n",
+      "L%lld-D%lld V%lld, batch %lld x %lld, context %lld, %s on %s, %d threads, %s, recomputation "
+      "%s, products %s, launch graphs %s\n",
       static_cast<long long>(o.layers), static_cast<long long>(o.width),
       static_cast<long long>(o.vocab), static_cast<long long>(o.batch),
-      static_cast<long long>(o.tokens), num_threads(), model->wkv_name(graph_options).c_str(),
-      o.grad_checkpointing.c_str());
+      static_cast<long long>(o.micro_batches), static_cast<long long>(o.tokens),
+      std::string(dtype_name(options.dtype)).c_str(), o.device.c_str(), num_threads(),
+      step.wkv_name().c_str(), o.grad_checkpointing.c_str(), cuda ? o.gemm.c_str() : "by Eigen",
+      cuda && o.launch_graphs ? "on" : "off");
+  std::printf("step %.3f ms (median of %zu, minimum %.3f; warm-up before the first %.2f s)\n",
+              seconds * 1e3, total.size(), *std::ranges::min_element(total) * 1e3, warm_up);
   std::printf(
-      "step %.1f ms (median of %zu, minimum %.1f): forward %.1f, backward %.1f, "
-      "clip and AdamW %.1f\n",
-      step * 1e3, total.size(), *std::ranges::min_element(total) * 1e3, median(forward) * 1e3,
-      median(backward) * 1e3, median(update) * 1e3);
-  std::printf(
-      "%.1f tokens/s, %.1f GFLOP per step, model-flops utilisation %.1f %% of Eigen's rate\n",
-      tokens / step, plan.model_flops() * 1e-9, 100 * mfu);
-  std::printf(
-      "matrix products: %.1f %% of the step at %.1f GFLOP/s = %.1f %% of Eigen's own "
-      "1024^3 product (%.1f GFLOP/s)\n\n",
-      100 * gemm_share, gemm_rate, 100 * gemm_rate / eigen, eigen);
-  std::printf("%-24s %10s %8s %8s\n", "op (forward + backward)", "ms/step", "share", "calls");
-  std::vector<std::pair<std::string, Tracer::Row>> rows(ctx.tracer().rows().begin(),
-                                                        ctx.tracer().rows().end());
+      "%.0f tokens/s, %.1f GFLOP per step (6 x parameters outside the embedding + 27 N D L per "
+      "token), model-flops utilisation %.1f %% of %.4g TFLOP/s\n",
+      tokens / seconds, flops * 1e-9, 100 * mfu, peak);
+  std::printf("op by op: %.3f ms per step; matrix products %.1f %% of it at %.1f GFLOP/s",
+              traced * 1e3, 100 * gemm_share, gemm_rate);
+  if (!cuda) std::printf(" = %.1f %% of Eigen's own 1024^3 product", 100 * gemm_rate / eigen);
+  std::printf("\n\n%-32s %10s %8s %8s\n", "op", "ms/step", "share", "calls");
+  std::vector<std::pair<std::string, Tracer::Row>> rows(traced_rows.begin(), traced_rows.end());
   std::ranges::sort(rows, std::ranges::greater{}, [](const auto& r) { return r.second.seconds; });
   nlohmann::ordered_json ops;
   for (const auto& [name, row] : rows) {
     const std::string label = name == "gemm" ? "(matrix products inside)" : name;
-    const double ms = row.seconds / o.repeats * 1e3;
-    std::printf("%-24s %10.2f %7.1f%% %8lld\n", label.c_str(), ms, 100 * row.seconds / sum,
-                static_cast<long long>(row.calls / o.repeats));
-    ops[name] = {{"ms", ms}, {"share", row.seconds / sum}};
+    const double ms = row.seconds / kTracedSteps * 1e3;
+    std::printf("%-32s %10.3f %7.1f%% %8lld\n", label.c_str(), ms, 1e-1 * ms / traced,
+                static_cast<long long>(row.calls / kTracedSteps));
+    ops[name] = {{"ms", ms}, {"calls", row.calls / kTracedSteps}};
   }
-  const auto param_bytes = values.flat().size_bytes();
-  std::printf(
-      "\nmemory: parameters %s, gradients %s, AdamW moments %s, activations %s, "
-      "workspace %s\n",
-      format_bytes(param_bytes).c_str(), format_bytes(param_bytes).c_str(),
-      format_bytes(2 * param_bytes).c_str(), format_bytes(plan.activation_bytes()).c_str(),
-      format_bytes(plan.workspace_bytes()).c_str());
+  std::printf("\nmemory:\n");
+  nlohmann::ordered_json memory;
+  for (const MemoryItem& item : step.memory()) {
+    std::printf("  %-32s %12s\n", item.name.c_str(), format_bytes(item.bytes).c_str());
+    memory[item.name] = item.bytes;
+  }
   if (o.json.empty()) return 0;
-  const nlohmann::ordered_json j = {{"bench", "step"},
-                                    {"layers", o.layers},
-                                    {"width", o.width},
-                                    {"vocab", o.vocab},
-                                    {"batch", o.batch},
-                                    {"tokens", o.tokens},
-                                    {"threads", num_threads()},
-                                    {"wkv", model->wkv_name(graph_options)},
-                                    {"grad_checkpointing", o.grad_checkpointing},
-                                    {"step_ms", step * 1e3},
-                                    {"forward_ms", median(forward) * 1e3},
-                                    {"backward_ms", median(backward) * 1e3},
-                                    {"update_ms", median(update) * 1e3},
-                                    {"tokens_per_s", tokens / step},
-                                    {"gemm_share", gemm_share},
-                                    {"gemm_gflops", gemm_rate},
-                                    {"eigen_1024_gflops", eigen},
-                                    {"gemm_of_eigen", gemm_rate / eigen},
-                                    {"activation_bytes", plan.activation_bytes()},
-                                    {"ops", ops}};
+  const nlohmann::ordered_json j = {
+      {"bench", "step"},
+      {"commit", env.commit},
+      {"device", cuda ? backend::cuda_device_text() : env.cpu},
+      {"dtype", dtype_name(options.dtype)},
+      {"layers", o.layers},
+      {"width", o.width},
+      {"vocab", o.vocab},
+      {"batch", o.batch},
+      {"micro_batches", o.micro_batches},
+      {"tokens", o.tokens},
+      {"threads", num_threads()},
+      {"wkv", step.wkv_name()},
+      {"grad_checkpointing", o.grad_checkpointing},
+      {"gemm", o.gemm},
+      {"launch_graphs", cuda && o.launch_graphs},
+      {"step_ms", seconds * 1e3},
+      {"step_ms_minimum", *std::ranges::min_element(total) * 1e3},
+      {"repeats", total.size()},
+      {"tokens_per_s", tokens / seconds},
+      {"flops", flops},
+      {"peak_tflops", peak},
+      {"mfu", mfu},
+      {"warm_up_s", warm_up},
+      {"traced_step_ms", traced * 1e3},
+      {"gemm_share", gemm_share},
+      {"gemm_gflops", gemm_rate},
+      {"eigen_1024_gflops", eigen},
+      {"synchronizations_per_step",
+       static_cast<double>(step.context().synchronizations() - syncs_before) / kTracedSteps},
+      {"memory_bytes", memory},
+      {"ops", ops}};
   write_file(o.json, j.dump(2) + "\n");
   return 0;
 }

@@ -1,5 +1,5 @@
 #pragma once
-/// rwkv-bench step: one training step of a model, taken apart.
+/// rwkv-bench step: whole training steps of a model, and one taken apart.
 
 #include <cstdint>
 #include <string>
@@ -9,17 +9,22 @@
 namespace rwkv::bench {
 
 struct StepOptions : CommonOptions {
+  std::string device = "cpu", dtype = "auto";
   int64_t layers = 12, width = 768, vocab = 50304, head_size = 64;
-  int64_t batch = 1, tokens = 512;
+  int64_t batch = 1, tokens = 512, micro_batches = 1;
+  int64_t loss_chunk_tokens = 0;
   std::string wkv = "auto";
   std::string grad_checkpointing = "none";
+  std::string gemm = "measured";
+  bool launch_graphs = true;
+  double peak_tflops = 0;  ///< 0: 989 on CUDA (bf16, data sheet), Eigen's measured rate on the CPU
 };
 
-/// Trains on random tokens with every tensor non-zero: forward, backward, clipping, AdamW. Prints
-/// the median step time, tokens/s, model-flops utilisation (plan's flops over time over the
-/// measured GEMM rate), the time by op, the share and the rate of the matrix products against
-/// Eigen's own 1024^3 product measured in the same run, and the memory by arena. Returns the exit
-/// code.
+/// Trains on random tokens, new ones in every step, with every tensor non-zero: copy of the batch,
+/// forward, backward, clipping, AdamW, loss read back. Prints the median step time, tokens/s,
+/// model-flops utilisation, and the memory by arena; then, from steps with every op timed (without
+/// launch graphs), the time by op and the share and rate of the matrix products.
+/// Returns the exit code.
 int run_step(const StepOptions& options);
 
 }  // namespace rwkv::bench

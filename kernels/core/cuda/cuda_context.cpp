@@ -119,7 +119,10 @@ void* cuda_allocate(size_t bytes, const std::string& purpose) {
                           format_bytes(total), " are free; use a smaller batch or context, or ",
                           "train.grad_checkpointing=block"));
   }
+  // cudaMemset returns before the bytes are zero, and our streams do not wait for its stream: without
+  // this wait it could wipe out what is copied here first.
   RWKV_CUDA(cudaMemset(p, 0, bytes));
+  RWKV_CUDA(cudaStreamSynchronize(cudaStreamLegacy));
   return p;
 }
 
@@ -136,6 +139,70 @@ void cuda_copy(Stream stream, void* to, const void* from, size_t bytes, CopyKind
 
 void cuda_fill_zero(Stream stream, void* p, size_t bytes) {
   RWKV_CUDA(cudaMemsetAsync(p, 0, bytes, static_cast<cudaStream_t>(stream)));
+}
+
+void* cuda_allocate_host(size_t bytes) {
+  void* p = nullptr;
+  RWKV_CUDA(cudaMallocHost(&p, bytes));
+  return p;
+}
+
+void cuda_release_host(void* p) noexcept {
+  cudaFreeHost(p);
+}
+
+void cuda_capture_begin(Stream stream) {
+  RWKV_CUDA(
+      cudaStreamBeginCapture(static_cast<cudaStream_t>(stream), cudaStreamCaptureModeThreadLocal));
+}
+
+void* cuda_capture_end(Stream stream, bool discard, size_t* nodes) {
+  cudaGraph_t graph = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(static_cast<cudaStream_t>(stream), &graph);
+  if (discard) {  // the recording failed, and its own error is on the way
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    return nullptr;
+  }
+  RWKV_CUDA(ended);
+  cudaGraphExec_t ready = nullptr;
+  cudaError_t error = cudaGraphGetNodes(graph, nullptr, nodes);
+  if (error == cudaSuccess) error = cudaGraphInstantiate(&ready, graph, 0);
+  cudaGraphDestroy(graph);
+  RWKV_CUDA(error);
+  RWKV_CUDA(cudaGraphUpload(ready, static_cast<cudaStream_t>(stream)));
+  return ready;
+}
+
+void cuda_graph_launch(void* graph, Stream stream) {
+  RWKV_CUDA(
+      cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), static_cast<cudaStream_t>(stream)));
+}
+
+void cuda_graph_release(void* graph) noexcept {
+  cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
+}
+
+void* cuda_event_create() {
+  cudaEvent_t event = nullptr;
+  RWKV_CUDA(cudaEventCreate(&event));
+  return event;
+}
+
+void cuda_event_record(void* event, Stream stream) {
+  RWKV_CUDA(cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream)));
+}
+
+double cuda_event_seconds(void* begin, void* end) {
+  float ms = 0;
+  RWKV_CUDA(cudaEventSynchronize(static_cast<cudaEvent_t>(end)));
+  RWKV_CUDA(
+      cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(begin), static_cast<cudaEvent_t>(end)));
+  return static_cast<double>(ms) * 1e-3;
+}
+
+void cuda_event_release(void* event) noexcept {
+  cudaEventDestroy(static_cast<cudaEvent_t>(event));
 }
 
 }  // namespace backend

@@ -11,8 +11,14 @@
 namespace rwkv {
 
 struct CudaState {
-  /// Everything that a choice of algorithm depends on.
+  /// Everything that a choice of algorithm depends on: m, n, k, lda, ldb, ldc, trans_a, trans_b,
+  /// dtype, out_dtype, add, alpha on the device, alignments of a, b, c in bytes.
   using GemmKey = std::array<int64_t, 15>;
+  struct GemmChoice {
+    cublasLtMatmulAlgo_t algorithm{};
+    bool imported = false;  ///< to be checked before its first use
+    bool used = false;
+  };
 
   CudaState();
   ~CudaState();
@@ -26,7 +32,8 @@ struct CudaState {
   void* lt_workspace = nullptr;
   float* zero_one = nullptr;  ///< 0 and 1 in device memory: beta where alpha is on the device
   size_t lt_workspace_bytes = backend::kGemmWorkspaceBytes;
-  std::map<GemmKey, cublasLtMatmulAlgo_t> gemm_algorithms;
+  bool measure_gemms = false;  ///< time the candidates of a new shape, else take cuBLASLt's first
+  std::map<GemmKey, GemmChoice> gemm_choices;
 };
 
 }  // namespace rwkv
