@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "kernels/ops/adamw.h"
 #include "kernels/core/memory.h"
+#include "kernels/ops/adamw.h"
 #include "model/params.h"
 #include "trainer/optimizer.h"
 

@@ -119,8 +119,8 @@ void* cuda_allocate(size_t bytes, const std::string& purpose) {
                           format_bytes(total), " are free; use a smaller batch or context, or ",
                           "train.grad_checkpointing=block"));
   }
-  // cudaMemset returns before the bytes are zero, and our streams do not wait for its stream: without
-  // this wait it could wipe out what is copied here first.
+  // cudaMemset returns before the bytes are zero, and our streams do not wait for its stream:
+  // without this wait it could wipe out what is copied here first.
   RWKV_CUDA(cudaMemset(p, 0, bytes));
   RWKV_CUDA(cudaStreamSynchronize(cudaStreamLegacy));
   return p;
