@@ -158,7 +158,7 @@ constexpr WkvKernel kernel(std::string_view name, std::string_view family, std::
           .workspace_bytes = workspace_bytes<V>,
           .forward = forward<V>,
           .backward = backward<V>,
-          .step = forward<V>,
+          .step = forward<Serial<V::kIo>>,  // whose workspace is part of every variant's
           .note = note};
 }
 
