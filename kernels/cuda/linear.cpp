@@ -25,6 +25,8 @@ void linear_forward(Context& ctx, const OpCall& call) {
 void linear_backward(Context& ctx, const OpCall& call) {
   const TensorView &x = call.in[0], &w = call.param[0], &dy = call.dout[0];
   const int64_t rows = dy.rows(), n = w.dim(0), k = w.dim(1);
+  RWKV_CHECK(dy.spec.dtype == x.spec.dtype, DTypeError, "linear backward: dy is ",
+             to_string(dy.spec), ", x is ", to_string(x.spec), ", expected one type for both");
   if (call.din_mode[0] != Accum::kSkip)
     gemm(ctx, {.m = rows,
                .n = k,

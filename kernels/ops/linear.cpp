@@ -22,6 +22,7 @@ void infer(ShapeCall& call) {
   checks::shape(op, "weight", weight, {weight[0], x.last()},
                 "stored (out, in), in = last dimension of x", x.dtype);
   call.out = {with_last(x, weight[0])};
+  if (call.attrs != nullptr && call.attr<LinearAttrs>().f32_out) call.out[0].dtype = DType::kF32;
 }
 
 double forward_flops(const ShapeCall& call) {
