@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "kernels/core/bf16.h"
 #include "kernels/core/memory.h"
 #include "kernels/core/parallel.h"
 
@@ -17,13 +18,6 @@ TensorView flat_view(const ParamStore& store, Device device) {
 
 TensorView bytes_view(void* p, size_t bytes, Device device) {
   return TensorView(p, TensorSpec({static_cast<int64_t>(bytes)}, DType::kI8), device);
-}
-
-/// Round to nearest even; NaN keeps its sign and stays NaN.
-uint16_t to_bf16(float x) {
-  const auto u = std::bit_cast<uint32_t>(x);
-  if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(u >> 16 | 0x40);
-  return static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1)) >> 16);
 }
 
 }  // namespace
@@ -75,12 +69,12 @@ void DeviceParams::upload(Context& ctx, const ParamStore& values, const ParamSto
   copy(ctx, flat_view(v_, ctx.device()), flat_view(v, Device::kCpu));
   if (copies_.bytes() > 0) {
     const std::span<float> flat = values.flat();
-    std::vector<uint16_t> half(flat.size());
+    std::vector<BF16> half(flat.size());
     parallel_for(static_cast<int64_t>(flat.size()), 1 << 18, [&](int64_t begin, int64_t end) {
       for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
         half[i] = to_bf16(flat[i]);
     });
-    const size_t bytes = half.size() * sizeof(uint16_t);
+    const size_t bytes = half.size() * sizeof(BF16);
     copy(ctx, bytes_view(copies_.data(), bytes, ctx.device()),
          bytes_view(half.data(), bytes, Device::kCpu));
     ctx.synchronize("upload of the parameters");
