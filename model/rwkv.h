@@ -28,6 +28,8 @@ struct GraphOptions {
   std::string wkv = "auto";  ///< WKV variant, see select_wkv
   Device device = Device::kCpu;
   DType dtype = DType::kF32;  ///< of activations and matrices: f32, or bf16 on CUDA
+  /// kLogits and kLastLogits: the logits are f32 whatever `dtype` is. Forward only.
+  bool f32_logits = false;
   /// kLogits only: also name intermediates of this block as outputs, for tests ("layer/r", ...).
   int64_t expose_layer = -1;
 };
@@ -46,9 +48,11 @@ class Model {
   /// Recurrent state of `batch` sequences, by name, in a fixed order; zero for a fresh sequence.
   struct StateSpec {
     std::string name;
-    TensorSpec spec;  ///< f32, leading dimension = batch
+    TensorSpec spec;  ///< leading dimension = batch
   };
-  virtual std::vector<StateSpec> state_specs(int64_t batch) const = 0;
+  /// Vectors have the type of the activations, matrices (the WKV state) are f32.
+  virtual std::vector<StateSpec> state_specs(int64_t batch,
+                                             DType activations = DType::kF32) const = 0;
 
   /// Writes the initial values of spec section 1.3 (a pure function of seed and tensor name).
   virtual void init_params(ParamStore& values, uint64_t seed) const = 0;

@@ -48,13 +48,13 @@ class Rwkv7 final : public Model {
                          .bucket = "head"});
   }
 
-  std::vector<StateSpec> state_specs(int64_t batch) const override {
+  std::vector<StateSpec> state_specs(int64_t batch, DType activations) const override {
     const int64_t d = config_.n_embd, n = config_.head_size;
     std::vector<StateSpec> specs;
     for (int64_t l = 0; l < config_.n_layer; ++l) {
-      specs.push_back({str("blocks.", l, ".att.shift_state"), {batch, d}});
+      specs.push_back({str("blocks.", l, ".att.shift_state"), {{batch, d}, activations}});
       specs.push_back({str("blocks.", l, ".att.wkv_state"), {batch, config_.n_head(), n, n}});
-      specs.push_back({str("blocks.", l, ".ffn.shift_state"), {batch, d}});
+      specs.push_back({str("blocks.", l, ".ffn.shift_state"), {{batch, d}, activations}});
     }
     return specs;
   }
@@ -69,12 +69,8 @@ class Rwkv7 final : public Model {
     const Value tokens = g.input("tokens", {{o.batch, o.tokens}, DType::kI32});
     std::vector<Value> state;
     if (o.state)
-      for (const StateSpec& s : state_specs(o.batch)) {
-        TensorSpec spec = s.spec;
-        // Shifted rows have the type of the activations; the WKV state is always f32.
-        if (spec.rank == 2) spec.dtype = o.dtype;
-        state.push_back(g.input(s.name, spec));
-      }
+      for (const StateSpec& s : state_specs(o.batch, o.dtype))
+        state.push_back(g.input(s.name, s.spec));
 
     Value x = g.apply(kEmbedding, {tokens}, {emb_}, "emb")[0];
     x = layer_norm(g, x, ln0_, "ln0");
@@ -91,7 +87,7 @@ class Rwkv7 final : public Model {
       g.output("loss", loss[0]);
       g.output("token_loss", loss[1]);
     } else {
-      g.output("logits", g.apply(kLinear, {x}, {head_}, "head")[0]);
+      g.output("logits", g.apply(kLinear, {x}, {head_}, LinearAttrs{o.f32_logits}, "head")[0]);
     }
     return g;
   }

@@ -2,42 +2,48 @@
 
 #include <cstring>
 
+#include "kernels/core/memory.h"
+
 namespace rwkv {
 
 RnnState::RnnState(const Model& model, int64_t batch) : specs_(model.state_specs(batch)) {
+  allocate(Device::kCpu);
+}
+
+RnnState::RnnState(Context& ctx, const Model& model, int64_t batch, DType activations)
+    : ctx_(ctx.device() == Device::kCpu ? nullptr : &ctx),
+      specs_(model.state_specs(batch, activations)) {
+  allocate(ctx.device());
+}
+
+void RnnState::allocate(Device device) {
   size_t bytes = 0;
   for (const auto& s : specs_) bytes += align_up(s.spec.bytes());
-  arena_ = Arena(Device::kCpu, bytes, "recurrent state");
+  arena_ = Arena(device, bytes, "recurrent state");
   for (const auto& s : specs_) views_.push_back(arena_.take(s.spec, s.name));
 }
 
+TensorView RnnState::whole() const {
+  return arena_.at(0, TensorSpec({static_cast<int64_t>(arena_.bytes())}, DType::kI8));
+}
+
 void RnnState::reset() {
-  std::memset(arena_.data(), 0, arena_.bytes());
+  if (ctx_ != nullptr)
+    fill_zero(*ctx_, whole());
+  else
+    std::memset(arena_.data(), 0, arena_.bytes());
 }
 
 RnnState RnnState::clone() const {
-  RnnState copy;
-  copy.specs_ = specs_;
-  copy.arena_ = Arena(arena_.device(), arena_.bytes(), arena_.purpose());
-  for (const auto& s : specs_) copy.views_.push_back(copy.arena_.take(s.spec, s.name));
-  std::memcpy(copy.arena_.data(), arena_.data(), arena_.bytes());
-  return copy;
-}
-
-void RnnState::copy_to(Plan& plan) const {
-  for (size_t i = 0; i < views_.size(); ++i) {
-    const TensorView to = plan.input(specs_[i].name);
-    RWKV_ASSERT(to.spec == specs_[i].spec, specs_[i].name);
-    std::memcpy(to.data, views_[i].data, views_[i].bytes());
-  }
-}
-
-void RnnState::copy_from(const Plan& plan) {
-  for (size_t i = 0; i < views_.size(); ++i) {
-    const TensorView from = plan.output(specs_[i].name);
-    RWKV_ASSERT(from.spec == specs_[i].spec, specs_[i].name);
-    std::memcpy(views_[i].data, from.data, views_[i].bytes());
-  }
+  RnnState other;
+  other.ctx_ = ctx_;
+  other.specs_ = specs_;
+  other.allocate(arena_.device());
+  if (ctx_ != nullptr)
+    copy(*ctx_, other.whole(), whole());
+  else
+    std::memcpy(other.arena_.data(), arena_.data(), arena_.bytes());
+  return other;
 }
 
 }  // namespace rwkv

@@ -1,7 +1,7 @@
 #pragma once
 /// Recurrent state of a batch of sequences, outside of any plan.
 
-#include "model/graph/plan.h"
+#include "kernels/core/context.h"
 #include "model/rwkv.h"
 
 namespace rwkv {
@@ -9,18 +9,25 @@ namespace rwkv {
 /// Owns the tensors of Model::state_specs; zero (a fresh sequence) at first. Move-only.
 class RnnState {
  public:
+  /// In host memory, for f32 activations.
   RnnState(const Model& model, int64_t batch);
+  /// Where `ctx` computes, for graphs with these activations. On CUDA all work on the state is
+  /// queued on the context, which must outlive it. Throws DeviceError if the memory cannot be had.
+  RnnState(Context& ctx, const Model& model, int64_t batch, DType activations = DType::kF32);
 
   void reset();  ///< back to a fresh sequence
   RnnState clone() const;
-  void copy_to(Plan& plan) const;    ///< into the plan's state inputs
-  void copy_from(const Plan& plan);  ///< from the plan's state outputs
   std::span<const Model::StateSpec> specs() const { return specs_; }
+  /// In the memory of device(): copy() of kernels/core/memory.h moves it.
   TensorView operator[](size_t i) const { return views_[i]; }
+  Device device() const { return arena_.device(); }
   size_t bytes() const { return arena_.bytes(); }
 
  private:
   RnnState() = default;
+  void allocate(Device device);
+  TensorView whole() const;
+  Context* ctx_ = nullptr;  ///< null in host memory
   std::vector<Model::StateSpec> specs_;
   std::vector<TensorView> views_;
   Arena arena_;
