@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
+#include "kernels/core/memory.h"
 #include "model/graph/plan.h"
 
 namespace rwkv {
@@ -29,6 +29,10 @@ struct Engine::Entry {
 
 namespace {
 
+/// Tokens whose logits exist at a time where only the losses are wanted, on CUDA: 256 MiB of them
+/// in bf16 with 65536 rows.
+constexpr int64_t kCudaLossChunk = 2048;
+
 int64_t batch_of(const RnnState& state) {
   return state.specs()[0].spec[0];
 }
@@ -36,10 +40,18 @@ int64_t batch_of(const RnnState& state) {
 }  // namespace
 
 Engine::Engine(const Model& model, const ParamStore& weights, EngineOptions options)
-    : model_(model), weights_(weights), options_(std::move(options)) {
+    : model_(model), weights_(weights), options_(std::move(options)), ctx_(options_.device) {
   RWKV_CHECK(options_.prefill_tokens >= 1 && options_.max_plans >= 1, ConfigError,
              "engine: prefill_tokens ", options_.prefill_tokens, " and max_plans ",
              options_.max_plans, " must be at least 1");
+  const bool cuda = ctx_.device() == Device::kCuda;
+  RWKV_CHECK(options_.dtype == DType::kF32 || (cuda && options_.dtype == DType::kBF16), ConfigError,
+             "engine: dtype is ", dtype_name(options_.dtype), " on device ",
+             device_name(options_.device), ", expected f32", cuda ? " or bf16" : "");
+  if (cuda) {
+    device_weights_ = DeviceWeights(ctx_, model_.params(), options_.dtype);
+    device_weights_.upload(ctx_, weights_);
+  }
   plan_for(1, 1, Mode::kLastLogits);
 }
 
@@ -55,19 +67,24 @@ Engine::Entry& Engine::plan_for(int64_t batch, int64_t tokens, Mode mode) {
     return *plans_.front();
   }
   while (static_cast<int64_t>(plans_.size()) >= options_.max_plans) plans_.pop_back();
-  auto made = std::make_unique<Entry>(model_, GraphOptions{.batch = batch,
-                                                           .tokens = tokens,
-                                                           .mode = mode,
-                                                           .state = true,
-                                                           .l2wrap = false,
-                                                           .wkv = options_.wkv,
-                                                           .device = ctx_.device()});
+  const bool cuda = ctx_.device() == Device::kCuda;
+  auto made =
+      std::make_unique<Entry>(model_, GraphOptions{.batch = batch,
+                                                   .tokens = tokens,
+                                                   .mode = mode,
+                                                   .state = true,
+                                                   .l2wrap = false,
+                                                   .loss_chunk_tokens = cuda ? kCudaLossChunk : 0,
+                                                   .wkv = options_.wkv,
+                                                   .device = ctx_.device(),
+                                                   .dtype = options_.dtype,
+                                                   .f32_logits = true});
   Entry& e = *made;
-  e.plan.bind(ctx_, weights_.views(), {});
+  e.plan.bind(ctx_, cuda ? device_weights_.views() : weights_.views(), {});
   e.tokens_in = e.plan.input("tokens");
   if (mode == Mode::kLoss) e.targets_in = e.plan.input("targets");
   e.result = e.plan.output(mode == Mode::kLoss ? "token_loss" : "logits");
-  for (const auto& s : model_.state_specs(batch)) {
+  for (const auto& s : model_.state_specs(batch, options_.dtype)) {
     e.state_in.push_back(e.plan.input(s.name));
     e.state_out.push_back(e.plan.output(s.name));
   }
@@ -78,6 +95,7 @@ Engine::Entry& Engine::plan_for(int64_t batch, int64_t tokens, Mode mode) {
 int64_t Engine::check_ids(const RnnState& state, std::span<const int32_t> ids,
                           const char* doing) const {
   const int64_t batch = batch_of(state), n = std::ssize(ids), v = model_.config().vocab_size;
+  RWKV_ASSERT(state.device() == ctx_.device(), doing, ": the state is of another engine");
   RWKV_CHECK(n > 0 && n % batch == 0, ShapeError, doing, ": ", n, " token ids for a state of ",
              batch, " sequences, expected a positive multiple");
   for (int64_t i = 0; i < n; ++i) {
@@ -92,22 +110,36 @@ int64_t Engine::check_ids(const RnnState& state, std::span<const int32_t> ids,
 Engine::Entry& Engine::run_piece(RnnState& state, std::span<const int32_t> ids, int64_t offset,
                                  int64_t stride, int64_t tokens, Mode mode,
                                  std::span<const int32_t> targets) {
-  const int64_t batch = batch_of(state);
-  Entry& e = plan_for(batch, tokens, mode);
-  const size_t row_bytes = static_cast<size_t>(tokens) * sizeof(int32_t);
-  for (int64_t b = 0; b < batch; ++b) {
-    std::memcpy(e.tokens_in.as<int32_t>() + b * tokens, ids.data() + b * stride + offset,
-                row_bytes);
-    if (e.targets_in)
-      std::memcpy(e.targets_in.as<int32_t>() + b * tokens, targets.data() + b * stride + offset,
-                  row_bytes);
-  }
-  for (size_t i = 0; i < e.state_in.size(); ++i)
-    std::memcpy(e.state_in[i].data, state[i].data, state[i].bytes());
+  Entry& e = plan_for(batch_of(state), tokens, mode);
+  send(ids, offset, stride, e.tokens_in);
+  if (e.targets_in) send(targets, offset, stride, e.targets_in);
+  for (size_t i = 0; i < e.state_in.size(); ++i) copy(ctx_, e.state_in[i], state[i]);
   e.plan.forward(ctx_);
-  for (size_t i = 0; i < e.state_out.size(); ++i)
-    std::memcpy(state[i].data, e.state_out[i].data, state[i].bytes());
+  for (size_t i = 0; i < e.state_out.size(); ++i) copy(ctx_, state[i], e.state_out[i]);
   return e;
+}
+
+void Engine::send(std::span<const int32_t> ids, int64_t offset, int64_t stride,
+                  const TensorView& to) {
+  const int64_t batch = to.dim(0), tokens = to.dim(1);
+  TensorView rows = to;
+  if (to.device != Device::kCpu) {
+    host_ids_.resize(static_cast<size_t>(to.numel()));
+    rows = TensorView(host_ids_.data(), to.spec);
+  }
+  for (int64_t b = 0; b < batch; ++b)
+    std::memcpy(rows.as<int32_t>() + b * tokens, ids.data() + b * stride + offset,
+                static_cast<size_t>(tokens) * sizeof(int32_t));
+  // Memory that is not pinned has been read when the copy returns.
+  if (to.device != Device::kCpu) copy(ctx_, to, rows);
+}
+
+TensorView Engine::fetch(const TensorView& result) {
+  if (result.device == Device::kCpu) return result;
+  host_result_.resize(static_cast<size_t>(result.numel()));
+  const TensorView host(host_result_.data(), result.spec);
+  copy(ctx_, host, result);
+  return host;
 }
 
 TensorView Engine::prefill(RnnState& state, std::span<const int32_t> ids) {
@@ -116,21 +148,22 @@ TensorView Engine::prefill(RnnState& state, std::span<const int32_t> ids) {
   for (int64_t t = 0; t < n; t += options_.prefill_tokens)
     last = run_piece(state, ids, t, n, std::min(options_.prefill_tokens, n - t), Mode::kLastLogits)
                .result;
-  return {last.data, {batch_of(state), last.last()}, last.device};
+  return {fetch(last).data, {batch_of(state), last.last()}};
 }
 
 TensorView Engine::decode(RnnState& state, std::span<const int32_t> ids) {
   const int64_t n = check_ids(state, ids, "decode");
   RWKV_CHECK(n == 1, ShapeError, "decode: ", n, " tokens per sequence, expected 1");
   const TensorView last = run_piece(state, ids, 0, 1, 1, Mode::kLastLogits).result;
-  return {last.data, {batch_of(state), last.last()}, last.device};
+  return {fetch(last).data, {batch_of(state), last.last()}};
 }
 
 void Engine::all_logits(RnnState& state, std::span<const int32_t> ids, const LogitsSink& sink) {
   const int64_t n = check_ids(state, ids, "logits");
   for (int64_t t = 0; t < n; t += options_.prefill_tokens)
-    sink(t, run_piece(state, ids, t, n, std::min(options_.prefill_tokens, n - t), Mode::kLogits)
-                .result);
+    sink(t,
+         fetch(run_piece(state, ids, t, n, std::min(options_.prefill_tokens, n - t), Mode::kLogits)
+                   .result));
 }
 
 void Engine::token_loss(RnnState& state, std::span<const int32_t> ids,
@@ -143,7 +176,7 @@ void Engine::token_loss(RnnState& state, std::span<const int32_t> ids,
   const int64_t batch = batch_of(state);
   for (int64_t t = 0; t < n; t += options_.prefill_tokens) {
     const int64_t m = std::min(options_.prefill_tokens, n - t);
-    const TensorView piece = run_piece(state, ids, t, n, m, Mode::kLoss, targets).result;
+    const TensorView piece = fetch(run_piece(state, ids, t, n, m, Mode::kLoss, targets).result);
     for (int64_t b = 0; b < batch; ++b)
       std::memcpy(loss.data() + b * n + t, piece.f32() + b * m,
                   static_cast<size_t>(m) * sizeof(float));

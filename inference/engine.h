@@ -7,8 +7,10 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "kernels/core/context.h"
+#include "model/device_weights.h"
 #include "model/params.h"
 #include "model/rwkv.h"
 #include "model/state.h"
@@ -17,15 +19,21 @@ namespace rwkv {
 
 struct EngineOptions {
   std::string wkv = "auto";  ///< WKV variant, see select_wkv
-  /// Longest piece that the parallel form takes at once: bounds the memory for activations.
+  /// Longest piece that the parallel form takes at once: bounds the memory for activations. A GPU
+  /// wants more tokens at once than the default.
   int64_t prefill_tokens = 256;
   /// Plans are made per (batch, tokens, outputs) and the least recently used one is dropped.
   int64_t max_plans = 24;
+  Device device = Device::kCpu;
+  /// Of activations and matrices: f32, or bf16 on CUDA. Logits, losses and WKV states are f32.
+  DType dtype = DType::kF32;
 };
 
-/// Prefill and decode on borrowed weights: training may change their values between calls, the
-/// engine then uses the new ones. One thread at a time. The state belongs to the caller; its batch
-/// says how many sequences a call advances, and token ids come as (B, T), row-major.
+/// Prefill and decode. On the CPU the weights are borrowed: training may change their values
+/// between calls, the engine then uses the new ones. On CUDA it uploads them when it is made. One
+/// thread at a time. The state belongs to the caller and lies where the engine computes; its batch
+/// says how many sequences a call advances, and token ids come as (B, T), row-major. Logits and
+/// losses are handed out in host memory, and every call waits for them.
 ///
 /// A long input is cut into pieces of prefill_tokens and a rest, so results depend on the lengths
 /// that a sequence was fed in only by rounding, and never on the other sequences' tokens.
@@ -34,13 +42,15 @@ struct EngineOptions {
 /// for ids outside of the vocabulary.
 class Engine {
  public:
-  /// Model and weights must outlive the engine and stay where they are.
-  /// Throws ConfigError if no WKV variant fits.
+  /// Model and weights (in host memory) must outlive the engine and stay where they are.
+  /// Throws ConfigError if no WKV variant fits or the CPU is to compute in bf16, DeviceError if
+  /// there is no such device or too little memory on it.
   Engine(const Model& model, const ParamStore& weights, EngineOptions options = {});
 
   const Model& model() const { return model_; }
   const EngineOptions& options() const { return options_; }
-  RnnState new_state(int64_t batch = 1) const { return RnnState(model_, batch); }
+  /// A fresh state for this engine, which must outlive it.
+  RnnState new_state(int64_t batch = 1) { return RnnState(ctx_, model_, batch, options_.dtype); }
 
   /// Parallel form: advances the state by T >= 1 tokens per sequence.
   /// Returns the logits after the last one, (B, V) f32, valid until the next call.
@@ -58,7 +68,7 @@ class Engine {
   void token_loss(RnnState& state, std::span<const int32_t> ids, std::span<const int32_t> targets,
                   std::span<float> loss);
 
-  /// Activations of the plans that are in memory now.
+  /// Activations of the plans that are in memory now, on the engine's device.
   size_t plan_bytes() const;
   size_t plan_count() const { return plans_.size(); }
   Context& context() { return ctx_; }
@@ -69,6 +79,10 @@ class Engine {
   /// Runs one piece. `offset` and `stride` say where its tokens lie in ids (B, T).
   Entry& run_piece(RnnState& state, std::span<const int32_t> ids, int64_t offset, int64_t stride,
                    int64_t tokens, GraphOptions::Mode mode, std::span<const int32_t> targets = {});
+  /// (B, n) of ids, starting at `offset` of rows of `stride`, to a plan's input.
+  void send(std::span<const int32_t> ids, int64_t offset, int64_t stride, const TensorView& to);
+  /// The result in host memory.
+  TensorView fetch(const TensorView& result);
   /// Checks sizes and ids; returns T.
   int64_t check_ids(const RnnState& state, std::span<const int32_t> ids, const char* doing) const;
 
@@ -76,6 +90,9 @@ class Engine {
   const ParamStore& weights_;
   EngineOptions options_;
   Context ctx_;
+  DeviceWeights device_weights_;  ///< CUDA only
+  std::vector<int32_t> host_ids_;
+  std::vector<float> host_result_;
   std::list<std::unique_ptr<Entry>> plans_;  ///< most recently used first
 
  public:

@@ -6,6 +6,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 
 namespace rwkv {
 namespace {
@@ -101,29 +102,44 @@ double LossSum::bits_per_byte() const {
 }
 
 LossSum evaluate_loss(Engine& engine, int64_t count, const TokenReader& read, int64_t ctx,
-                      const Tokenizer* tokenizer, const ProgressSink& progress) {
+                      const Tokenizer* tokenizer, const ProgressSink& progress, int64_t batch) {
+  RWKV_CHECK(batch >= 1, ConfigError, "evaluating the loss: batch is ", batch,
+             ", expected at least 1");
   RWKV_CHECK(ctx >= 1, ConfigError, "evaluating the loss: ctx is ", ctx, ", expected at least 1");
   RWKV_CHECK(count >= 2, IoError, "evaluating the loss: ", count,
              " tokens, expected at least 2 (one to start from, one to predict)");
-  RnnState state = engine.new_state();
   LossSum sum;
   std::vector<int32_t> ids;
   std::vector<float> loss;
-  for (int64_t begin = 0; begin + 1 < count; begin += ctx) {
-    const auto n = static_cast<size_t>(std::min(ctx, count - 1 - begin));
+  std::optional<RnnState> state;
+  int64_t state_windows = 0, begin = 0;
+  while (begin + 1 < count) {
+    const int64_t left = count - 1 - begin;
+    // Whole windows, which lie one after the other as a batch does, or the last, shorter one.
+    const int64_t windows = std::clamp<int64_t>(left / ctx, 1, batch);
+    const int64_t targets = std::min(windows * ctx, left);
+    const auto n = static_cast<size_t>(targets);
     ids.resize(n + 1);
     loss.resize(n);
     read(begin, ids);
-    const std::span<const int32_t> window(ids);
-    state.reset();
-    engine.token_loss(state, window.first(n), window.last(n), loss);
-    for (const float x : loss) sum.nats += x;
-    RWKV_CHECK(std::isfinite(sum.nats), NonFiniteError,
-               "evaluating the loss: it is not finite in the window at token ", begin);
-    sum.tokens += static_cast<int64_t>(n);
+    const std::span<const int32_t> stretch(ids);
+    if (windows == state_windows)
+      state->reset();
+    else
+      state.emplace(engine.new_state(windows));
+    state_windows = windows;
+    engine.token_loss(*state, stretch.first(n), stretch.last(n), loss);
+    for (size_t i = 0; i < n; ++i) {
+      sum.nats += loss[i];
+      RWKV_CHECK(std::isfinite(sum.nats), NonFiniteError,
+                 "evaluating the loss: it is not finite in the window at token ",
+                 begin + static_cast<int64_t>(i) / ctx * ctx);
+    }
+    sum.tokens += targets;
     if (tokenizer != nullptr)
-      for (const int32_t id : window.last(n)) sum.bytes += std::ssize(tokenizer->token_bytes(id));
+      for (const int32_t id : stretch.last(n)) sum.bytes += std::ssize(tokenizer->token_bytes(id));
     if (progress) progress(sum.tokens, count - 1);
+    begin += targets;
   }
   return sum;
 }

@@ -30,10 +30,13 @@ struct LossSum {
 
 /// Loss of a stream of `count` tokens in windows of `ctx` predictions, each from a fresh state:
 /// window i predicts ids [i ctx + 1, i ctx + ctx] from those before them in the window. The last
-/// window may be shorter. `tokenizer` (may be null) supplies the byte counts.
-/// Throws IoError if there are fewer than 2 tokens, NonFiniteError if the loss is not finite.
+/// window may be shorter. `tokenizer` (may be null) supplies the byte counts. Up to `batch` windows
+/// run together, which only changes the rounding.
+/// Throws ConfigError if ctx or batch is below 1, IoError if there are fewer than 2 tokens,
+/// NonFiniteError if the loss is not finite.
 LossSum evaluate_loss(Engine& engine, int64_t count, const TokenReader& read, int64_t ctx,
-                      const Tokenizer* tokenizer, const ProgressSink& progress = {});
+                      const Tokenizer* tokenizer, const ProgressSink& progress = {},
+                      int64_t batch = 1);
 
 struct LambadaResult {
   int64_t texts = 0, correct = 0;

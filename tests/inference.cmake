@@ -6,6 +6,10 @@ rwkv_test(inference_engine_test LABEL unit SOURCES unit/inference_engine_test.cp
   DEPS rwkv_inference)
 rwkv_test(inference_generate_test LABEL unit SOURCES unit/inference_generate_test.cpp
   DEPS rwkv_inference)
+if(RWKV_HAVE_CUDA)
+  rwkv_test(inference_cuda_test LABEL gpu SOURCES unit/inference_cuda_test.cpp
+    DEPS rwkv_inference)
+endif()
 rwkv_test(generate_programs_test LABEL integration SOURCES integration/generate_programs_test.cpp
   DEPS rwkv_inference)
 add_dependencies(generate_programs_test rwkv-generate rwkv-eval)

@@ -1,5 +1,6 @@
 // rwkv-eval: measures a trained model. docs/generation.md describes the subcommands.
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -9,6 +10,7 @@
 #include "data/dataset.h"
 #include "inference/load.h"
 #include "tools/cli_common.h"
+#include "tools/device_flags.h"
 #include "tools/eval_report.h"
 
 namespace {
@@ -16,19 +18,31 @@ namespace {
 using namespace rwkv;
 
 struct Flags {
-  std::string model, vocab, file, wkv = "auto";
+  std::string model, vocab, file;
+  DeviceFlags device;
   bool json = false, text = false, last = false;
-  int64_t ctx = 1024, max_tokens = 0, limit = 0, batch = 16, errors = 0;
+  int64_t ctx = 1024, max_tokens = 0, limit = 0, batch = 0, errors = 0;
   int threads = 0;
 };
 
 /// A model that is ready to run.
 struct Loaded {
+  EngineOptions options;
   LoadedModel file;
   Engine engine;
   explicit Loaded(const Flags& f)
-      : file(load_model(resolve_model(f.model), f.vocab)),
-        engine(*file.model, *file.weights, {.wkv = f.wkv}) {}
+      : options(engine_options(f.device)),
+        file(load_model(resolve_model(f.model), f.vocab)),
+        engine(*file.model, *file.weights, options) {}
+
+  bool cuda() const { return options.device == Device::kCuda; }
+  /// --batch of lambada and tasks.
+  int64_t texts(const Flags& f) const { return f.batch > 0 ? f.batch : cuda() ? 64 : 16; }
+  /// --batch of loss: a GPU wants some 16384 tokens at a time.
+  int64_t windows(const Flags& f) const {
+    if (f.batch > 0) return f.batch;
+    return cuda() ? std::clamp<int64_t>(16384 / std::min(f.ctx, options.prefill_tokens), 1, 64) : 1;
+  }
 };
 
 void print(const Flags& f, const Report& report) {
@@ -57,8 +71,8 @@ void run_loss(const Flags& f) {
   if (f.max_tokens > 0) count = std::min(count, f.max_tokens + 1);
   const auto read = [&](int64_t begin, std::span<int32_t> out) { tokens->read(begin, out); };
   ProgressLine progress("loss, tokens");
-  const LossSum sum =
-      evaluate_loss(m.engine, count, read, f.ctx, m.file.tokenizer.get(), std::ref(progress));
+  const LossSum sum = evaluate_loss(m.engine, count, read, f.ctx, m.file.tokenizer.get(),
+                                    std::ref(progress), m.windows(f));
   print(f, loss_report(sum, f.ctx));
 }
 
@@ -67,7 +81,7 @@ void run_lambada(const Flags& f) {
   std::vector<std::string> texts = read_lambada(f.file);
   if (f.limit > 0 && f.limit < std::ssize(texts)) texts.resize(static_cast<size_t>(f.limit));
   ProgressLine progress("LAMBADA, texts");
-  print(f, lambada_report(evaluate_lambada(m.engine, m.file.need_tokenizer(), texts, f.batch,
+  print(f, lambada_report(evaluate_lambada(m.engine, m.file.need_tokenizer(), texts, m.texts(f),
                                            std::ref(progress))));
 }
 
@@ -79,7 +93,7 @@ void run_tasks(const Flags& f) {
     std::erase_if(problems, [&](const TaskProblem& p) { return ++seen[p.task] > f.limit; });
   ProgressLine progress("tasks, problems");
   const auto outcomes =
-      evaluate_tasks(m.engine, m.file.need_tokenizer(), problems, f.batch, std::ref(progress));
+      evaluate_tasks(m.engine, m.file.need_tokenizer(), problems, m.texts(f), std::ref(progress));
   print(f, tasks_report(problems, outcomes, f.errors));
 }
 
@@ -123,7 +137,7 @@ CLI::App* declare(CLI::App& app, Flags& f, const char* name, const char* what, c
       ->required();
   sub->add_option("FILE", f.file, input)->required();
   sub->add_option("--vocab", f.vocab, "vocabulary file, for models that carry none");
-  sub->add_option("--wkv", f.wkv, "WKV variant")->capture_default_str();
+  add_device_flags(*sub, f.device);
   add_threads_flag(*sub, f.threads);
   return sub;
 }
@@ -135,9 +149,9 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   Flags f;
   const auto batched = [&](CLI::App* s, const char* limit) {
-    s->add_option("--batch", f.batch, "texts of equal length to run together")
-        ->check(CLI::Range(1, 4096))
-        ->capture_default_str();
+    s->add_option("--batch", f.batch,
+                  "texts of equal length to run together (default: 16, on cuda 64)")
+        ->check(CLI::Range(1, 4096));
     s->add_option("--limit", f.limit, limit)->check(CLI::NonNegativeNumber);
   };
   auto* loss = declare(app, f, "loss", "Loss, perplexity, bits per byte of tokens", "token file");
@@ -146,6 +160,9 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   loss->add_option("--max-tokens", f.max_tokens, "stop after so many predictions (0: all)")
       ->check(CLI::NonNegativeNumber);
+  loss->add_option("--batch", f.batch,
+                   "windows to run together (default: 1, on cuda so many as hold 16384 tokens)")
+      ->check(CLI::Range(1, 4096));
   loss->add_flag("--text", f.text, "FILE is plain text: one document");
   auto* lambada =
       declare(app, f, "lambada", "LAMBADA accuracy and perplexity", "lines {\"text\": ...}");

@@ -9,13 +9,15 @@
 #include "inference/generate.h"
 #include "inference/load.h"
 #include "tools/cli_common.h"
+#include "tools/device_flags.h"
 
 namespace {
 
 using namespace rwkv;
 
 struct Flags {
-  std::string model, vocab, prompt, prompt_file, wkv = "auto";
+  std::string model, vocab, prompt, prompt_file;
+  DeviceFlags device;
   std::vector<int32_t> prompt_ids;
   GenerateOptions generate{.sampling = {.top_p = 0.85}};
   bool ids = false, echo = false, no_start_token = false, stream = true, stats = false;
@@ -54,7 +56,7 @@ void declare(CLI::App& app, Flags& f) {
   app.add_flag("--ids", f.ids, "print token ids instead of text");
   app.add_flag("--stats", f.stats, "print timings to standard error");
   app.add_option("--vocab", f.vocab, "vocabulary file, for models that carry none");
-  app.add_option("--wkv", f.wkv, "WKV variant")->capture_default_str();
+  add_device_flags(app, f.device);
   add_threads_flag(app, f.threads);
 }
 
@@ -86,6 +88,7 @@ void print_stats(const Generated& g, const Engine& engine) {
 int run(const CLI::App& app, Flags& f) {
   f.generate.sampling.check();
   use_threads(f.threads);
+  const EngineOptions options = engine_options(f.device);
   const LoadedModel loaded = load_model(resolve_model(f.model), f.vocab);
   const bool text_in = f.prompt_ids.empty();
   if (text_in || !f.ids || f.free_numbers) loaded.need_tokenizer();
@@ -102,7 +105,7 @@ int run(const CLI::App& app, Flags& f) {
   if (f.free_numbers) f.generate.sampling.uncounted_tokens = number_tokens(*tokenizer);
   f.generate.stop_at_end_of_document = !f.ignore_end;
 
-  Engine engine(*loaded.model, *loaded.weights, {.wkv = f.wkv});
+  Engine engine(*loaded.model, *loaded.weights, options);
   if (f.echo && !f.ids) print(echoed);
   TextSink on_text;
   IdSink on_id;

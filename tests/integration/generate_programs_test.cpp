@@ -140,6 +140,10 @@ TEST_F(Programs, GenerateExplainsMistakes) {
   expect_failure(generate("--model MODEL/missing.h5 --prompt a"), 3, "missing.h5");
   expect_failure(generate("--model MODEL/alphabet.h5 --prompt-file MODEL/none"), 3, "none");
 
+  expect_failure(generate(model + "--device tpu"), 2, "--device");
+  expect_failure(generate(model + "--dtype f16"), 2, "--dtype");
+  expect_failure(generate(model + "--dtype bf16"), 2, "--device cuda");
+
   put("text.h5", "this is a text");
   expect_failure(generate("--model MODEL/text.h5 --prompt a"), 3, "text.h5");
   {
@@ -261,6 +265,39 @@ TEST_F(Programs, ARunFolderMeansItsNewestWholeCheckpoint) {
   EXPECT_NE(o.err.find("step_00000002.h5"), std::string::npos) << o.err;
   fs::remove(good);
   expect_failure(generate(arguments), 3, "is whole");
+}
+
+/// Without CUDA in the build, or with no GPU to be seen: a device error either way, one line, and
+/// before the model is read.
+TEST_F(Programs, WithoutAGpuCudaIsADeviceError) {
+  put("text", "abc");
+  setenv("CUDA_VISIBLE_DEVICES", "", 1);
+  for (const char* dtype : {"", " --dtype f32", " --dtype bf16"}) {
+    for (const Output& o :
+         {generate(str("--model MODEL/missing.h5 --prompt a --device cuda", dtype)),
+          eval(str("loss --text --model MODEL/missing.h5 MODEL/text --device cuda", dtype)),
+          eval(str("lambada --model MODEL/missing.h5 MODEL/text --device cuda", dtype)),
+          eval(str("tasks --model MODEL/missing.h5 MODEL/text --device cuda", dtype)),
+          eval(str("logits --model MODEL/missing.h5 MODEL/text --device cuda", dtype))}) {
+      expect_failure(o, 4, "--device cpu");
+      EXPECT_EQ(std::ranges::count(o.err, '\n'), 1) << o.err;
+    }
+  }
+  unsetenv("CUDA_VISIBLE_DEVICES");
+}
+
+TEST_F(Programs, OnAGpu) {
+  const std::string model = "--model MODEL/alphabet.h5 ";
+  const Output o = generate(model + "--prompt xa --temperature 0 --max-tokens 5 --device cuda");
+  if (o.code == 4) GTEST_SKIP() << "no GPU";
+  EXPECT_EQ(o.code, 0) << o.err;
+  EXPECT_EQ(o.out, "bcdef");
+  EXPECT_EQ(
+      generate(model + "--prompt xa --temperature 0 --max-tokens 5 --device cuda --dtype f32").out,
+      "bcdef");
+  put("text", "abcdefghijklmnopqrstuvwxyz");
+  const std::string loss = "loss --text " + model + "MODEL/text ";
+  EXPECT_EQ(eval(loss + "--device cuda --dtype f32").out, eval(loss).out);
 }
 
 TEST_F(Programs, HelpIsNoError) {

@@ -271,6 +271,7 @@ TEST(Engine, MistakesAreExplained) {
   EXPECT_THROW(engine.token_loss(two, std::vector<int32_t>{1, 2}, three, loss), ShapeError);
   EXPECT_THROW(engine.prefill(two, negative), ConfigError);
   EXPECT_THROW(Engine(*m.model, *m.weights, {.prefill_tokens = 0}), ConfigError);
+  EXPECT_THROW(Engine(*m.model, *m.weights, {.dtype = DType::kBF16}), ConfigError);
   try {
     engine.prefill(two, large);
     FAIL();

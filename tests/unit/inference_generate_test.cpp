@@ -195,6 +195,13 @@ TEST(Evaluate, LossIsThatOfTheWindows) {
   const LossSum ids_only = evaluate_loss(engine, 90, read, kCtx, nullptr);
   EXPECT_EQ(ids_only.nats, sum.nats);
   EXPECT_TRUE(std::isnan(ids_only.bits_per_byte()));
+  for (const int64_t batch : {2, 3, 4, 100}) {
+    const LossSum together = evaluate_loss(engine, 90, read, kCtx, &bytes, {}, batch);
+    EXPECT_EQ(together.tokens, sum.tokens);
+    EXPECT_EQ(together.bytes, sum.bytes);
+    EXPECT_LE(std::fabs(together.nats - sum.nats), 1e-6 * sum.nats) << batch;
+  }
+  EXPECT_THROW(evaluate_loss(engine, 90, read, kCtx, nullptr, {}, 0), ConfigError);
   EXPECT_THROW(evaluate_loss(engine, 1, read, kCtx, nullptr), IoError);
   EXPECT_THROW(evaluate_loss(engine, 90, read, 0, nullptr), ConfigError);
 }

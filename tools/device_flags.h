@@ -1,0 +1,23 @@
+#pragma once
+/// --device and --dtype of the programs that run models forward.
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "inference/engine.h"
+
+namespace rwkv {
+
+struct DeviceFlags {
+  std::string device = "cpu", dtype, wkv = "auto";
+};
+
+/// Adds --device, --dtype and --wkv.
+void add_device_flags(CLI::App& app, DeviceFlags& flags);
+
+/// What they mean for an engine, with the piece length that suits the device. Looks for the device,
+/// so that a missing one is found before a model is read: throws DeviceError, or ConfigError for
+/// bf16 on the CPU.
+EngineOptions engine_options(const DeviceFlags& flags);
+
+}  // namespace rwkv
