@@ -7,7 +7,7 @@ rwkv_test(inference_engine_test LABEL unit SOURCES unit/inference_engine_test.cp
 rwkv_test(inference_generate_test LABEL unit SOURCES unit/inference_generate_test.cpp
   DEPS rwkv_inference)
 if(RWKV_HAVE_CUDA)
-  rwkv_test(inference_cuda_test LABEL gpu SOURCES unit/inference_cuda_test.cpp
+  rwkv_test(cuda_inference_test LABEL gpu SOURCES unit/cuda_inference_test.cpp
     DEPS rwkv_inference)
 endif()
 rwkv_test(generate_programs_test LABEL integration SOURCES integration/generate_programs_test.cpp
