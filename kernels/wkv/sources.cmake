@@ -11,8 +11,9 @@ if(RWKV_HAVE_CUDA)
   list(APPEND RWKV_WKV_SOURCES
     wkv/cuda/wkv7_kernels.cpp
     wkv/cuda/wkv7_serial.cu
-    wkv/cuda/wkv7_segments.cu
-    wkv/cuda/wkv7_chunk_forward.cu
-    wkv/cuda/wkv7_chunk_backward.cu
+    wkv/cuda/wkv7_chunk.cu
+    wkv/cuda/wkv7_chunk_n32.cu
+    wkv/cuda/wkv7_chunk_n64.cu
+    wkv/cuda/wkv7_chunk_n128.cu
   )
 endif()

@@ -1,8 +1,9 @@
 /// Checks and times the CUDA WKV-7 kernels without the rest of the project.
 ///   wkv7_dev check            every variant against the double reference on many shapes
-///   wkv7_dev time [B T H G]   medians over the target shapes, or one shape (G segments, 0 =
-///   chosen) wkv7_dev once B T H G     one forward and backward, for profilers and
-///   compute-sanitizer
+///   wkv7_dev time [B T H G [N [serial]]]
+///                             medians over the target shapes, or one shape (G segments, 0 =
+///                             chosen)
+///   wkv7_dev once B T H G [N] a forward and backward, for profilers and compute-sanitizer
 /// Build: nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -I. tools/gpu/wkv7_dev.cu
 ///        kernels/wkv/cuda/*.cu -o wkv7_dev
 
@@ -26,7 +27,6 @@ namespace {
 
 using namespace rwkv::cuda;
 using std::vector;
-constexpr int kN = kWkv7HeadSize;
 
 void require(cudaError_t e, const char* what) {
   if (e == cudaSuccess) return;
@@ -60,6 +60,7 @@ struct Problem {
   int B, T, H;
   bool state;
   Kind kind = Kind::kPeers;
+  int N = 64;  // head size
 };
 
 // r, w, k, v, a, b, dy in bf16-exact floats; s0, ds_out.
@@ -72,6 +73,7 @@ float round_bf16(double x) {
 }
 
 Host make_inputs(const Problem& p, unsigned seed) {
+  const int kN = p.N;
   std::mt19937_64 engine(seed);
   std::normal_distribution<double> normal;
   const size_t rows = static_cast<size_t>(p.B) * p.T * p.H;
@@ -135,6 +137,7 @@ using Results = vector<vector<double>>;  // in the order of kNames
 
 // The reference, one host thread per head.
 Results reference(const Problem& p, const Host& h, bool backward) {
+  const int kN = p.N;
   const size_t vectors = h.x[0].size(), states = static_cast<size_t>(p.B) * p.H * kN * kN;
   Results out(9);
   for (size_t i = 0; i < 9; ++i) out[i].assign(i == 1 || i == 8 ? states : vectors, 0.0);
@@ -148,6 +151,7 @@ Results reference(const Problem& p, const Host& h, bool backward) {
     };
     rwkv::ref::Wkv7Inputs<double> in;
     in.T = p.T;
+    in.N = p.N;
     vector<double> dy, ds;
     vector<double>* to[] = {&in.r, &in.w_logit, &in.k, &in.v, &in.a, &in.b, &dy};
     for (size_t i = 0; i < 7; ++i) {
@@ -192,7 +196,7 @@ struct Runner {
 
   Runner(Variant v, const Problem& p, int segments)
       : variant(v),
-        shape{p.B, p.T, p.H, segments},
+        shape{p.B, p.T, p.H, p.N, segments},
         state(p.state),
         s0(states(p)),
         ds_out(states(p)),
@@ -201,7 +205,7 @@ struct Runner {
         saved(v == Variant::kChunk ? wkv7_chunk_saved_bytes(shape)
                                    : wkv7_serial_saved_bytes(shape)),
         workspace(v == Variant::kChunk ? wkv7_chunk_workspace_bytes(shape) : 0) {
-    const size_t n = static_cast<size_t>(p.B) * p.T * p.H * kN;
+    const size_t n = static_cast<size_t>(p.B) * p.T * p.H * p.N;
     for (int i = 0; i < 7; ++i) in.push_back(new Buffer<T>(n));
     for (int i = 0; i < 7; ++i) out.push_back(new Buffer<T>(n));
   }
@@ -210,7 +214,7 @@ struct Runner {
     for (auto* b : out) delete b;
   }
   static size_t states(const Problem& p) {
-    return p.state ? static_cast<size_t>(p.B) * p.H * kN * kN : 0;
+    return p.state ? static_cast<size_t>(p.B) * p.H * p.N * p.N : 0;
   }
   void put(const Host& h) {
     for (size_t i = 0; i < 7; ++i) in[i]->put(convert<T>(h.x[i]));
@@ -233,25 +237,30 @@ struct Runner {
                 : wkv7_serial_forward(shape, io, variant == Variant::kSerialF32, s),
             "forward");
   }
-  void backward(cudaStream_t s) {
-    const Wkv7Backward io{in[0]->data,
-                          in[1]->data,
-                          in[2]->data,
-                          in[3]->data,
-                          in[4]->data,
-                          in[5]->data,
-                          in[6]->data,
-                          state,
-                          state ? ds_out.data : nullptr,
-                          out[1]->data,
-                          out[2]->data,
-                          out[3]->data,
-                          out[4]->data,
-                          out[5]->data,
-                          out[6]->data,
-                          state ? ds0.data : nullptr,
-                          saved.data,
-                          workspace.data};
+  void backward(cudaStream_t s, unsigned add = 0, unsigned skip = 0) {
+    Wkv7Backward io{in[0]->data,
+                    in[1]->data,
+                    in[2]->data,
+                    in[3]->data,
+                    in[4]->data,
+                    in[5]->data,
+                    in[6]->data,
+                    state,
+                    state ? ds_out.data : nullptr,
+                    out[1]->data,
+                    out[2]->data,
+                    out[3]->data,
+                    out[4]->data,
+                    out[5]->data,
+                    out[6]->data,
+                    state ? ds0.data : nullptr,
+                    add,
+                    saved.data,
+                    workspace.data};
+    void** const to[] = {&io.dr, &io.dw, &io.dk, &io.dv, &io.da, &io.db};
+    for (int i = 0; i < 6; ++i)
+      if ((skip >> i & 1) != 0) *to[i] = nullptr;
+    if ((skip >> 6 & 1) != 0) io.ds0 = nullptr;
     require(variant == Variant::kChunk
                 ? wkv7_chunk_backward(shape, io, s)
                 : wkv7_serial_backward(shape, io, variant == Variant::kSerialF32, s),
@@ -290,7 +299,9 @@ bool compare(Variant variant, const char* name, const Problem& p, const Host& h,
   require(cudaStreamSynchronize(stream), "second run");
   const Results again = run.results();
   cudaStreamDestroy(stream);
-  std::printf("%-10s (%d,%d,%d) G%d%s kind %d:", name, p.B, p.T, p.H, segments,
+  cudaStream_t stream2;
+  require(cudaStreamCreateWithFlags(&stream2, cudaStreamNonBlocking), "stream");
+  std::printf("%-10s N%d (%d,%d,%d) G%d%s kind %d:", name, p.N, p.B, p.T, p.H, segments,
               p.state ? " state" : "", static_cast<int>(p.kind));
   bool ok = true;
   for (size_t i = 0; i < 9; ++i) {
@@ -302,6 +313,30 @@ bool compare(Variant variant, const char* name, const Problem& p, const Host& h,
     std::printf(" %s %.2e%s%s", kNames[i], error, good ? "" : " BAD", same ? "" : " VARIES");
     ok = ok && good && same;
   }
+  if (backward) {
+    // Gradient i is skipped, written or added to (to what the run before left, so it doubles).
+    for (int shift = 0; shift < 3; ++shift) {
+      unsigned add = 0, skip = 0;
+      for (int i = 0; i < 7; ++i) {
+        if ((i + shift) % 3 == 0) skip |= 1u << i;
+        if ((i + shift) % 3 == 1) add |= 1u << i;
+      }
+      run.backward(stream2);
+      run.backward(stream2, add, skip);
+      require(cudaStreamSynchronize(stream2), "modes");
+      const Results modes = run.results();
+      for (size_t i = 2; i < 9; ++i) {
+        vector<double> want = got[i];
+        if ((add >> (i - 2) & 1) != 0)
+          for (double& x : want) x *= 2;
+        if (!(relative(modes[i], want) <= (sizeof(T) == 2 ? 3e-3 : 1e-6))) {
+          std::printf(" %s MODE%d", kNames[i], shift);
+          ok = false;
+        }
+      }
+    }
+  }
+  cudaStreamDestroy(stream2);
   std::printf("\n");
   std::fflush(stdout);
   return ok;
@@ -318,6 +353,7 @@ const double kGoldenLimits[9] = {.01, .01, .01, .03, .01, .01, .015, .015, .01};
 
 // One case of wkv7_ops.h5 as wkv7_golden.py writes it.
 bool check_golden(const char* path) {
+  constexpr int kN = 64;
   std::FILE* file = std::fopen(path, "rb");
   if (file == nullptr) {
     std::fprintf(stderr, "cannot open %s\n", path);
@@ -370,6 +406,20 @@ int run_checks() {
     chunk({1, 48, 1, true, kind}, 1, true, golden);
     chunk({1, 64, 2, false, kind}, 1, true, golden);
     chunk({2, 130, 2, true, kind}, 2, true, golden);
+  }
+  for (int n : {32, 128}) {
+    for (int t : {1, 17, 63, 200}) chunk({2, t, 3, true, Kind::kPeers, n}, 1, true, peers);
+    chunk({1, 128, 12, false, Kind::kPeers, n}, 1, true, peers);
+    chunk({1, 200, 2, true, Kind::kPeers, n}, 3, true, peers);
+    chunk({1, 1000, 2, false, Kind::kPeers, n}, 7, true, peers);
+    chunk({4, 200, 16, true, Kind::kPeers, n}, 3, true, peers);
+    for (Kind kind : {Kind::kFloor, Kind::kSameKey, Kind::kZeroKey, Kind::kNearOne})
+      chunk({2, 130, 2, true, kind, n}, 2, true, golden);
+    for (int t : {1, 17, 65}) {
+      const Problem p{2, t, 3, true, Kind::kPeers, n};
+      ok &= check<__nv_bfloat16>(Variant::kSerial, "serial", p, 1, true, serial16);
+      ok &= check<float>(Variant::kSerialF32, "serial32", p, 1, true, serial32);
+    }
   }
   for (int t : {1, 17, 48, 65, 200}) {
     ok &= check<__nv_bfloat16>(Variant::kSerial, "serial", {2, t, 3, true}, 1, true, serial16);
@@ -447,24 +497,27 @@ struct Target {
   double floor, goal;
 };
 
-void time_one(const Target& t, int segments, int multiprocessors, char* flush, size_t bytes) {
+void time_one(const Target& t, int segments, int multiprocessors, char* flush, size_t bytes,
+              int head_size = 64, Variant variant = Variant::kChunk) {
   Problem p{t.B, t.T, t.H, false};
-  if (segments == 0) segments = wkv7_chunk_segments({t.B, t.T, t.H, 1}, multiprocessors);
-  Runner<__nv_bfloat16> run(Variant::kChunk, p, segments);
+  p.N = head_size;
+  if (segments == 0) segments = wkv7_chunk_segments({t.B, t.T, t.H, p.N, 1}, multiprocessors);
+  Runner<__nv_bfloat16> run(variant, p, segments);
   for (int i = 0; i < 7; ++i)
     fill_random<<<1024, 256>>>(run.in[i]->data, run.in[i]->size, i, i == 5 ? 4u : 0u + i);
   require(cudaDeviceSynchronize(), "inputs");
   const Timing warm = measure(run, 15, nullptr, 0), cold = measure(run, 11, flush, bytes);
   const double both = warm.forward + warm.backward, tokens = double(t.B) * t.T * t.H;
   std::printf(
-      "(%2d,%6d,%2d) G%-3d fwd %.4f bwd %.4f sum %.4f | flushed %.4f %.4f %.4f | "
+      "%s N%d (%2d,%6d,%2d) G%-3d fwd %.4f bwd %.4f sum %.4f | flushed %.4f %.4f %.4f | "
       "floor %.2f goal %.2f %s | %.2f ns/token-head, %.0f GB/s of the bound's bytes\n",
-      t.B, t.T, t.H, segments, warm.forward, warm.backward, both, cold.forward, cold.backward,
-      cold.forward + cold.backward, t.floor, t.goal,
+      variant == Variant::kChunk ? "chunk" : "serial", p.N, t.B, t.T, t.H, segments, warm.forward,
+      warm.backward, both, cold.forward, cold.backward, cold.forward + cold.backward, t.floor,
+      t.goal,
       both <= t.goal    ? "GOAL"
       : both <= t.floor ? "floor"
                         : "MISSED",
-      both * 1e6 / tokens, tokens * 2560 / both * 1e-6);
+      both * 1e6 / tokens, tokens * 40 * p.N / both * 1e-6);
   std::fflush(stdout);
 }
 
@@ -484,7 +537,7 @@ int main(int argc, char** argv) {
   require(cudaGetDeviceProperties(&device, 0), "device");
   const Target one{number(2), number(3), number(4), 0, 0};
   if (mode == "once") {
-    const Problem p{one.B, one.T, one.H, true};
+    const Problem p{one.B, one.T, one.H, true, Kind::kPeers, argc > 6 ? number(6) : 64};
     Runner<__nv_bfloat16> run(Variant::kChunk, p, number(5));
     run.put(make_inputs(p, 1));
     cudaStream_t s;
@@ -496,7 +549,8 @@ int main(int argc, char** argv) {
   const size_t flush_bytes = size_t{256} << 20;
   Buffer<char> flush(flush_bytes);
   if (argc > 2) {
-    time_one(one, number(5), device.multiProcessorCount, flush.data, flush_bytes);
+    time_one(one, number(5), device.multiProcessorCount, flush.data, flush_bytes,
+             argc > 6 ? number(6) : 64, argc > 7 ? Variant::kSerial : Variant::kChunk);
     return 0;
   }
   const Target targets[] = {{8, 4096, 12, 1.5, 0.7},   {30, 4096, 12, 3.6, 1.6},

@@ -168,6 +168,25 @@ __device__ __forceinline__ void store_rows(__nv_bfloat16* to, const RowPlace& at
   if (at.has_lower) put(to + at.lower, lower0, lower1);
 }
 
+/// The same, added to what is there.
+__device__ __forceinline__ void add_rows(__nv_bfloat16* to, const RowPlace& at, const Frag& f) {
+  const bool odd = (threadIdx.x & 1u) != 0;
+  const uint32_t other0 = __shfl_xor_sync(0xffffffffu, odd ? f.x[0] : f.x[2], 1);
+  const uint32_t other1 = __shfl_xor_sync(0xffffffffu, odd ? f.x[1] : f.x[3], 1);
+  const auto sum = [](uint32_t x, uint32_t y) {
+    return pack(low_half(x) + low_half(y), high_half(x) + high_half(y));
+  };
+  const auto put = [&](__nv_bfloat16* row, uint32_t x, uint32_t y) {
+    uint2* word = reinterpret_cast<uint2*>(row);
+    const uint2 old = *word;
+    *word = make_uint2(sum(old.x, x), sum(old.y, y));
+  };
+  const uint32_t upper0 = odd ? other0 : f.x[0], upper1 = odd ? f.x[2] : other0;
+  const uint32_t lower0 = odd ? other1 : f.x[1], lower1 = odd ? f.x[3] : other1;
+  if (at.has_upper) put(to + at.upper, upper0, upper1);
+  if (at.has_lower) put(to + at.lower, lower0, lower1);
+}
+
 /// Brings one line of 128 bytes to the L2 cache.
 __device__ __forceinline__ void prefetch_l2(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));

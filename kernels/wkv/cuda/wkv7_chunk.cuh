@@ -1,27 +1,39 @@
 #pragma once
-/// What forward and backward of the chunked WKV-7 share. One block of 4 warps walks a segment of
-/// one head in steps of 32 tokens = 2 chunks of 16.
+/// What forward and backward of the chunked WKV-7 share. One block walks a segment of one head in
+/// steps of 32 tokens = 2 chunks of 16, with a warp for every 16 channels of the head size kN.
 ///
 /// In the frame of a chunk's first token (c = sum of log decays since then):
 ///   R~ = r exp(c_t)   A~ = a exp(c_{t-1})   K~ = k exp(-c_t)   B~ = b exp(-c_t)   P = exp(c_16)
 ///   A_ab, A_ak = strictly causal A~ B~^T, A~ K~^T;  A_rb, A_rk = causal R~ B~^T, R~ K~^T
 ///   Tm = (I - A_ab)^-1, by forward substitution in fp32
-/// Every product is a 16 x 16 or 16 x 64 tile in registers; the state's 64 value rows are split
-/// over the 4 warps, which therefore never exchange it.
+/// Every product is a 16 x 16 or 16 x kN tile in registers; the state's value rows are split over
+/// the warps, 16 each, which therefore never exchange it.
 
 #include "kernels/wkv/cuda/mma.cuh"
 #include "kernels/wkv/cuda/wkv7_cuda.h"
 
 namespace rwkv::cuda::chunk {
 
-inline constexpr int kN = kWkv7HeadSize;
 inline constexpr int kChunk = 16, kStep = 32;  // tokens
-inline constexpr int kThreads = 128;
-inline constexpr int kRow = kN + 8;         // bf16 of a padded row: ldmatrix without bank conflicts
-inline constexpr int kRowBytes = 2 * kRow;  // 144
-inline constexpr int kExpRow = kN + 8;      // floats of a row of exp(c)
-inline constexpr int kStateFloats = kN * kN;
-inline constexpr int kCheckpointWords = kN * kN / 2;  // bf16 state, as the lanes hold it
+
+/// Sizes that follow from the head size.
+template <int kN>
+struct Head {
+  static_assert(kN == 32 || kN == 64 || kN == 128);
+  static constexpr int kWarps = kN / 16, kThreads = 32 * kWarps;
+  static constexpr int kTiles = kN / 16;          // 16 x 16 tiles side by side
+  static constexpr int kRowBytes = 2 * (kN + 8);  // padded: ldmatrix without bank conflicts
+  static constexpr int kRowsWords = kStep * kRowBytes / 16;  // 16-byte words of a step's rows
+  static constexpr int kExpRow = kN + 8;                     // floats of a row of exp(c)
+  static constexpr int kStateFloats = kN * kN;
+  static constexpr int kCheckpointWords = kN * kN / 2;  // bf16 state, as the lanes hold it
+  // Blocks per multiprocessor that the kernels are compiled for: where blocks are few they get more
+  // registers.
+  static constexpr int kForwardFew = kN == 32 ? 6 : kN == 64 ? 3 : 1;
+  static constexpr int kForwardMany = kN == 32 ? 8 : kN == 64 ? 4 : 2;
+  static constexpr int kBackwardFew = kN == 32 ? 4 : kN == 64 ? 2 : 1;
+  static constexpr int kBackwardMany = kN == 32 ? 5 : kN == 64 ? 3 : 1;
+};
 
 /// -exp(-1/2) log2(e): log2(decay) = kLog2Decay sigmoid(w)
 inline constexpr float kLog2Decay = -0.8750387749145276f;
@@ -44,23 +56,24 @@ struct Raw {
   uint2 r[4], w[4], k[4], a[4], b[4];
 };
 
-/// Where a thread stands in the preparation: warp -> (chunk, half of the channels), lane -> (4 of
-/// the chunk's tokens, 4 channels).
+/// Where a thread stands in the preparation: warp -> (chunk, 32 channels), lane -> (4 of the
+/// chunk's tokens, 4 channels).
+template <int kN>
 struct PrepPlace {
   int chunk, quad, token, channel;
   __device__ PrepPlace() {
     const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
-    chunk = warp >> 1;
+    chunk = warp / (kN / 32);
     quad = lane >> 3;
     token = chunk * kChunk + quad * 4;
-    channel = (warp & 1) * 32 + (lane & 7) * 4;
+    channel = warp % (kN / 32) * 32 + (lane & 7) * 4;
   }
 };
 
-template <bool kR, bool kK, bool kW>
+template <int kN, bool kR, bool kK, bool kW>
 __device__ __forceinline__ void load_raw(Raw& raw, const Inputs& in, int64_t x0, int64_t stride,
                                          int tokens) {
-  const PrepPlace p;
+  const PrepPlace<kN> p;
   int64_t at = x0 + p.token * stride + p.channel;
   const auto load_row = [&](int i) {
     const auto words = [&](const __nv_bfloat16* from) {
@@ -85,7 +98,7 @@ __device__ __forceinline__ void load_raw(Raw& raw, const Inputs& in, int64_t x0,
   }
 }
 
-/// Shared memory of the prepared operands: (32, kRow) bf16 each.
+/// Shared memory of the prepared operands: 32 padded rows of bf16 each.
 struct Tilde {
   uint32_t r, a, b, k;
 };
@@ -97,10 +110,11 @@ __device__ __forceinline__ void store_scaled(uint32_t to, const uint2& x, const 
 }
 
 /// Writes R~, A~, B~, K~ and P = exp(c_16), with kExp also exp(c_t).
-template <bool kR, bool kK, bool kExp>
+template <int kN, bool kR, bool kK, bool kExp>
 __device__ __forceinline__ void prepare(const Raw& raw, int tokens, const Tilde& to, float* end,
                                         float* exp_c) {
-  const PrepPlace p;
+  constexpr int kRowBytes = Head<kN>::kRowBytes, kExpRow = Head<kN>::kExpRow;
+  const PrepPlace<kN> p;
   float c[4][4], before[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -150,14 +164,15 @@ __device__ __forceinline__ void prepare(const Raw& raw, int tokens, const Tilde&
 }
 
 /// Copies `tokens` rows (32, zeros beyond) of one vector to shared memory.
+template <int kN>
 __device__ __forceinline__ void copy_rows(uint32_t to, const __nv_bfloat16* from, int64_t x0,
                                           int64_t stride, int tokens) {
 #pragma unroll
-  for (int i = 0; i < kStep * kN / 8 / kThreads; ++i) {
-    const int piece = i * kThreads + static_cast<int>(threadIdx.x);
-    const int row = piece >> 3, column = (piece & 7) * 8;
+  for (int i = 0; i < kStep * kN / 8 / Head<kN>::kThreads; ++i) {
+    const int piece = i * Head<kN>::kThreads + static_cast<int>(threadIdx.x);
+    const int row = piece / (kN / 8), column = piece % (kN / 8) * 8;
     const bool there = row < tokens;
-    copy_async16(to + static_cast<uint32_t>(row * kRowBytes + column * 2),
+    copy_async16(to + static_cast<uint32_t>(row * Head<kN>::kRowBytes + column * 2),
                  from + x0 + (there ? row * stride : 0) + column, there);
   }
 }
@@ -219,13 +234,14 @@ __device__ __forceinline__ void solve_unit_lower(const float* a, uint32_t to) {
 
 /// Offsets of this lane's row in a 16 x 16 block that ldmatrix reads in the order "down" or
 /// "across" (mma.cuh): of padded rows, and of a Small. store_frag_t writes its tiles "across".
+template <int kN>
 struct Lanes {
   uint32_t down, across, small_down, small_across;
   __device__ Lanes() {
     const uint32_t lane = threadIdx.x & 31u, row = lane & 7u, one = (lane >> 3) & 1u,
                    two = lane >> 4;
-    down = (row + one * 8) * kRowBytes + two * 16;
-    across = (row + two * 8) * kRowBytes + one * 16;
+    down = (row + one * 8) * Head<kN>::kRowBytes + two * 16;
+    across = (row + two * 8) * Head<kN>::kRowBytes + one * 16;
     small_down = lane * 16;
     small_across = row * 16 + one * 256 + two * 128;
   }
@@ -237,17 +253,18 @@ __device__ __forceinline__ void store_both(uint32_t to, Small which, const float
   store_small(to + (which + 1) * kSmallBytes, pack_frag_rest(d[0], d[1], f));
 }
 
-/// The 16 x 16 matrices of both chunks. Warp -> chunk, and either A_ab with its inverse or the
-/// rest.
-template <bool kR, bool kK>
+/// The 16 x 16 matrices of both chunks. Half of the warps -> chunk; among them the first one finds
+/// A_ab and its inverse, and the others share the rest.
+template <int kN, bool kR, bool kK>
 __device__ __forceinline__ void causal_products(const Tilde& t, uint32_t small, float* solve,
-                                                const Lanes& lanes) {
+                                                const Lanes<kN>& lanes) {
+  constexpr int kRoles = Head<kN>::kWarps / 2;
   const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
-  const int chunk = warp >> 1;
-  const uint32_t rows = static_cast<uint32_t>(chunk * kChunk * kRowBytes);
+  const int chunk = warp / kRoles, role = warp % kRoles;
+  const uint32_t rows = static_cast<uint32_t>(chunk * kChunk * Head<kN>::kRowBytes);
   const uint32_t down = rows + lanes.down, across = rows + lanes.across;
   small += static_cast<uint32_t>(chunk * kSmalls * kSmallBytes);
-  if ((warp & 1) == 0) {
+  if (role == 0) {
     float ab[2][4] = {};
 #pragma unroll
     for (int j = 0; j < kN * 2; j += 32)
@@ -262,28 +279,26 @@ __device__ __forceinline__ void causal_products(const Tilde& t, uint32_t small, 
             ab[half][e];
     __syncwarp();
     solve_unit_lower(own, small + kTm * kSmallBytes);
-    return;
+    if constexpr (kRoles > 1) return;
   }
+  const bool do_rb = kR && (kRoles < 4 || role == 1), do_ak = kK && (kRoles < 4 || role == 2),
+             do_rk = kR && kK && (kRoles < 4 || role == 3);
   float rb[2][4] = {}, rk[2][4] = {}, ak[2][4] = {};
 #pragma unroll
   for (int j = 0; j < kN * 2; j += 32) {
     Frag r, k;
-    if constexpr (kR) {
-      r = load_frag(t.r + down + j);
-      mma16(rb, r, load_frag(t.b + across + j));
-    }
-    if constexpr (kK) {
-      k = load_frag(t.k + across + j);
-      mma16(ak, load_frag(t.a + down + j), k);
-    }
-    if constexpr (kR && kK) mma16(rk, r, k);
+    if (do_rb || do_rk) r = load_frag(t.r + down + j);
+    if (do_ak || do_rk) k = load_frag(t.k + across + j);
+    if (do_rb) mma16(rb, r, load_frag(t.b + across + j));
+    if (do_ak) mma16(ak, load_frag(t.a + down + j), k);
+    if (do_rk) mma16(rk, r, k);
   }
   keep_causal(rb, 1);
   keep_causal(rk, 1);
   keep_causal(ak, 0);
-  if constexpr (kR) store_both(small, kRb, rb);
-  if constexpr (kK) store_both(small, kAk, ak);
-  if constexpr (kR && kK) store_both(small, kRk, rk);
+  if (do_rb) store_both(small, kRb, rb);
+  if (do_ak) store_both(small, kAk, ak);
+  if (do_rk) store_both(small, kRk, rk);
 }
 
 /// x <- Tm x for x (16 channels x 16 tokens) transposed; `tm` are the operands of Tm - I and its
@@ -296,13 +311,15 @@ __device__ __forceinline__ void apply_tm(float (&x)[2][4], const Frag& tm, const
   mma16(x, high, tm);
 }
 
-/// 16 rows of a state: accumulators of eight 16 x 8 tiles.
-using StateRows = float[8][4];
+/// 16 rows of a state: accumulators of kN / 8 tiles of 16 x 8.
+template <int kN>
+using StateRows = float[kN / 8][4];
 
-__device__ __forceinline__ void scale_columns(StateRows& s, const float* end) {
+template <int kTiles>
+__device__ __forceinline__ void scale_columns(float (&s)[kTiles][4], const float* end) {
   const int q = static_cast<int>(threadIdx.x) & 3;
 #pragma unroll
-  for (int n = 0; n < 8; ++n) {
+  for (int n = 0; n < kTiles; ++n) {
     const float2 p = *reinterpret_cast<const float2*>(end + n * 8 + q * 2);
     s[n][0] *= p.x;
     s[n][1] *= p.y;
@@ -311,23 +328,27 @@ __device__ __forceinline__ void scale_columns(StateRows& s, const float* end) {
   }
 }
 
-/// rows (16 x 64) += left (16 x 16) times 16 token rows of `right`, whose address includes
+/// rows (16 x kN) += left (16 x 16) times 16 token rows of `right`, whose address includes
 /// Lanes::down.
-__device__ __forceinline__ void add_outer(StateRows& rows, const Frag& left, uint32_t right) {
+template <int kTiles>
+__device__ __forceinline__ void add_outer(float (&rows)[kTiles][4], const Frag& left,
+                                          uint32_t right) {
 #pragma unroll
-  for (int n = 0; n < 4; ++n) {
+  for (int n = 0; n < kTiles / 2; ++n) {
     const Frag b = load_frag_t(right + n * 32);
     mma(rows[2 * n], left, b.x[0], b.x[1]);
     mma(rows[2 * n + 1], left, b.x[2], b.x[3]);
   }
 }
 
-/// Reads or writes this warp's 16 rows of an fp32 state in memory.
-__device__ __forceinline__ void load_state(StateRows& s, const float* from) {
+/// Reads, writes or adds to this warp's 16 rows of an fp32 state in memory.
+template <int kTiles>
+__device__ __forceinline__ void load_state(float (&s)[kTiles][4], const float* from) {
+  constexpr int kN = kTiles * 8;
   const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
   from += (warp * 16 + (lane >> 2)) * kN + (lane & 3) * 2;
 #pragma unroll
-  for (int n = 0; n < 8; ++n) {
+  for (int n = 0; n < kTiles; ++n) {
     const float2 upper = *reinterpret_cast<const float2*>(from + n * 8);
     const float2 lower = *reinterpret_cast<const float2*>(from + n * 8 + 8 * kN);
     s[n][0] = upper.x;
@@ -336,20 +357,28 @@ __device__ __forceinline__ void load_state(StateRows& s, const float* from) {
     s[n][3] = lower.y;
   }
 }
-__device__ __forceinline__ void store_state(const StateRows& s, float* to) {
+template <int kTiles>
+__device__ __forceinline__ void store_state(const float (&s)[kTiles][4], float* to,
+                                            bool add = false) {
+  constexpr int kN = kTiles * 8;
   const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
   to += (warp * 16 + (lane >> 2)) * kN + (lane & 3) * 2;
 #pragma unroll
-  for (int n = 0; n < 8; ++n) {
-    *reinterpret_cast<float2*>(to + n * 8) = make_float2(s[n][0], s[n][1]);
-    *reinterpret_cast<float2*>(to + n * 8 + 8 * kN) = make_float2(s[n][2], s[n][3]);
-  }
+  for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+    for (int lower = 0; lower < 2; ++lower) {
+      float2* at = reinterpret_cast<float2*>(to + n * 8 + lower * 8 * kN);
+      float2 x = make_float2(s[n][2 * lower], s[n][2 * lower + 1]);
+      if (add) x = make_float2(x.x + at->x, x.y + at->y);
+      *at = x;
+    }
 }
-__device__ __forceinline__ void identity_state(StateRows& s) {
+template <int kTiles>
+__device__ __forceinline__ void identity_state(float (&s)[kTiles][4]) {
   const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
   const int row = warp * 16 + (lane >> 2), column = (lane & 3) * 2;
 #pragma unroll
-  for (int n = 0; n < 8; ++n)
+  for (int n = 0; n < kTiles; ++n)
 #pragma unroll
     for (int e = 0; e < 4; ++e)
       s[n][e] = row + 8 * (e >> 1) == column + n * 8 + (e & 1) ? 1.0f : 0.0f;
@@ -363,7 +392,9 @@ __device__ __forceinline__ Frag transpose_frag(const Frag& f) {
 /// Segments are whole steps; the last one may be shorter.
 struct Plan {
   int steps, segments, steps_per_segment;
-  explicit Plan(const Wkv7Shape& s) {
+  size_t state_floats;
+  explicit Plan(const Wkv7Shape& s)
+      : state_floats(static_cast<size_t>(s.head_size) * static_cast<size_t>(s.head_size)) {
     steps = (s.tokens + kStep - 1) / kStep;
     const int wanted = s.segments < 1 ? 1 : (s.segments < steps ? s.segments : steps);
     steps_per_segment = wanted > 0 ? (steps + wanted - 1) / wanted : 1;

@@ -2,8 +2,8 @@
 /// WKV-7 on CUDA: launchers over raw device pointers. Nothing here allocates, synchronises or uses
 /// the default stream; every launcher returns the launch error, if any.
 ///
-/// Vectors r, w, k, v, a, b, y and their gradients are (B, T, H, 64), states (B, H, 64, 64) in fp32
-/// with rows = value index, columns = key index. w is the decay logit.
+/// Vectors r, w, k, v, a, b, y and their gradients are (B, T, H, N), states (B, H, N, N) in fp32
+/// with rows = value index, columns = key index. w is the decay logit. N is 32, 64 or 128.
 ///
 /// chunk: WY form in chunks of 16 tokens on tensor cores (spec rwkv7 4.1, 4.2), bf16 operands and
 /// fp32 accumulation, state in fp32 registers; a bf16 state is saved every 32 tokens. segments > 1
@@ -22,12 +22,12 @@
 namespace rwkv::cuda {
 
 struct Wkv7Shape {
-  int batch = 1, tokens = 1, heads = 1;
+  int batch = 1, tokens = 1, heads = 1, head_size = 64;
   int segments = 1;  ///< chunk only: parts of the sequence that run side by side
 };
 
-/// Head size of all kernels in this file.
-inline constexpr int kWkv7HeadSize = 64;
+/// Head sizes of all kernels in this file; others give cudaErrorInvalidValue.
+inline constexpr int kWkv7HeadSizes[] = {32, 64, 128};
 
 struct Wkv7Forward {
   const void *r, *w, *k, *v, *a, *b;  ///< bf16, or fp32 for serial with io_f32
@@ -40,10 +40,11 @@ struct Wkv7Forward {
 
 struct Wkv7Backward {
   const void *r, *w, *k, *v, *a, *b, *dy;
-  bool has_s0;          ///< the forward had an initial state
-  const float* ds_out;  ///< null: zero
-  void *dr, *dw, *dk, *dv, *da, *db;
-  float* ds0;  ///< null: not wanted
+  bool has_s0;                        ///< the forward had an initial state
+  const float* ds_out;                ///< null: zero
+  void *dr, *dw, *dk, *dv, *da, *db;  ///< null: not wanted
+  float* ds0;                         ///< null: not wanted
+  unsigned add;  ///< bit i set: gradient i of dr, dw, dk, dv, da, db, ds0 is added to what is there
   const void* saved;
   void* workspace;
 };

@@ -1,32 +1,24 @@
 #include "kernels/wkv/cuda/wkv7_kernels.h"
 
-#include <array>
-
 #include "kernels/core/cuda/cuda_state.h"
-#include "kernels/cuda/kernels.h"
 #include "kernels/wkv/cuda/wkv7_cuda.h"
 
 namespace rwkv::cuda {
 namespace {
-
-constexpr int kHeadSizes[] = {kWkv7HeadSize};
 
 /// Memory is planned before a device is chosen: segments are counted for this many processors (an
 /// H100 or H200), whatever the card has. Results depend on it by rounding only.
 constexpr int kPlannedProcessors = 132;
 
 Wkv7Shape shape_of(const WkvShape& s) {
-  return {static_cast<int>(s.batch), static_cast<int>(s.tokens), static_cast<int>(s.heads), 1};
+  return {static_cast<int>(s.batch), static_cast<int>(s.tokens), static_cast<int>(s.heads),
+          static_cast<int>(s.head_size), 1};
 }
 
 WkvShape call_shape(const OpCall& c) {
   const TensorSpec& r = c.in[0].spec;
-  return {r[0], r[1], r[2] / kWkv7HeadSize, kWkv7HeadSize, c.in.size() == 7};
-}
-
-size_t vector_bytes(const WkvShape& s, DType io) {
-  return align_up(static_cast<size_t>(s.batch * s.tokens * s.heads * s.head_size) *
-                  dtype_bytes(io));
+  const int64_t n = c.attr<Wkv7Attrs>().head_size;
+  return {r[0], r[1], r[2] / n, n, c.in.size() == 7};
 }
 
 cudaStream_t stream_of(Context& ctx) {
@@ -67,14 +59,6 @@ struct Serial {
   }
 };
 
-/// Gradients that have to be added go to scratch memory first: six vectors and a state.
-template <class V>
-size_t workspace_bytes(const WkvShape& s) {
-  const size_t state =
-      align_up(static_cast<size_t>(s.batch * s.heads * s.head_size * s.head_size) * sizeof(float));
-  return align_up(V::scratch(s)) + 6 * vector_bytes(s, V::kIo) + (s.has_state ? state : 0);
-}
-
 template <class V>
 void forward(Context& ctx, const OpCall& c) {
   const WkvShape s = call_shape(c);
@@ -89,7 +73,7 @@ void forward(Context& ctx, const OpCall& c) {
   io.y = c.out[0].data;
   io.s_out = s.has_state ? c.out[1].f32() : nullptr;
   io.saved = c.saved.empty() ? nullptr : c.saved[0].data;
-  io.workspace = ctx.workspace(workspace_bytes<V>(s));
+  io.workspace = ctx.workspace(V::scratch(s));
   RWKV_CUDA(V::forward(s, io, stream_of(ctx)));
   RWKV_LAUNCHED("wkv7 forward", stream_of(ctx));
 }
@@ -97,16 +81,6 @@ void forward(Context& ctx, const OpCall& c) {
 template <class V>
 void backward(Context& ctx, const OpCall& c) {
   const WkvShape s = call_shape(c);
-  std::byte* scratch = ctx.workspace(workspace_bytes<V>(s));
-  std::byte* spare = scratch + align_up(V::scratch(s));
-  std::array<TensorView, 7> to;
-  for (size_t i = 0; i < c.in.size(); ++i) {
-    // kSkip and kAdd write next to the gradient; only kAdd reads it again.
-    const bool direct = c.din_mode[i] == Accum::kWrite;
-    const TensorSpec& spec = i < 6 ? c.in[0].spec : c.dout[1].spec;
-    to[i] =
-        direct ? c.din[i] : TensorView(spare + i * vector_bytes(s, V::kIo), spec, Device::kCuda);
-  }
   Wkv7Backward io{};
   io.r = c.in[0].data;
   io.w = c.in[1].data;
@@ -117,28 +91,19 @@ void backward(Context& ctx, const OpCall& c) {
   io.dy = c.dout[0].data;
   io.has_s0 = s.has_state;
   io.ds_out = s.has_state ? c.dout[1].f32() : nullptr;
-  io.dr = to[0].data;
-  io.dw = to[1].data;
-  io.dk = to[2].data;
-  io.dv = to[3].data;
-  io.da = to[4].data;
-  io.db = to[5].data;
-  io.ds0 = s.has_state ? to[6].f32() : nullptr;
+  void** const vectors[] = {&io.dr, &io.dw, &io.dk, &io.dv, &io.da, &io.db};
+  for (size_t i = 0; i < c.in.size(); ++i) {
+    if (c.din_mode[i] == Accum::kSkip) continue;
+    if (c.din_mode[i] == Accum::kAdd) io.add |= 1u << i;
+    if (i < 6)
+      *vectors[i] = c.din[i].data;
+    else
+      io.ds0 = c.din[i].f32();
+  }
   io.saved = c.saved[0].data;
-  io.workspace = scratch;
+  io.workspace = ctx.workspace(V::scratch(s));
   RWKV_CUDA(V::backward(s, io, stream_of(ctx)));
   RWKV_LAUNCHED("wkv7 backward", stream_of(ctx));
-  for (size_t i = 0; i < c.in.size(); ++i) {
-    if (c.din_mode[i] != Accum::kAdd) continue;
-    // The backward of x + y hands its dout to each input: din += dout.
-    const std::array<TensorView, 2> din = {c.din[i], TensorView{}};
-    const std::array<Accum, 2> mode = {Accum::kAdd, Accum::kSkip};
-    OpCall add;
-    add.dout = std::span(&to[i], 1);
-    add.din = din;
-    add.din_mode = mode;
-    add_backward(ctx, add);
-  }
 }
 
 template <class V>
@@ -153,9 +118,9 @@ constexpr WkvKernel kernel(std::string_view name, std::string_view family, std::
           .t_multiple = 1,
           .min_tokens = V::kMinTokens,
           .deterministic = true,
-          .head_sizes = kHeadSizes,
+          .head_sizes = kWkv7HeadSizes,
           .saved_bytes = V::saved,
-          .workspace_bytes = workspace_bytes<V>,
+          .workspace_bytes = V::scratch,
           .forward = forward<V>,
           .backward = backward<V>,
           .step = forward<Serial<V::kIo>>,  // whose workspace is part of every variant's

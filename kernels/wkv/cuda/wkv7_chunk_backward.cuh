@@ -1,3 +1,4 @@
+#pragma once
 /// Chunked WKV-7 backward (spec rwkv7 4.2), last chunk first. Per chunk, with S0 the state at its
 /// start, lambda the gradient of the state at its end, L = lambda diag(P):
 ///   dU = A_rb^T dY + B~ L^T;  Z = dU + (Tm - I)^T dU;  dV = A_rk^T dY + K~ L^T + A_ak^T Z
@@ -15,11 +16,10 @@
 /// Warp -> 16 key columns: the sums over value rows, all other gradients.
 
 #include "kernels/wkv/cuda/wkv7_chunk.cuh"
+#include "kernels/wkv/cuda/wkv7_chunk_head.h"
 #include "kernels/wkv/cuda/wkv7_segments.cuh"
 
-namespace rwkv::cuda {
-namespace chunk {
-namespace {
+namespace rwkv::cuda::chunk {
 
 struct BackwardParams {
   Inputs in;
@@ -29,34 +29,40 @@ struct BackwardParams {
   __nv_bfloat16 *dr, *dw, *dk, *dv, *da, *db;
   float* ds0;
   float* operator_q;  // (B H, segments), for kOperator
+  unsigned add;       // Wkv7Backward::add
   bool has_s0;
   int tokens, heads, steps, segments, steps_per_segment;
 };
 
 enum Gradient { kDrb, kDrk, kDak, kDab };
 
+template <int kN>
 struct BackwardShared {
-  uint4 r[kStep * kRowBytes / 16], a[kStep * kRowBytes / 16], b[kStep * kRowBytes / 16],
-      k[kStep * kRowBytes / 16], v[kStep * kRowBytes / 16], dy[kStep * kRowBytes / 16],
-      u[kStep * kRowBytes / 16], z[kChunk * kRowBytes / 16];
-  uint4 w[kStep * kRowBytes / 16];  // raw, one step ahead
-  uint4 s0[kN * kRowBytes / 16], l[kN * kRowBytes / 16];
+  using Rows = uint4[Head<kN>::kRowsWords];
+  using State = uint4[kN * Head<kN>::kRowBytes / 16];
+  Rows r, a, b, k, v, dy, u;
+  uint4 z[Head<kN>::kRowsWords / 2];
+  Rows w;  // raw, one step ahead
+  State s0, l;
   uint4 small[2 * kSmalls * kSmallBytes / 16];
-  float exp_c[kStep * kExpRow];
+  float exp_c[kStep * Head<kN>::kExpRow];
   float end[2 * kN];
   __device__ float* solve() { return reinterpret_cast<float*>(l); }  // l is not in use yet
 };
 
+template <int kN>
 struct OperatorShared {
-  uint4 r[kStep * kRowBytes / 16], a[kStep * kRowBytes / 16], b[kStep * kRowBytes / 16],
-      dy[kStep * kRowBytes / 16];
+  using Rows = uint4[Head<kN>::kRowsWords];
+  Rows r, a, b, dy;
   uint4 small[2 * kSmalls * kSmallBytes / 16];
   float solve_rows[2 * kChunk * kSolveRow];
   float end[2 * kN];
 };
 
 // Row-major bf16 copy of this warp's 16 rows of a state.
+template <int kN>
 __device__ __forceinline__ void put_rows(uint32_t to, int j, const Frag& f) {
+  constexpr int kRowBytes = Head<kN>::kRowBytes;
   const uint32_t lane = threadIdx.x & 31u, warp = threadIdx.x >> 5;
   const uint32_t at = to + (warp * 16 + (lane >> 2)) * kRowBytes + j * 32 + (lane & 3) * 4;
   store_shared(at, f.x[0]);
@@ -65,33 +71,40 @@ __device__ __forceinline__ void put_rows(uint32_t to, int j, const Frag& f) {
   store_shared(at + 8 * kRowBytes + 16, f.x[3]);
 }
 
-__device__ __forceinline__ void load_checkpoint(Frag (&f)[4], const uint32_t* from) {
+template <int kTiles>
+__device__ __forceinline__ void load_checkpoint(Frag (&f)[kTiles], const uint32_t* from) {
   const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
-  const uint4* at = reinterpret_cast<const uint4*>(from + warp * (kCheckpointWords / 4)) + lane;
+  const uint4* at = reinterpret_cast<const uint4*>(from + warp * (kTiles * 128)) + lane;
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
+  for (int j = 0; j < kTiles; ++j) {
     const uint4 x = __ldg(at + j * 32);
     f[j] = {{x.x, x.y, x.z, x.w}};
   }
 }
 
 // Asks for the rows and the state of a step that comes later.
+template <int kN>
 __device__ __forceinline__ void prefetch_step(const BackwardParams& p, int64_t x0, int64_t stride,
                                               const uint32_t* checkpoint) {
-  const int row = static_cast<int>(threadIdx.x) >> 2, part = static_cast<int>(threadIdx.x) & 3;
-  const int64_t at = x0 + row * stride;
-  const __nv_bfloat16* one = part == 0 ? p.in.r : part == 1 ? p.in.k : part == 2 ? p.in.v : p.dy;
-  prefetch_l2(one + at);
-  if (part < 2) prefetch_l2((part == 0 ? p.in.a : p.in.b) + at);
-  if (threadIdx.x < kCheckpointWords / 32) prefetch_l2(checkpoint + threadIdx.x * 32);
+  constexpr int kPerRow = Head<kN>::kThreads / kStep;  // threads per row, 32 channels each
+  constexpr int kLines = kN > 64 ? kN / 64 : 1, kVectors = kPerRow / kLines;
+  const int thread = static_cast<int>(threadIdx.x), row = thread / kPerRow;
+  const int part = thread % kPerRow;
+  const int64_t at = x0 + row * stride + part / kVectors * 64;
+  const __nv_bfloat16* const from[] = {p.in.r, p.in.k, p.in.v, p.dy, p.in.a, p.in.b};
+#pragma unroll
+  for (int i = 0; i < 6; ++i)
+    if (i % kVectors == part % kVectors) prefetch_l2(from[i] + at);
+  if (thread < Head<kN>::kCheckpointWords / 32) prefetch_l2(checkpoint + thread * 32);
 }
 
 // U of one chunk from the packed start state, stored as token rows.
-__device__ __forceinline__ Frag solve_u(const Frag (&s)[4], const Frag& v, const Tilde& t,
+template <int kTiles>
+__device__ __forceinline__ Frag solve_u(const Frag (&s)[kTiles], const Frag& v, const Tilde& t,
                                         uint32_t across, uint32_t small, uint32_t to) {
   float x[2][4] = {};
 #pragma unroll
-  for (int j = 0; j < 4; ++j) mma16(x, s[j], load_frag(t.a + across + j * 32));
+  for (int j = 0; j < kTiles; ++j) mma16(x, s[j], load_frag(t.a + across + j * 32));
   mma16(x, v, load_frag(small + kAkRest * kSmallBytes));
   mma16(x, v, load_frag(small + kAk * kSmallBytes));
   apply_tm(x, load_frag(small + kTm * kSmallBytes), load_frag(small + kTmRest * kSmallBytes));
@@ -101,25 +114,26 @@ __device__ __forceinline__ Frag solve_u(const Frag (&s)[4], const Frag& v, const
 }
 
 // One chunk of the lambda chain; kFull also gives dV and leaves Z and L in shared memory.
-template <bool kFull>
-__device__ __forceinline__ void step_lambda(StateRows& lambda, const Frag& dy, const Tilde& t,
-                                            uint32_t rows, const Lanes& lanes, uint32_t small,
+template <bool kFull, int kN>
+__device__ __forceinline__ void step_lambda(StateRows<kN>& lambda, const Frag& dy, const Tilde& t,
+                                            uint32_t rows, const Lanes<kN>& lanes, uint32_t small,
                                             const float* end, uint32_t l_to, uint32_t z_to,
                                             float (&dv)[2][4]) {
   const uint32_t across = rows + lanes.across, down = rows + lanes.down;
   small += lanes.small_down;
   scale_columns(lambda, end);
-  Frag l[4];
+  constexpr int kTiles = Head<kN>::kTiles;
+  Frag l[kTiles];
 #pragma unroll
-  for (int j = 0; j < 4; ++j) l[j] = pack_frag(lambda[2 * j], lambda[2 * j + 1]);
+  for (int j = 0; j < kTiles; ++j) l[j] = pack_frag(lambda[2 * j], lambda[2 * j + 1]);
   float z[2][4] = {};
 #pragma unroll
-  for (int j = 0; j < 4; ++j) mma16(z, l[j], load_frag(t.b + across + j * 32));
+  for (int j = 0; j < kTiles; ++j) mma16(z, l[j], load_frag(t.b + across + j * 32));
   mma16(z, dy, load_frag_t(small + kRbRest * kSmallBytes));
   mma16(z, dy, load_frag_t(small + kRb * kSmallBytes));
   if constexpr (kFull) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) mma16(dv, l[j], load_frag(t.k + across + j * 32));
+    for (int j = 0; j < kTiles; ++j) mma16(dv, l[j], load_frag(t.k + across + j * 32));
   }
   apply_tm(z, load_frag_t(small + kTm * kSmallBytes), load_frag_t(small + kTmRest * kSmallBytes));
   add_outer(lambda, dy, t.r + down);
@@ -132,7 +146,7 @@ __device__ __forceinline__ void step_lambda(StateRows& lambda, const Frag& dy, c
     mma16(dv, z_bf16, load_frag_t(small + kAkRest * kSmallBytes));
     store_frag_t(z_to, z_bf16);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) put_rows(l_to, j, l[j]);
+    for (int j = 0; j < kTiles; ++j) put_rows<kN>(l_to, j, l[j]);
   }
 }
 
@@ -161,12 +175,23 @@ __device__ __forceinline__ float column_sum(float x) {
   return x;
 }
 
+// Writes a tile of a gradient, or adds it to what is there; null: nobody wants it.
+__device__ __forceinline__ void put_gradient(__nv_bfloat16* to, unsigned add, const RowPlace& at,
+                                             const Frag& f) {
+  if (to == nullptr) return;
+  if ((add & 1u) != 0)
+    add_rows(to, at, f);
+  else
+    store_rows(to, at, f);
+}
+
 struct Pair {
   float x[4];  // two columns of row g, two of row g + 8
 };
 
+template <int kN>
 __device__ __forceinline__ Pair load_pair(uint32_t at) {
-  const uint32_t upper = load_shared(at), lower = load_shared(at + 8 * kRowBytes);
+  const uint32_t upper = load_shared(at), lower = load_shared(at + 8 * Head<kN>::kRowBytes);
   return {{low_half(upper), high_half(upper), low_half(lower), high_half(lower)}};
 }
 
@@ -177,10 +202,20 @@ struct ChunkAddresses {
   const float* exp_c;           // row of the chunk's first token
 };
 
+__device__ __forceinline__ Frag pick(bool first, const Frag& a, const Frag& b) {
+  Frag f;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) f.x[e] = first ? a.x[e] : b.x[e];
+  return f;
+}
+
 // dR, dA, dB, dK, dW of 16 tokens x this warp's 16 columns.
+template <int kN>
 __device__ __forceinline__ void key_gradients(const BackwardParams& p, const ChunkAddresses& at,
-                                              const Lanes& lanes, int64_t x0, int64_t stride,
+                                              const Lanes<kN>& lanes, int64_t x0, int64_t stride,
                                               int tokens, bool from_zero) {
+  constexpr int kWarps = Head<kN>::kWarps, kTiles = Head<kN>::kTiles,
+                kRowBytes = Head<kN>::kRowBytes, kExpRow = Head<kN>::kExpRow;
   const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
   const uint32_t lane_at = lanes.down, own = lane_at + warp * 32;
   uint32_t logits[2][2];  // [upper or lower row][half]
@@ -192,11 +227,11 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
     logits[lower][1] = load_shared(from + 16);
   }
   float dr[2][4] = {}, da[2][4] = {}, db[2][4] = {}, dk[2][4] = {}, far_b[2][4] = {},
-        far_k[2][4] = {}, crossing[2][4] = {}, d_own[2][4] = {};
+        far_k[2][4] = {}, crossing[2][4] = {}, d_own[kWarps == 2 ? 2 : 1][2][4] = {};
   const bool with_u = warp == kDrb || warp == kDab;
   constexpr Frag kOnes = {{0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u}};
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < kTiles; ++i) {
     const Frag s = load_frag_t(at.s0 + i * 16 * kRowBytes + own);
     const Frag l = load_frag_t(at.l + i * 16 * kRowBytes + own);
     const Frag dy = load_frag(at.dy + lane_at + i * 32), z = load_frag(at.z + lane_at + i * 32);
@@ -205,26 +240,38 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
     mma16(da, z, s);
     mma16(far_b, u, l);
     mma16(far_k, v, l);
-    // This warp's one of D_rb, D_rk, D_ak, D_ab. The tiles of u or v are already here in the order
-    // "down"; as B operands they are wanted in the order "across".
-    Frag left, right;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      left.x[e] = warp < kDak ? dy.x[e] : z.x[e];
-      right.x[e] = with_u ? u.x[e] : v.x[e];
+    // This warp's one of D_rb, D_rk, D_ak, D_ab, or two if there are two warps. The tiles of u or v
+    // are already here in the order "down"; as B operands they are wanted in the order "across".
+    if constexpr (kWarps == 2) {
+      const Frag left = pick(warp == 0, dy, z);
+      mma(d_own[0][0], left, u.x[0], u.x[2]);
+      mma(d_own[0][1], left, u.x[1], u.x[3]);
+      mma(d_own[1][0], left, v.x[0], v.x[2]);
+      mma(d_own[1][1], left, v.x[1], v.x[3]);
+    } else if (kWarps == 4 || warp < 4) {
+      const Frag left = pick(warp < kDak, dy, z), right = pick(with_u, u, v);
+      mma(d_own[0][0], left, right.x[0], right.x[2]);
+      mma(d_own[0][1], left, right.x[1], right.x[3]);
     }
-    mma(d_own[0], left, right.x[0], right.x[2]);
-    mma(d_own[1], left, right.x[1], right.x[3]);
     Frag sl;
 #pragma unroll
     for (int e = 0; e < 4; ++e) sl.x[e] = mul_bf16x2(s.x[e], l.x[e]);
     mma16(crossing, kOnes, sl);
   }
-  keep_causal(d_own, warp < kDak ? 1 : 0);
-  store_small(at.d + warp * kSmallBytes, pack_frag(d_own[0], d_own[1]));
+  if constexpr (kWarps == 2) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      keep_causal(d_own[i], warp == 0 ? 1 : 0);
+      const int which = warp == 0 ? (i == 0 ? kDrb : kDrk) : (i == 0 ? kDab : kDak);
+      store_small(at.d + which * kSmallBytes, pack_frag(d_own[i][0], d_own[i][1]));
+    }
+  } else if (kWarps == 4 || warp < 4) {
+    keep_causal(d_own[0], warp < kDak ? 1 : 0);
+    store_small(at.d + warp * kSmallBytes, pack_frag(d_own[0][0], d_own[0][1]));
+  }
   __syncthreads();  // D of all warps is there, and w is read
   if (at.next_w != nullptr) {
-    copy_rows(at.w_buffer, at.next_w, 0, stride, kStep);
+    copy_rows<kN>(at.w_buffer, at.next_w, 0, stride, kStep);
     copy_async_commit();
   }
   const uint32_t d = at.d + lanes.small_down, d_t = at.d + lanes.small_across;
@@ -248,8 +295,8 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const uint32_t cell = row * kRowBytes + (column + half * 8) * 2;
-    const Pair r = load_pair(at.r + cell), a = load_pair(at.a + cell);
-    const Pair b = load_pair(at.b + cell), k = load_pair(at.k + cell);
+    const Pair r = load_pair<kN>(at.r + cell), a = load_pair<kN>(at.a + cell);
+    const Pair b = load_pair<kN>(at.b + cell), k = load_pair<kN>(at.k + cell);
     float grow[4], total[2] = {}, after_a[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
@@ -290,19 +337,22 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
     }
   }
   const RowPlace to(x0 + warp * 16, stride, tokens);
-  store_rows(p.dr, to, out_r);
-  store_rows(p.dw, to, out_w);
-  store_rows(p.dk, to, out_k);
-  store_rows(p.da, to, out_a);
-  store_rows(p.db, to, out_b);
+  put_gradient(p.dr, p.add >> 0, to, out_r);
+  put_gradient(p.dw, p.add >> 1, to, out_w);
+  put_gradient(p.dk, p.add >> 2, to, out_k);
+  put_gradient(p.da, p.add >> 4, to, out_a);
+  put_gradient(p.db, p.add >> 5, to, out_b);
 }
 
 // kBlocks per multiprocessor: 2 leaves the compiler more registers where no more blocks are needed.
-template <int kBlocks>
-__global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(const BackwardParams p) {
+template <int kN, int kBlocks>
+__global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
+    backward_kernel(const BackwardParams p) {
+  using Sizes = Head<kN>;
+  constexpr int kTiles = Sizes::kTiles, kRowBytes = Sizes::kRowBytes;
   extern __shared__ uint4 memory[];
-  BackwardShared& shared = *reinterpret_cast<BackwardShared*>(memory);
-  const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
+  BackwardShared<kN>& shared = *reinterpret_cast<BackwardShared<kN>*>(memory);
+  const int warp = static_cast<int>(threadIdx.x) >> 5;
   const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
   const int first = segment * p.steps_per_segment;
   const int last = min(first + p.steps_per_segment, p.steps);
@@ -315,17 +365,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(const Backw
                  u_at = shared_address(shared.u), z_at = shared_address(shared.z),
                  s0_at = shared_address(shared.s0), l_at = shared_address(shared.l),
                  w_at = shared_address(shared.w), small_at = shared_address(shared.small);
-  const Lanes lanes;
+  const Lanes<kN> lanes;
   const uint32_t own = lanes.across + warp * 32;  // this warp's 16 value columns
 
   wait_for_previous_kernel();
-  StateRows lambda = {};
+  StateRows<kN> lambda = {};
   if (p.end_gradient != nullptr)
-    load_state(lambda,
-               p.end_gradient + (static_cast<int64_t>(head) * p.segments + segment) * kStateFloats);
+    load_state(lambda, p.end_gradient + (static_cast<int64_t>(head) * p.segments + segment) *
+                                            Sizes::kStateFloats);
 
-  copy_rows(w_at, p.in.w, origin + int64_t{last - 1} * kStep * stride, stride,
-            p.tokens - (last - 1) * kStep);
+  copy_rows<kN>(w_at, p.in.w, origin + int64_t{last - 1} * kStep * stride, stride,
+                p.tokens - (last - 1) * kStep);
   copy_async_commit();
   copy_async_wait<0>();
   __syncthreads();
@@ -334,28 +384,28 @@ __global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(const Backw
     const int64_t x0 = origin + int64_t{step} * kStep * stride;
     {
       Raw raw;
-      load_raw<true, true, false>(raw, p.in, x0, stride, tokens);
-      copy_rows(v_at, p.in.v, x0, stride, tokens);
-      copy_rows(dy_at, p.dy, x0, stride, tokens);
+      load_raw<kN, true, true, false>(raw, p.in, x0, stride, tokens);
+      copy_rows<kN>(v_at, p.in.v, x0, stride, tokens);
+      copy_rows<kN>(dy_at, p.dy, x0, stride, tokens);
       copy_async_commit();
-      const PrepPlace place;
+      const PrepPlace<kN> place;
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         raw.w[i] =
             *reinterpret_cast<const uint2*>(reinterpret_cast<const char*>(shared.w) +
                                             (place.token + i) * kRowBytes + place.channel * 2);
-      prepare<true, true, true>(raw, tokens, tilde, shared.end, shared.exp_c);
+      prepare<kN, true, true, true>(raw, tokens, tilde, shared.end, shared.exp_c);
     }
     __syncthreads();
     const uint32_t* checkpoint =
-        p.checkpoints + (static_cast<int64_t>(head) * p.steps + step) * kCheckpointWords;
-    Frag start[4];
+        p.checkpoints + (static_cast<int64_t>(head) * p.steps + step) * Sizes::kCheckpointWords;
+    Frag start[kTiles];
     load_checkpoint(start, checkpoint);
-    causal_products<true, true>(tilde, small_at, shared.solve(), lanes);
+    causal_products<kN, true, true>(tilde, small_at, shared.solve(), lanes);
     copy_async_wait<0>();
     __syncthreads();
     if (step > first) {
-      prefetch_step(p, x0 - kStep * stride, stride, checkpoint - kCheckpointWords);
+      prefetch_step<kN>(p, x0 - kStep * stride, stride, checkpoint - Sizes::kCheckpointWords);
     }
 
     // U of both chunks, and the state between them.
@@ -363,9 +413,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(const Backw
       const Frag v = load_frag_t(v_at + own);
       const Frag u =
           solve_u(start, v, tilde, lanes.across, small_at + lanes.small_across, u_at + own);
-      StateRows s;
+      StateRows<kN> s;
 #pragma unroll
-      for (int n = 0; n < 8; ++n)
+      for (int n = 0; n < 2 * kTiles; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const uint32_t word = start[n >> 1].x[(n & 1) * 2 + (e >> 1)];
@@ -375,9 +425,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(const Backw
       add_outer(s, v, tilde.k + lanes.down);
       scale_columns(s, shared.end);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < kTiles; ++j) {
         start[j] = pack_frag(s[2 * j], s[2 * j + 1]);
-        put_rows(s0_at, j, start[j]);
+        put_rows<kN>(s0_at, j, start[j]);
       }
       const uint32_t rows = kChunk * kRowBytes;
       solve_u(start, load_frag_t(v_at + rows + own), tilde, rows + lanes.across,
@@ -390,15 +440,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(const Backw
       const int64_t x = x0 + c * kChunk * stride;
       if (c == 0) load_checkpoint(start, checkpoint);
       float dv[2][4] = {};
-      step_lambda<true>(lambda, load_frag_t(dy_at + rows + own), tilde, rows, lanes,
-                        small_at + c * kSmalls * kSmallBytes, shared.end + c * kN, l_at, z_at + own,
-                        dv);
+      step_lambda<true, kN>(lambda, load_frag_t(dy_at + rows + own), tilde, rows, lanes,
+                            small_at + c * kSmalls * kSmallBytes, shared.end + c * kN, l_at,
+                            z_at + own, dv);
       if (c == 0) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) put_rows(s0_at, j, start[j]);
+        for (int j = 0; j < kTiles; ++j) put_rows<kN>(s0_at, j, start[j]);
       }
-      store_rows(p.dv, RowPlace(x + warp * 16, stride, tokens - c * kChunk),
-                 transpose_frag(pack_frag(dv[0], dv[1])));
+      put_gradient(p.dv, p.add >> 3, RowPlace(x + warp * 16, stride, tokens - c * kChunk),
+                   transpose_frag(pack_frag(dv[0], dv[1])));
       __syncthreads();
       const uint32_t d_at = small_at + c * kSmalls * kSmallBytes;  // in place of used-up matrices
       const bool fetch = c == 0 && step > first;
@@ -416,20 +466,27 @@ __global__ void __launch_bounds__(kThreads, kBlocks) backward_kernel(const Backw
                               d_at,
                               w_at,
                               fetch ? p.in.w + x0 - kStep * stride : nullptr,
-                              shared.exp_c + c * kChunk * kExpRow};
-      key_gradients(p, at, lanes, x, stride, tokens - c * kChunk, step == 0 && c == 0 && !p.has_s0);
+                              shared.exp_c + c * kChunk * Sizes::kExpRow};
+      key_gradients<kN>(p, at, lanes, x, stride, tokens - c * kChunk,
+                        step == 0 && c == 0 && !p.has_s0);
       if (c == 0) copy_async_wait<0>();
       __syncthreads();
     }
   }
   if (p.ds0 != nullptr && segment == 0)
-    store_state(lambda, p.ds0 + static_cast<int64_t>(head) * kStateFloats);
+    store_state(lambda, p.ds0 + static_cast<int64_t>(head) * Sizes::kStateFloats,
+                (p.add >> 6 & 1u) != 0);
 }
 
 // Only the lambda chain, from zero: Q of a segment, the first one excepted, which nobody needs.
-__global__ void __launch_bounds__(kThreads, 3) operator_kernel(const BackwardParams p) {
-  __shared__ OperatorShared shared;
-  const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
+template <int kN>
+__global__ void __launch_bounds__(Head<kN>::kThreads, Head<kN>::kForwardFew)
+    operator_kernel(const BackwardParams p) {
+  using Sizes = Head<kN>;
+  constexpr int kRowBytes = Sizes::kRowBytes;
+  extern __shared__ uint4 memory[];
+  OperatorShared<kN>& shared = *reinterpret_cast<OperatorShared<kN>*>(memory);
+  const int warp = static_cast<int>(threadIdx.x) >> 5;
   const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y) + 1;
   const int first = segment * p.steps_per_segment;
   const int last = min(first + p.steps_per_segment, p.steps);
@@ -439,43 +496,40 @@ __global__ void __launch_bounds__(kThreads, 3) operator_kernel(const BackwardPar
   const Tilde tilde{shared_address(shared.r), shared_address(shared.a), shared_address(shared.b),
                     0};
   const uint32_t dy_at = shared_address(shared.dy), small_at = shared_address(shared.small);
-  const Lanes lanes;
-  StateRows lambda = {};
+  const Lanes<kN> lanes;
+  StateRows<kN> lambda = {};
   Raw raw;
-  load_raw<true, false, true>(raw, p.in, origin + int64_t{last - 1} * kStep * stride, stride,
-                              p.tokens - (last - 1) * kStep);
+  load_raw<kN, true, false, true>(raw, p.in, origin + int64_t{last - 1} * kStep * stride, stride,
+                                  p.tokens - (last - 1) * kStep);
   for (int step = last - 1; step >= first; --step) {
     const int tokens = p.tokens - step * kStep;
     const int64_t x0 = origin + int64_t{step} * kStep * stride;
-    copy_rows(dy_at, p.dy, x0, stride, tokens);
+    copy_rows<kN>(dy_at, p.dy, x0, stride, tokens);
     copy_async_commit();
-    prepare<true, false, false>(raw, tokens, tilde, shared.end, nullptr);
+    prepare<kN, true, false, false>(raw, tokens, tilde, shared.end, nullptr);
     __syncthreads();
     if (step > first)
-      load_raw<true, false, true>(raw, p.in, x0 - kStep * stride, stride, tokens + kStep);
-    causal_products<true, false>(tilde, small_at, shared.solve_rows, lanes);
+      load_raw<kN, true, false, true>(raw, p.in, x0 - kStep * stride, stride, tokens + kStep);
+    causal_products<kN, true, false>(tilde, small_at, shared.solve_rows, lanes);
     copy_async_wait<0>();
     __syncthreads();
 #pragma unroll 1
     for (int c = 1; c >= 0; --c) {
       const uint32_t rows = static_cast<uint32_t>(c * kChunk * kRowBytes);
       float unused[2][4];
-      step_lambda<false>(lambda, load_frag_t(dy_at + rows + lanes.across + warp * 32), tilde, rows,
-                         lanes, small_at + c * kSmalls * kSmallBytes, shared.end + c * kN, 0, 0,
-                         unused);
+      step_lambda<false, kN>(lambda, load_frag_t(dy_at + rows + lanes.across + warp * 32), tilde,
+                             rows, lanes, small_at + c * kSmalls * kSmallBytes, shared.end + c * kN,
+                             0, 0, unused);
     }
     __syncthreads();
   }
-  store_state(lambda,
-              p.operator_q + (static_cast<int64_t>(head) * p.segments + segment) * kStateFloats);
+  store_state(lambda, p.operator_q + (static_cast<int64_t>(head) * p.segments + segment) *
+                                         Sizes::kStateFloats);
 }
 
-}  // namespace
-}  // namespace chunk
-
-cudaError_t wkv7_chunk_backward(const Wkv7Shape& shape, const Wkv7Backward& io,
-                                cudaStream_t stream) {
-  using namespace chunk;
+template <int kN>
+cudaError_t backward(const Wkv7Shape& shape, const Wkv7Backward& io, cudaStream_t stream) {
+  using Sizes = Head<kN>;
   const Plan plan(shape);
   const int streams = shape.batch * shape.heads;
   const auto bf16 = [](const void* p) { return static_cast<const __nv_bfloat16*>(p); };
@@ -493,6 +547,7 @@ cudaError_t wkv7_chunk_backward(const Wkv7Shape& shape, const Wkv7Backward& io,
   p.da = out(io.da);
   p.db = out(io.db);
   p.ds0 = io.ds0;
+  p.add = io.add;
   p.has_s0 = io.has_s0;
   p.tokens = shape.tokens;
   p.heads = shape.heads;
@@ -502,22 +557,22 @@ cudaError_t wkv7_chunk_backward(const Wkv7Shape& shape, const Wkv7Backward& io,
   const dim3 grid(static_cast<unsigned>(streams), static_cast<unsigned>(plan.segments));
   if (plan.segments > 1) {
     p.operator_q = memory.operator_n;
-    operator_kernel<<<dim3(grid.x, grid.y - 1), kThreads, 0, stream>>>(p);
-    if (const cudaError_t e = cudaGetLastError(); e != cudaSuccess) return e;
-    if (const cudaError_t e = join_backward(plan, streams, memory, io.ds_out, stream);
+    if (const cudaError_t e = launch(operator_kernel<kN>, dim3(grid.x, grid.y - 1), Sizes::kThreads,
+                                     sizeof(OperatorShared<kN>), false, stream, p);
+        e != cudaSuccess)
+      return e;
+    if (const cudaError_t e = join_backward<kN>(plan, streams, memory, io.ds_out, stream);
         e != cudaSuccess)
       return e;
     p.end_gradient = memory.operator_n;
   }
   int multiprocessors = 0;
   if (const cudaError_t e = count_multiprocessors(multiprocessors); e != cudaSuccess) return e;
-  const auto kernel =
-      streams * plan.segments <= 2 * multiprocessors ? backward_kernel<2> : backward_kernel<3>;
-  if (const cudaError_t e = cudaFuncSetAttribute(
-          kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(BackwardShared));
-      e != cudaSuccess)
-    return e;
-  return launch(kernel, grid, kThreads, sizeof(BackwardShared), plan.segments > 1, stream, p);
+  const auto kernel = streams * plan.segments <= Sizes::kBackwardFew * multiprocessors
+                          ? backward_kernel<kN, Sizes::kBackwardFew>
+                          : backward_kernel<kN, Sizes::kBackwardMany>;
+  return launch(kernel, grid, Sizes::kThreads, sizeof(BackwardShared<kN>), plan.segments > 1,
+                stream, p);
 }
 
-}  // namespace rwkv::cuda
+}  // namespace rwkv::cuda::chunk

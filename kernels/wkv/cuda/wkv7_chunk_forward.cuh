@@ -1,3 +1,4 @@
+#pragma once
 /// Chunked WKV-7 forward (spec rwkv7 4.1). Per chunk of 16 tokens and 16 value rows of the state:
 ///   X = A~ S^T + A_ak V;  U = X + (Tm - I) X;  Y = R~ S^T + A_rb U + A_rk V
 ///   S = (S + U^T B~ + V^T K~) diag(P)
@@ -5,11 +6,10 @@
 /// Precision: the 16 x 16 matrices enter as two bf16 numbers each (value and rest).
 
 #include "kernels/wkv/cuda/wkv7_chunk.cuh"
+#include "kernels/wkv/cuda/wkv7_chunk_head.h"
 #include "kernels/wkv/cuda/wkv7_segments.cuh"
 
-namespace rwkv::cuda {
-namespace chunk {
-namespace {
+namespace rwkv::cuda::chunk {
 
 struct ForwardParams {
   Inputs in;
@@ -24,11 +24,12 @@ struct ForwardParams {
 
 // From this many heads on, the forward walks whole heads even if the backward has segments: a block
 // per head then takes less time than finding N and M first.
-constexpr int kWholeHeads = 64;
+inline constexpr int kWholeHeads = 64;
 
+template <int kN>
 struct ForwardShared {
-  uint4 r[kStep * kRowBytes / 16], a[kStep * kRowBytes / 16], b[kStep * kRowBytes / 16],
-      k[kStep * kRowBytes / 16], v[kStep * kRowBytes / 16];
+  using Rows = uint4[Head<kN>::kRowsWords];
+  Rows r, a, b, k, v;
   uint4 small[2 * kSmalls * kSmallBytes / 16];
   float solve[2 * kChunk * kSolveRow];
   float end[2 * kN];
@@ -36,11 +37,15 @@ struct ForwardShared {
 
 // What a walk over a segment is for: y and the states; or one of the segment's operators, N (start
 // 0) or M (start I, v = 0, so that k does not enter).
-enum class Walk { kOutputs, kN, kM };
+enum class Walk { kOutputs, kOperatorN, kOperatorM };
 
-template <Walk kWalk>
-__device__ __forceinline__ void walk_segment(const ForwardParams& p, ForwardShared& shared) {
-  constexpr bool kY = kWalk == Walk::kOutputs, kV = kWalk != Walk::kM;
+template <int kN, Walk kWalk>
+__device__ __forceinline__ void walk_segment(const ForwardParams& p) {
+  using Sizes = Head<kN>;
+  constexpr int kTiles = Sizes::kTiles;
+  extern __shared__ uint4 memory[];
+  ForwardShared<kN>& shared = *reinterpret_cast<ForwardShared<kN>*>(memory);
+  constexpr bool kY = kWalk == Walk::kOutputs, kV = kWalk != Walk::kOperatorM;
   const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
   const int head = static_cast<int>(blockIdx.x),
             segment = static_cast<int>(blockIdx.y) + p.first_segment;
@@ -54,48 +59,48 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, ForwardShar
   const Tilde tilde{shared_address(shared.r), shared_address(shared.a), shared_address(shared.b),
                     shared_address(shared.k)};
   const uint32_t v_at = shared_address(shared.v), small_at = shared_address(shared.small);
-  const Lanes lanes;
+  const Lanes<kN> lanes;
 
-  StateRows s = {};
-  if (kWalk == Walk::kM) identity_state(s);
-  if (kY && p.start != nullptr) load_state(s, p.start + slot * kStateFloats);
+  StateRows<kN> s = {};
+  if (kWalk == Walk::kOperatorM) identity_state(s);
+  if (kY && p.start != nullptr) load_state(s, p.start + slot * Sizes::kStateFloats);
 
   Raw raw;
-  load_raw<kY, kV, true>(raw, p.in, origin + int64_t{first} * kStep * stride, stride,
-                         p.tokens - first * kStep);
+  load_raw<kN, kY, kV, true>(raw, p.in, origin + int64_t{first} * kStep * stride, stride,
+                             p.tokens - first * kStep);
   for (int step = first; step < last; ++step) {
     const int tokens = p.tokens - step * kStep;
     const int64_t x0 = origin + int64_t{step} * kStep * stride;
-    if constexpr (kV) copy_rows(v_at, p.in.v, x0, stride, tokens);
+    if constexpr (kV) copy_rows<kN>(v_at, p.in.v, x0, stride, tokens);
     copy_async_commit();
-    prepare<kY, kV, false>(raw, tokens, tilde, shared.end, nullptr);
+    prepare<kN, kY, kV, false>(raw, tokens, tilde, shared.end, nullptr);
     __syncthreads();
     if (step + 1 < last)
-      load_raw<kY, kV, true>(raw, p.in, x0 + kStep * stride, stride, tokens - kStep);
-    causal_products<kY, kV>(tilde, small_at, shared.solve, lanes);
+      load_raw<kN, kY, kV, true>(raw, p.in, x0 + kStep * stride, stride, tokens - kStep);
+    causal_products<kN, kY, kV>(tilde, small_at, shared.solve, lanes);
     copy_async_wait<0>();
     __syncthreads();
 
     if (kY && p.checkpoints != nullptr) {
       uint4* to = reinterpret_cast<uint4*>(
-          p.checkpoints + (static_cast<int64_t>(head) * p.steps + step) * kCheckpointWords +
-          warp * (kCheckpointWords / 4));
+          p.checkpoints + (static_cast<int64_t>(head) * p.steps + step) * Sizes::kCheckpointWords +
+          warp * (Sizes::kCheckpointWords / Sizes::kWarps));
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < kTiles; ++j) {
         const Frag f = pack_frag(s[2 * j], s[2 * j + 1]);
         to[j * 32 + lane] = make_uint4(f.x[0], f.x[1], f.x[2], f.x[3]);
       }
     }
 #pragma unroll 1
     for (int c = 0; c < 2; ++c) {
-      const uint32_t rows = static_cast<uint32_t>(c * kChunk * kRowBytes) + lanes.across;
-      const uint32_t down = static_cast<uint32_t>(c * kChunk * kRowBytes) + lanes.down;
+      const uint32_t rows = static_cast<uint32_t>(c * kChunk * Sizes::kRowBytes) + lanes.across;
+      const uint32_t down = static_cast<uint32_t>(c * kChunk * Sizes::kRowBytes) + lanes.down;
       const uint32_t small = small_at + c * kSmalls * kSmallBytes + lanes.small_across;
       float x[2][4] = {}, y[2][4] = {};
       Frag v{};
       if constexpr (kV) v = load_frag_t(v_at + rows + warp * 32);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < kTiles; ++j) {
         const Frag high = pack_frag(s[2 * j], s[2 * j + 1]);
         const Frag a = load_frag(tilde.a + rows + j * 32);
         mma16(x, high, a);
@@ -125,33 +130,33 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, ForwardShar
     __syncthreads();
   }
   if constexpr (!kY)
-    store_state(s, (kV ? p.operator_n : p.operator_m) + slot * kStateFloats);
+    store_state(s, (kV ? p.operator_n : p.operator_m) + slot * Sizes::kStateFloats);
   else if (p.s_out != nullptr && segment == p.segments - 1)
-    store_state(s, p.s_out + static_cast<int64_t>(head) * kStateFloats);
+    store_state(s, p.s_out + static_cast<int64_t>(head) * Sizes::kStateFloats);
 }
 
 // kBlocks per multiprocessor: fewer leave the compiler more registers; 4 pays when blocks queue.
-template <int kBlocks>
-__global__ void __launch_bounds__(kThreads, kBlocks) forward_kernel(const ForwardParams p) {
-  __shared__ ForwardShared shared;
+template <int kN, int kBlocks>
+__global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
+    forward_kernel(const ForwardParams p) {
   wait_for_previous_kernel();
-  walk_segment<Walk::kOutputs>(p, shared);
+  walk_segment<kN, Walk::kOutputs>(p);
 }
 
 // M of every segment, and N if it is wanted.
-__global__ void __launch_bounds__(kThreads, 3) operators_kernel(const ForwardParams p) {
-  __shared__ ForwardShared shared;
+template <int kN, int kBlocks>
+__global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
+    operators_kernel(const ForwardParams p) {
   if (blockIdx.z == 1)
-    walk_segment<Walk::kN>(p, shared);
+    walk_segment<kN, Walk::kOperatorN>(p);
   else
-    walk_segment<Walk::kM>(p, shared);
+    walk_segment<kN, Walk::kOperatorM>(p);
 }
 
-}  // namespace
-}  // namespace chunk
-
-cudaError_t wkv7_chunk_forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t stream) {
-  using namespace chunk;
+template <int kN>
+cudaError_t forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t stream) {
+  using Sizes = Head<kN>;
+  constexpr size_t kShared = sizeof(ForwardShared<kN>);
   const Plan plan(shape);
   const int streams = shape.batch * shape.heads;
   const auto bf16 = [](const void* p) { return static_cast<const __nv_bfloat16*>(p); };
@@ -175,24 +180,30 @@ cudaError_t wkv7_chunk_forward(const Wkv7Shape& shape, const Wkv7Forward& io, cu
     // The backward, which alone needs M then, never asks for the first segment's.
     p.first_segment = whole_heads ? 1 : 0;
     const auto rows = static_cast<unsigned>(plan.segments - p.first_segment);
-    operators_kernel<<<dim3(grid.x, rows, whole_heads ? 1 : 2), kThreads, 0, stream>>>(p);
-    if (const cudaError_t e = cudaGetLastError(); e != cudaSuccess) return e;
+    if (const cudaError_t e = launch(operators_kernel<kN, Sizes::kForwardFew>,
+                                     dim3(grid.x, rows, whole_heads ? 1 : 2), Sizes::kThreads,
+                                     kShared, false, stream, p);
+        e != cudaSuccess)
+      return e;
   }
   p.first_segment = 0;
   if (whole_heads) {
     p.segments = 1;
     p.steps_per_segment = plan.steps;
   } else if (plan.segments > 1) {
-    if (const cudaError_t e = join_forward(plan, streams, memory, io.s0, stream); e != cudaSuccess)
+    if (const cudaError_t e = join_forward<kN>(plan, streams, memory, io.s0, stream);
+        e != cudaSuccess)
       return e;
     p.start = memory.operator_n;
   }
   int multiprocessors = 0;
   if (const cudaError_t e = count_multiprocessors(multiprocessors); e != cudaSuccess) return e;
   const int blocks = streams * p.segments;
-  const auto kernel = blocks <= 3 * multiprocessors ? forward_kernel<3> : forward_kernel<4>;
-  return launch(kernel, dim3(grid.x, static_cast<unsigned>(p.segments)), kThreads, 0,
+  const auto kernel = blocks <= Sizes::kForwardFew * multiprocessors
+                          ? forward_kernel<kN, Sizes::kForwardFew>
+                          : forward_kernel<kN, Sizes::kForwardMany>;
+  return launch(kernel, dim3(grid.x, static_cast<unsigned>(p.segments)), Sizes::kThreads, kShared,
                 plan.segments > 1, stream, p);
 }
 
-}  // namespace rwkv::cuda
+}  // namespace rwkv::cuda::chunk

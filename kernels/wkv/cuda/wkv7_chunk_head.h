@@ -1,0 +1,13 @@
+#pragma once
+/// Launchers of the chunked WKV-7 for one head size; each wkv7_chunk_n*.cu instantiates one.
+
+#include "kernels/wkv/cuda/wkv7_cuda.h"
+
+namespace rwkv::cuda::chunk {
+
+template <int kN>
+cudaError_t forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t stream);
+template <int kN>
+cudaError_t backward(const Wkv7Shape& shape, const Wkv7Backward& io, cudaStream_t stream);
+
+}  // namespace rwkv::cuda::chunk

@@ -1,0 +1,9 @@
+#include "kernels/wkv/cuda/wkv7_chunk_backward.cuh"
+#include "kernels/wkv/cuda/wkv7_chunk_forward.cuh"
+
+namespace rwkv::cuda::chunk {
+
+template cudaError_t forward<32>(const Wkv7Shape&, const Wkv7Forward&, cudaStream_t);
+template cudaError_t backward<32>(const Wkv7Shape&, const Wkv7Backward&, cudaStream_t);
+
+}  // namespace rwkv::cuda::chunk
