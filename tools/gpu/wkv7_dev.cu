@@ -408,7 +408,8 @@ int run_checks() {
     chunk({2, 130, 2, true, kind}, 2, true, golden);
   }
   for (int n : {32, 128}) {
-    for (int t : {1, 17, 63, 200}) chunk({2, t, 3, true, Kind::kPeers, n}, 1, true, peers);
+    for (int t : {1, 17, 63, 200})
+      chunk({t == 1 ? 40 : 2, t, 3, true, Kind::kPeers, n}, 1, true, peers);
     chunk({1, 128, 12, false, Kind::kPeers, n}, 1, true, peers);
     chunk({1, 200, 2, true, Kind::kPeers, n}, 3, true, peers);
     chunk({1, 1000, 2, false, Kind::kPeers, n}, 7, true, peers);
