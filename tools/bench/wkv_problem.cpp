@@ -129,11 +129,15 @@ void WkvProblem::backward(const WkvKernel& kernel) {
   run_backward(ctx_, kWkv7, call);
 }
 
-std::vector<double> WkvProblem::values(WkvResult which) {
-  const TensorView view = which == kY      ? out_[0]
-                          : which == kSOut ? out_.at(1)
-                                           : din_.at(static_cast<size_t>(which - kDr));
-  std::vector<double> result(static_cast<size_t>(view.numel()));
+std::vector<double> WkvProblem::values(WkvResult which, int64_t most) {
+  const TensorView whole = which == kY      ? out_[0]
+                           : which == kSOut ? out_.at(1)
+                                            : din_.at(static_cast<size_t>(which - kDr));
+  const int64_t n = std::min(whole.numel(), most);
+  const TensorView view(static_cast<std::byte*>(whole.data) +
+                            static_cast<size_t>(whole.numel() - n) * dtype_bytes(whole.spec.dtype),
+                        TensorSpec({n}, whole.spec.dtype), whole.device);
+  std::vector<double> result(static_cast<size_t>(n));
   if (view.spec.dtype == DType::kBF16) {
     std::vector<BF16> host(result.size());
     copy(ctx_, TensorView(host.data(), view.spec), view);

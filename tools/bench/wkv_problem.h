@@ -2,6 +2,7 @@
 /// One WKV-7 problem on a device: operands and results that all variants share, and their errors.
 
 #include <array>
+#include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
@@ -35,8 +36,8 @@ class WkvProblem {
 
   bool decodes() const { return shape_.tokens == 1; }
   size_t saved_bytes(const WkvKernel& kernel) const;
-  /// Elements of a result after a run. Waits.
-  std::vector<double> values(WkvResult which);
+  /// Elements of a result after a run, or its last `most` elements. Waits.
+  std::vector<double> values(WkvResult which, int64_t most = INT64_MAX);
 
  private:
   void fill_one(const TensorView& view, const std::vector<float>& values);
