@@ -49,7 +49,8 @@ void cuda_fill_repeated(Context& ctx, const TensorView& view, const TensorView& 
 double cuda_copy_bandwidth(Context& ctx, int64_t bytes = int64_t{2} << 30);
 
 /// Flop per second of C (m, n) = A (m, k) B^T with B (n, k), all of type `dtype`, random operands,
-/// through rwkv::gemm (median). The usual ceiling: bf16, 8192 x 8192 x 8192.
+/// through rwkv::gemm with the fastest algorithm that it finds (median). The usual ceiling: bf16,
+/// 8192 x 8192 x 8192.
 double cuda_gemm_flops(Context& ctx, DType dtype, int64_t m, int64_t n, int64_t k);
 
 }  // namespace rwkv::bench

@@ -177,7 +177,9 @@ int run_step(const StepOptions& o) {
   if (o.json.empty()) return 0;
   const nlohmann::ordered_json j = {
       {"bench", "step"},
+      {"date", today()},
       {"commit", env.commit},
+      {"kernel_hash", env.kernel_hash},
       {"device", cuda ? backend::cuda_device_text() : env.cpu},
       {"dtype", dtype_name(options.dtype)},
       {"layers", o.layers},
