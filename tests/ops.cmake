@@ -2,8 +2,6 @@ rwkv_test(op_test LABEL ops SOURCES ops/op_test.cpp ops/op_harness.cpp DEPS rwkv
 if(RWKV_HAVE_CUDA)
   rwkv_test(cuda_op_test LABEL gpu SOURCES ops/cuda_op_test.cpp ops/cuda_harness.cpp
             DEPS rwkv_kernels)
-  add_executable(cuda_op_bench ops/cuda_op_bench.cpp ops/cuda_harness.cpp)
-  target_link_libraries(cuda_op_bench PRIVATE rwkv_flags rwkv_kernels GTest::gtest CUDA::cudart_static)
 endif()
 rwkv_test(op_special_test LABEL ops SOURCES ops/op_special_test.cpp ops/op_harness.cpp
   DEPS rwkv_kernels)
