@@ -1,8 +1,12 @@
 rwkv_test(wkv7_test LABEL ops
-  SOURCES ops/wkv7_test.cpp ops/wkv7_registry_test.cpp
+  SOURCES ops/wkv7_test.cpp ops/wkv7_reference_test.cpp ops/wkv7_registry_test.cpp
           ${PROJECT_SOURCE_DIR}/kernels/cases/wkv7_cases.cpp
   DEPS rwkv_kernels)
 rwkv_test(golden_wkv7_ops LABEL golden SOURCES golden/wkv7_ops_test.cpp DEPS rwkv_kernels rwkv_data)
+rwkv_gpu_test(cuda_wkv7_test
+  SOURCES ops/wkv7_test.cpp ${PROJECT_SOURCE_DIR}/kernels/cases/wkv7_cases.cpp
+  DEPS rwkv_kernels)
+rwkv_gpu_test(cuda_golden_wkv7_ops SOURCES golden/wkv7_ops_test.cpp DEPS rwkv_kernels rwkv_data)
 
 # The benchmark refuses to time a wrong variant, so one repeat is a test of all of them.
 if(TARGET rwkv-bench)

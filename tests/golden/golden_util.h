@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <span>
@@ -10,7 +11,11 @@
 #include <vector>
 
 #include "data/io/hdf5_file.h"
+#include "kernels/core/bf16.h"
+#include "kernels/core/memory.h"
+#include "kernels/wkv/wkv.h"
 #include "model/rwkv.h"
+#include "tests/support/device.h"
 
 namespace rwkv::golden {
 
@@ -37,6 +42,63 @@ double rel(const A& reference, const B& got) {
   }
   if (diff == 0) return 0;
   return std::sqrt(diff) / std::sqrt(norm);
+}
+
+/// A tensor of f32 or bf16 on any device, as floats.
+inline std::vector<float> fetch(Context& ctx, const TensorView& v) {
+  std::vector<float> out(static_cast<size_t>(v.numel()));
+  if (v.spec.dtype == DType::kBF16) {
+    std::vector<BF16> half(out.size());
+    copy(ctx, TensorView(half.data(), v.spec), v);
+    std::ranges::transform(half, out.begin(), [](BF16 x) { return to_float(x); });
+  } else {
+    RWKV_CHECK(v.spec.dtype == DType::kF32, DTypeError, to_string(v.spec));
+    copy(ctx, TensorView(out.data(), v.spec), v);
+  }
+  return out;
+}
+
+/// The other way, rounding to the tensor's type.
+inline void put(Context& ctx, const TensorView& to, std::span<const float> values) {
+  ASSERT_EQ(static_cast<size_t>(to.numel()), values.size());
+  std::vector<float> all(values.begin(), values.end());
+  std::vector<BF16> half;
+  for (const float x : values) half.push_back(to_bf16(x));
+  const bool wide = to.spec.dtype == DType::kF32;
+  copy(ctx, to, TensorView(wide ? static_cast<void*>(all.data()) : half.data(), to.spec));
+  ctx.synchronize("test");
+}
+inline void put(Context& ctx, const TensorView& to, std::span<const int32_t> ids) {
+  ASSERT_EQ(static_cast<size_t>(to.numel()), ids.size());
+  std::vector<int32_t> all(ids.begin(), ids.end());
+  copy(ctx, to, TensorView(all.data(), to.spec));
+  ctx.synchronize("test");
+}
+
+/// A type of activations with a WKV variant of the device under test.
+struct Setup {
+  DType dtype;
+  std::string wkv;  ///< full name, which ends with the type
+  std::string name() const {
+    std::string n = wkv;
+    std::ranges::replace(n, '.', '_');
+    return n;
+  }
+};
+
+/// Every type and variant that fits the shape (all must be fit for one file or another).
+inline std::vector<Setup> setups(const WkvShape& shape) {
+  std::vector<Setup> found;
+  for (const WkvKernel* k : all_wkv_kernels()) {
+    if (k->op != "wkv7" || k->device != test::kTestDevice) continue;
+    try {
+      select_wkv("wkv7", k->device, k->io, shape, k->name);
+      found.push_back({k->io, std::string(k->name)});
+    } catch (const ConfigError&) {
+      // Does not fit this shape (a multiple of T, say); the other files cover it.
+    }
+  }
+  return found;
 }
 
 inline std::span<const float> elements(const TensorView& v) {

@@ -15,15 +15,6 @@ constexpr size_t kMaxPoison = size_t{64} << 20;
 
 }  // namespace
 
-bool have_gpu() {
-  try {
-    const Context ctx(Device::kCuda);
-    return true;
-  } catch (const DeviceError&) {
-    return false;
-  }
-}
-
 CudaRun::CudaRun(Context& ctx, const cases::OpCase& c, uint64_t seed, size_t shift)
     : ctx_(ctx), case_(c), shapes_(c.infer()), seed_(seed), shift_(shift) {
   for (const auto& a : c.in) place(kIn, a.spec);

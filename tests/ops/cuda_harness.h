@@ -11,11 +11,9 @@
 #include "kernels/cases/case.h"
 #include "kernels/core/context.h"
 #include "kernels/ref/reference.h"
+#include "tests/support/device.h"
 
 namespace rwkv::test {
-
-/// A GPU can be used. Without one the tests skip themselves.
-bool have_gpu();
 
 /// The operands of one op call in a host image and, while it runs, on the device.
 class CudaRun {
