@@ -17,3 +17,9 @@ add_test(NAME train_kill_test COMMAND ${PROJECT_SOURCE_DIR}/tools/kill_test.sh 4
 set_tests_properties(train_kill_test PROPERTIES LABELS integration TIMEOUT 600)
 # Threads that spin while they wait take the cores from each other when tests run side by side.
 set_tests_properties(train_kill_test PROPERTIES ENVIRONMENT "OMP_WAIT_POLICY=passive")
+rwkv_gpu_test(cuda_train_run_test SOURCES integration/cuda_train_run_test.cpp
+  DEPS rwkv_trainer nlohmann_json::nlohmann_json)
+rwkv_gpu_test(cuda_train_step_test SOURCES integration/cuda_train_step_test.cpp DEPS rwkv_trainer)
+if(RWKV_HAVE_CUDA)
+  target_include_directories(cuda_train_run_test PRIVATE unit)
+endif()

@@ -1,0 +1,61 @@
+#!/bin/bash
+# On a GPU machine: compute-sanitizer over small shapes of the GPU test programs of a folder (see
+# checks.sh), one line for each tool and program.
+#
+#   sanitize.sh [FOLDER] [TOOL...]       default tools: memcheck racecheck synccheck initcheck
+#
+# Every op in both types, every WKV-7 variant with tails, segments and all gradient modes, and whole
+# training steps. Takes about three minutes. Outputs go to $JOBOUT if it is set, else to a
+# temporary folder. Exit code: 0 clean, 1 errors were found or a test failed, 2 wrong usage.
+set -uo pipefail
+
+folder=${1:-$(dirname "$0")}
+sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
+if [ ! -d "$folder" ] || [ ! -x "$sanitizer" ]; then
+  echo "sanitize.sh: folder $folder or compute-sanitizer is missing; see the head of this file" >&2
+  exit 2
+fi
+folder=$(cd "$folder" && pwd)
+if [ $# -gt 0 ]; then shift; fi
+tools=("$@")
+if [ ${#tools[@]} -eq 0 ]; then tools=(memcheck racecheck synccheck initcheck); fi
+logs=${JOBOUT:-$(mktemp -d)}
+export RWKV_GOLDEN_DIR=${RWKV_GOLDEN_DIR:-$folder/golden}
+export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}
+# The sanitizers slow the host's threads down that only wait.
+export OMP_WAIT_POLICY=passive
+
+# Program and the tests that go through everything once.
+programs=(
+  'cuda_op_test Case/CudaOps.MatchReferenceWritingAndAdding/*:One/CudaExtra.*'
+  'cuda_wkv7_test Device/Wkv7Variant.GradientModes/*:Device/Wkv7Variant.StepsInPlaceEqualForward/*'
+  'cuda_train_step_test Types/CudaStep.BadIdsLeaveTheUpdateOut/*'
+)
+failed=0
+started=$SECONDS
+for tool in "${tools[@]}"; do
+  for entry in "${programs[@]}"; do
+    read -r name filter <<<"$entry"
+    if [ ! -x "$folder/$name" ]; then
+      echo "sanitize.sh: there is no $name in $folder" >&2
+      exit 2
+    fi
+    log=$logs/$tool.$name.log
+    begin=$SECONDS
+    "$sanitizer" --tool "$tool" --error-exitcode 9 --print-limit 20 "$folder/$name" \
+      --gtest_filter="$filter" >"$log" 2>&1
+    rc=$?
+    passed=$(awk '/^\[  PASSED  \]/ { print $4 }' "$log")
+    summary=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1 | sed 's/^=* *//')
+    verdict=ok
+    if [ $rc -ne 0 ] || [ -z "$summary" ] || [ "${passed:-0}" -eq 0 ]; then verdict=FAILED; fi
+    printf '%-7s %-10s %-22s %s tests passed, %s, %d s\n' "$verdict" "$tool" "$name" "${passed:-0}" \
+      "${summary:-no summary (exit code $rc)}" $((SECONDS - begin))
+    if [ $verdict != ok ]; then
+      failed=$((failed + 1))
+      grep -vE '^\[ (RUN|      OK) ' "$log" | head -n 80
+    fi
+  done
+done
+printf 'sanitize: %d tools, %d failures, %d s\n' ${#tools[@]} "$failed" $((SECONDS - started))
+[ "$failed" -eq 0 ]
