@@ -45,10 +45,11 @@ template <class S, class Visit>
 void wkv7_walk(const Wkv7Inputs<S>& x, int64_t bi, int64_t h, std::vector<S>& state,
                const Visit& visit) {
   const int64_t N = x.N;
-  std::vector<S> before, u(static_cast<size_t>(N));
+  std::vector<S> before, u(static_cast<size_t>(N)), decay(static_cast<size_t>(N));
   for (int64_t t = 0; t < x.T; ++t) {
     before = state;
     const auto o = static_cast<size_t>(((bi * x.T + t) * x.H + h) * N);
+    for (size_t j = 0; j < static_cast<size_t>(N); ++j) decay[j] = wkv7_decay(x.w_logit[o + j]);
     for (size_t i = 0; i < static_cast<size_t>(N); ++i) {
       S sum{};
       for (size_t j = 0; j < static_cast<size_t>(N); ++j)
@@ -56,8 +57,7 @@ void wkv7_walk(const Wkv7Inputs<S>& x, int64_t bi, int64_t h, std::vector<S>& st
       u[i] = sum;
       for (size_t j = 0; j < static_cast<size_t>(N); ++j) {
         const size_t ij = i * static_cast<size_t>(N) + j;
-        state[ij] =
-            before[ij] * wkv7_decay(x.w_logit[o + j]) + u[i] * x.b[o + j] + x.v[o + i] * x.k[o + j];
+        state[ij] = before[ij] * decay[j] + u[i] * x.b[o + j] + x.v[o + i] * x.k[o + j];
       }
     }
     visit(t, before, u, state);

@@ -171,10 +171,10 @@ TEST_F(CudaRun, CheckpointsMoveBetweenCpuAndGpu) {
   EXPECT_LE(std::fabs(gpu_cpu[10] - gpu[10]), 5e-6);
   EXPECT_LE(std::fabs(cpu_gpu[11] - cpu[11]), 2e-5);
   EXPECT_LE(std::fabs(gpu_cpu[11] - gpu[11]), 2e-5);
-  // Later on Adam makes full steps of rounding noise where gradients are next to zero.
-  EXPECT_LE(largest_difference(cpu, gpu), 2e-3);
-  EXPECT_LE(largest_difference(cpu, cpu_gpu), 2e-3);
-  EXPECT_LE(largest_difference(gpu, gpu_cpu), 2e-3);
+  // Later on rounding shows more: Adam makes full steps where gradients are next to zero.
+  EXPECT_LE(largest_difference(cpu, gpu), 1e-4);
+  EXPECT_LE(largest_difference(cpu, cpu_gpu), 1e-4);
+  EXPECT_LE(largest_difference(gpu, gpu_cpu), 1e-4);
 }
 
 TEST_F(CudaRun, Bf16CheckpointsContinueOnTheCpu) {
@@ -191,7 +191,7 @@ TEST_F(CudaRun, Bf16CheckpointsContinueOnTheCpu) {
   ASSERT_EQ(moved.size(), 20u);
   std::printf("bf16 on the GPU, then f32 on the CPU: losses differ by %.1e\n",
               largest_difference(gpu, moved));
-  EXPECT_LE(largest_difference(gpu, moved), 4e-2);
+  EXPECT_LE(largest_difference(gpu, moved), 1e-2);
 }
 
 TEST_F(CudaRun, RefusesWhatDoesNotFitBeforeAllocating) {

