@@ -8,6 +8,7 @@
 #include <map>
 #include <set>
 
+#include "kernels/core/gemm.h"
 #include "model/graph/plan.h"
 #include "tests/golden/golden_util.h"
 #include "trainer/device_params.h"
@@ -191,17 +192,19 @@ class TrainFile : public testing::Test {
   int64_t batch = 0, tokens = 0, steps = 0;
 };
 
-/// Forward and backward beside the training step, which shows no gradients of single tensors. It
+/// Forward and backward beside the prepared training step, which shows no gradients of tensors. It
 /// starts from the step's f32 masters, so a loss of other bits means that the step does not: its
 /// bf16 copies would not be the rounded masters, say.
 class Twin {
  public:
-  Twin(const TrainStep& step, const GraphOptions& options)
+  Twin(TrainStep& step, const GraphOptions& options)
       : ctx_(options.device),
         graph_(step.model().build(options)),
         plan_(Plan::build(graph_, {})),
         params_(ctx_, step.model().params(), options.dtype, {}, {}),
         zeros_(Device::kCpu, step.model().params(), "no moments") {
+    // The same algorithms for the same products.
+    import_gemm_algorithms(ctx_, export_gemm_algorithms(step.context()));
     plan_.bind(ctx_, params_.values(), params_.grads());
   }
   float run(const ParamStore& values, std::span<const int32_t> x, std::span<const int32_t> y) {
@@ -253,6 +256,7 @@ void TrainFile::follow(const golden::Setup& setup) {
   step.allocate();
   golden::load_params(file, "init", *model, step.values());
   step.upload();
+  step.prepare();
   Twin twin(step, {.batch = batch,
                    .tokens = tokens,
                    .l2wrap = options.l2wrap,

@@ -11,6 +11,7 @@
 
 #include "kernels/core/backend.h"
 #include "kernels/core/bf16.h"
+#include "kernels/core/gemm.h"
 #include "kernels/core/memory.h"
 #include "kernels/core/rng.h"
 #include "tests/support/compare.h"
@@ -50,9 +51,14 @@ void fill(std::span<int32_t> tokens, std::span<int32_t> targets, int64_t vocab, 
   }
 }
 
-std::unique_ptr<TrainStep> started(const ModelConfig& model, const TrainStepOptions& o) {
+/// Ready to run. `like`: takes its algorithms for matrix products from there.
+std::unique_ptr<TrainStep> started(const ModelConfig& model, const TrainStepOptions& o,
+                                   TrainStep* like = nullptr) {
   auto step = std::make_unique<TrainStep>(model, o);
   step->allocate();
+  if (like != nullptr) {
+    EXPECT_GT(import_gemm_algorithms(step->context(), export_gemm_algorithms(like->context())), 0u);
+  }
   step->model().init_params(step->values(), 3);
   // Behind the initial zeros most gradients are zero: give every tensor some.
   const Rng rng(5, hash_name("noise"));
@@ -61,6 +67,7 @@ std::unique_ptr<TrainStep> started(const ModelConfig& model, const TrainStepOpti
     for (int64_t i = 0; i < v.numel(); ++i, ++draw)
       if (v.f32()[i] == 0) v.f32()[i] = 0.01f * static_cast<float>(rng.normal(draw));
   step->upload();
+  step->prepare();
   return step;
 }
 
@@ -154,7 +161,7 @@ TEST_P(CudaStep, UploadAndDownloadKeepEveryBit) {
 
 TEST_P(CudaStep, BadIdsLeaveTheUpdateOut) {
   const auto a = started(small_model(), options(GetParam()));
-  const auto b = started(small_model(), options(GetParam()));
+  const auto b = started(small_model(), options(GetParam()), a.get());
   for (uint64_t n = 0; n < 2; ++n) {
     EXPECT_TRUE(one_step(*a, n).finite);
     EXPECT_TRUE(one_step(*b, n).finite);
@@ -164,7 +171,7 @@ TEST_P(CudaStep, BadIdsLeaveTheUpdateOut) {
     for (const bool target : {false, true}) {
       fill(a->tokens(), a->targets(), 301, 77);
       (target ? a->targets() : a->tokens())[9] = bad;
-      EXPECT_TRUE(std::isnan(a->accumulate(0))) << bad;
+      a->accumulate(0);
       const auto r = a->finish(1e-3);
       EXPECT_FALSE(r.finite);
       EXPECT_TRUE(std::isnan(r.loss));
@@ -231,11 +238,11 @@ TEST_P(CudaStep, StepsAllocateNothingAndWaitForNumbersOnly) {
   for (uint64_t n = 4; n < 10; ++n) whole(n);
   EXPECT_EQ(arena_allocation_count(), arenas);
   EXPECT_EQ(backend::cuda_memory().free, free);
-  // The losses of the micro-batches, the norm, the validation loss.
+  // For loss and norm of the step together, and for the validation loss.
   const uint64_t per_step = (step->context().synchronizations() - waits) / 6;
   std::printf("%llu waits per step of 3 micro-batches with one validation batch\n",
               static_cast<unsigned long long>(per_step));
-  EXPECT_LE(per_step, 5u);
+  EXPECT_LE(per_step, 2u);
   EXPECT_GE(per_step, 1u);
 }
 
@@ -273,19 +280,47 @@ TEST_P(CudaStep, WideModelsGiveTheSameBitsAgain) {
   TrainStepOptions o = options(GetParam());
   o.batch = 4;
   o.tokens = 500;
-  std::vector<Held> ends;
-  std::vector<std::vector<double>> losses(2);
-  for (size_t run = 0; run < 2; ++run) {
-    const auto step = started(c, o);
+  const auto run = [&](TrainStep& step) {
+    std::vector<double> numbers;
     for (uint64_t n = 0; n < 4; ++n) {
-      const auto r = one_step(*step, n);
-      losses[run].push_back(r.loss);
-      losses[run].push_back(r.grad_norm);
+      const auto r = one_step(step, n);
+      numbers.push_back(r.loss);
+      numbers.push_back(r.grad_norm);
     }
-    ends.push_back(held(*step));
+    return std::make_pair(numbers, held(step));
+  };
+  const auto a = started(c, o), b = started(c, o, a.get());
+  const auto first = run(*a), again = run(*b);
+  EXPECT_EQ(first.first, again.first);
+  EXPECT_TRUE(first.second == again.second);
+}
+
+/// Recorded launches and single ones; products as measured and as cuBLASLt proposes.
+TEST_P(CudaStep, LaunchGraphsDoNotChangeBits) {
+  TrainStepOptions o = options(GetParam());
+  o.micro_batches = 2;
+  o.eval = true;
+  o.measure_gemms = false;
+  const auto recorded = started(small_model(), o);
+  o.launch_graphs = false;
+  const auto plain = started(small_model(), o);
+  o.measure_gemms = true;
+  const auto measured = started(small_model(), o);
+  for (uint64_t n = 0; n < 4; ++n) {
+    const auto a = one_step(*recorded, n), b = one_step(*plain, n), c = one_step(*measured, n);
+    EXPECT_EQ(a.loss, b.loss);
+    EXPECT_EQ(a.grad_norm, b.grad_norm);
+    const double tolerance = GetParam() == DType::kF32 ? 1e-5 : 1e-2;
+    EXPECT_LE(std::fabs(a.loss - c.loss), tolerance);
+    EXPECT_LE(std::fabs(a.grad_norm / c.grad_norm - 1), 10 * tolerance);
+    double valid[2];
+    for (TrainStep* step : {recorded.get(), plain.get()}) {
+      fill(step->eval_tokens(), step->eval_targets(), 301, 50 + n);
+      valid[step == plain.get()] = step->evaluate();
+    }
+    EXPECT_EQ(valid[0], valid[1]);
   }
-  EXPECT_EQ(losses[0], losses[1]);
-  EXPECT_TRUE(ends[0] == ends[1]);
+  EXPECT_TRUE(held(*recorded) == held(*plain));
 }
 
 }  // namespace

@@ -1,22 +1,20 @@
 #!/bin/bash
-# On a GPU machine: runs every test program with the ctest label "gpu" that lies in a folder (by
-# name: cuda_*, benchmarks left out) and prints one line for each.
+# On a GPU machine: runs every test program with the ctest label "gpu" (by name: cuda_*, benchmarks
+# left out) and prints one line for each.
 #
-#   checks.sh [FOLDER] [PROGRAM...]      default: the folder of this script, every program in it
+#   checks.sh [PROGRAM...]      default: every one that was packed
 #
-# Golden files are taken from RWKV_GOLDEN_DIR, else from FOLDER/golden. The outputs of the programs
-# go to $JOBOUT if it is set, else to a temporary folder; of a failure the essential part is
-# printed. A program that skips all of its tests has failed: there is no GPU then.
+# Programs are taken from BIN (default: this folder), golden files from RWKV_GOLDEN_DIR (default:
+# BIN/golden). The outputs of the programs go to $JOBOUT if it is set, else to a temporary folder; of
+# a failure the essential part is printed. A program that skips all of its tests has failed: there
+# is no GPU then.
 # Exit code: 0 all passed, 1 a test failed, 2 wrong usage or nothing to run.
 set -uo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+folder=$(cd "${BIN:-$here}" && pwd) || exit 2
+# shellcheck source-path=SCRIPTDIR source=unpack.sh
+. "$here/unpack.sh"
 
-folder=${1:-$(dirname "$0")}
-if [ ! -d "$folder" ]; then
-  echo "checks.sh: there is no folder $folder; see the head of this file" >&2
-  exit 2
-fi
-folder=$(cd "$folder" && pwd)
-if [ $# -gt 0 ]; then shift; fi
 programs=("$@")
 if [ ${#programs[@]} -eq 0 ]; then
   for file in "$folder"/cuda_*; do
@@ -33,12 +31,15 @@ if [ ${#programs[@]} -eq 0 ]; then
 fi
 logs=${JOBOUT:-$(mktemp -d)}
 export RWKV_GOLDEN_DIR=${RWKV_GOLDEN_DIR:-$folder/golden}
-# Only what lies beside the programs; CUDA's libraries are found by the caller's settings.
-export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}
+export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
 
 failed=0
 started=$SECONDS
 for name in "${programs[@]}"; do
+  if [ ! -x "$folder/$name" ]; then
+    echo "checks.sh: there is no program $name in $folder" >&2
+    exit 2
+  fi
   log=$logs/$name.log
   begin=$(date +%s%N)
   "$folder/$name" --gtest_brief=0 >"$log" 2>&1

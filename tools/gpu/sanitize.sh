@@ -1,27 +1,28 @@
 #!/bin/bash
-# On a GPU machine: compute-sanitizer over small shapes of the GPU test programs of a folder (see
-# checks.sh), one line for each tool and program.
+# On a GPU machine: compute-sanitizer over small shapes of the GPU test programs, one line for each
+# tool and program.
 #
-#   sanitize.sh [FOLDER] [TOOL...]       default tools: memcheck racecheck synccheck initcheck
+#   sanitize.sh [TOOL...]       default: memcheck racecheck synccheck initcheck
 #
 # Every op in both types, every WKV-7 variant with tails, segments and all gradient modes, and whole
-# training steps. Takes about three minutes. Outputs go to $JOBOUT if it is set, else to a
-# temporary folder. Exit code: 0 clean, 1 errors were found or a test failed, 2 wrong usage.
+# training steps. Takes about three minutes. Programs are taken from BIN (default: this folder);
+# outputs go to $JOBOUT if it is set, else to a temporary folder.
+# Exit code: 0 clean, 1 errors were found or a test failed, 2 wrong usage.
 set -uo pipefail
-
-folder=${1:-$(dirname "$0")}
+here=$(cd "$(dirname "$0")" && pwd)
+folder=$(cd "${BIN:-$here}" && pwd) || exit 2
+# shellcheck source-path=SCRIPTDIR source=unpack.sh
+. "$here/unpack.sh"
 sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
-if [ ! -d "$folder" ] || [ ! -x "$sanitizer" ]; then
-  echo "sanitize.sh: folder $folder or compute-sanitizer is missing; see the head of this file" >&2
+if [ ! -x "$sanitizer" ]; then
+  echo "sanitize.sh: compute-sanitizer is missing; it comes with the CUDA toolkit" >&2
   exit 2
 fi
-folder=$(cd "$folder" && pwd)
-if [ $# -gt 0 ]; then shift; fi
 tools=("$@")
 if [ ${#tools[@]} -eq 0 ]; then tools=(memcheck racecheck synccheck initcheck); fi
 logs=${JOBOUT:-$(mktemp -d)}
 export RWKV_GOLDEN_DIR=${RWKV_GOLDEN_DIR:-$folder/golden}
-export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}
+export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
 # The sanitizers slow the host's threads down that only wait.
 export OMP_WAIT_POLICY=passive
 
