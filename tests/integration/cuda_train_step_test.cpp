@@ -270,6 +270,23 @@ TEST_P(CudaStep, TakesNoMoreMemoryThanItSays) {
   EXPECT_GE(taken, named);
 }
 
+/// Every part of a step at its smallest, launch by launch: what tools/gpu/sanitize.sh looks at.
+TEST_P(CudaStep, SmallStepsLearn) {
+  TrainStepOptions o = options(GetParam());
+  o.batch = 1;
+  o.tokens = 70;
+  o.micro_batches = 2;
+  o.grad_checkpointing = GradCheckpointing::kBlock;
+  o.loss_chunk_tokens = 30;
+  o.eval = true;
+  o.measure_gemms = o.launch_graphs = false;
+  const auto step = started(small_model(), o);
+  const double first = one_step(*step, 0).loss, second = one_step(*step, 0).loss;
+  EXPECT_LT(second, first);
+  fill(step->eval_tokens(), step->eval_targets(), 301, 0);
+  EXPECT_LE(std::fabs(step->evaluate() - second), 0.3);
+}
+
 /// Wide enough for cuBLASLt's large tiles, with products that it might split along k.
 TEST_P(CudaStep, WideModelsGiveTheSameBitsAgain) {
   ModelConfig c;
