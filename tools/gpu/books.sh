@@ -5,11 +5,12 @@
 #
 # TEXTS holds books_train, books_valid and books_test as .jsonl or .jsonl.xz, and, if they are to be
 # evaluated too, wikitext2_test.txt and lambada_test.jsonl. Programs are taken from BIN (default:
-# this folder), run on DEVICE (default cuda), checkpoints go to WORK (default: a new folder in /tmp,
-# 12 GB; removed at the end). OUT receives log.jsonl, eval_*.json, sample.txt and summary.txt.
+# this folder, where pack.sh BUILD_DIR rwkv-data rwkv-train rwkv-eval rwkv-generate puts them), run
+# on DEVICE (default cuda), checkpoints go to WORK (default: a new folder in /tmp, 12 GB; removed at
+# the end). OUT receives log.jsonl, eval_*.json, sample.txt and summary.txt.
 set -euo pipefail
 if [ $# -lt 3 ]; then
-  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 here=$(cd "$(dirname "$0")" && pwd)
