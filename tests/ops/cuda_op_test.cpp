@@ -307,5 +307,20 @@ TEST_P(CudaExtra, AdamWMatchesDouble) {
   }
 }
 
+TEST(CudaMemory, NewMemoryIsClearedBeforeItIsWritten) {
+  if (!have_gpu()) GTEST_SKIP() << "no GPU";
+  Context ctx(Device::kCuda);
+  // Clearing 8 GiB keeps the GPU busy for milliseconds: were it only queued, the small piece would
+  // be cleared after the copy.
+  const Arena big(Device::kCuda, size_t{8} << 30, "much memory");
+  Arena small(Device::kCuda, 4096, "little memory");
+  const TensorView there = small.take(TensorSpec({16}), "sixteen numbers");
+  std::vector<float> sent(16, 1.5f), got(16);
+  copy(ctx, there, TensorView(sent.data(), there.spec));
+  ctx.synchronize("test");
+  copy(ctx, TensorView(got.data(), there.spec), there);
+  EXPECT_EQ(got, sent);
+}
+
 }  // namespace
 }  // namespace rwkv::test

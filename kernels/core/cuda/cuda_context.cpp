@@ -43,7 +43,8 @@ CudaState::CudaState() {
   RWKV_CUDA(cudaMalloc(&lt_workspace, lt_workspace_bytes));
   RWKV_CUDA(cudaMalloc(&zero_one, 2 * sizeof(float)));
   const float values[2] = {0, 1};
-  RWKV_CUDA(cudaMemcpy(zero_one, values, sizeof values, cudaMemcpyHostToDevice));
+  RWKV_CUDA(cudaMemcpyAsync(zero_one, values, sizeof values, cudaMemcpyHostToDevice, stream));
+  RWKV_CUDA(cudaStreamSynchronize(stream));
 }
 
 CudaState::~CudaState() {
