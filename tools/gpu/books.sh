@@ -5,9 +5,9 @@
 #
 # TEXTS holds books_train, books_valid and books_test as .jsonl or .jsonl.xz, and, if they are to be
 # evaluated too, wikitext2_test.txt and lambada_test.jsonl. Programs are taken from BIN (default:
-# this folder, where pack.sh BUILD_DIR rwkv-data rwkv-train rwkv-eval rwkv-generate puts them), run
-# on DEVICE (default cuda), checkpoints go to WORK (default: a new folder in /tmp, 12 GB; removed at
-# the end). OUT receives log.jsonl, eval_*.json, sample.txt and summary.txt.
+# this folder, as pack.sh makes it), run on DEVICE (default cuda), checkpoints go to WORK (default: a
+# new folder in /tmp, 12 GB; removed at the end). OUT receives log.jsonl, eval_*.json, sample.txt and
+# summary.txt.
 set -euo pipefail
 if [ $# -lt 3 ]; then
   sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
@@ -18,7 +18,10 @@ texts=$1
 vocabulary=$2
 out=$3
 shift 3
-bin=${BIN:-$here}
+folder=${BIN:-$here}
+# shellcheck source-path=SCRIPTDIR source=unpack.sh
+. "$here/unpack.sh"
+export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
 device=${DEVICE:-cuda}
 if [ -z "${WORK:-}" ]; then
   WORK=$(mktemp -d)
@@ -30,13 +33,13 @@ say() { echo "== $* ($SECONDS s)" | tee -a "$out/summary.txt"; }
 for part in train valid test; do
   text=$texts/books_$part.jsonl
   if [ -f "$text.xz" ]; then xz -dc "$text.xz"; else cat "$text"; fi |
-    "$bin/rwkv-data" tokenize - --format jsonl --vocab "$vocabulary" -o "$WORK/$part.h5"
+    "$folder/rwkv-data" tokenize - --format jsonl --vocab "$vocabulary" -o "$WORK/$part.h5"
 done
 say "tokens ready"
 
 config=books
-if [ -f "$here/configs/books.json" ]; then config=$here/configs/books.json; fi
-"$bin/rwkv-train" --config "$config" --device "$device" --set "data.train=$WORK/train.h5" \
+if [ -f "$folder/configs/books.json" ]; then config=$folder/configs/books.json; fi
+"$folder/rwkv-train" --config "$config" --device "$device" --set "data.train=$WORK/train.h5" \
   --set "data.valid=$WORK/valid.h5" --set "checkpoint.dir=$WORK/run" --set log.print_every=64 "$@"
 cp "$WORK/run/log.jsonl" "$out/"
 say "trained"
@@ -59,7 +62,7 @@ fi
 evaluate() {
   local name=$1
   shift
-  "$bin/rwkv-eval" "$@" --model "$best" --device "$device" --json >"$out/eval_$name.json"
+  "$folder/rwkv-eval" "$@" --model "$best" --device "$device" --json >"$out/eval_$name.json"
   say "$name: $(cat "$out/eval_$name.json")"
 }
 evaluate books_test_ctx512 loss "$WORK/test.h5" --ctx 512
@@ -70,7 +73,7 @@ fi
 if [ -f "$texts/lambada_test.jsonl" ]; then
   evaluate lambada lambada "$texts/lambada_test.jsonl" --batch 64
 fi
-"$bin/rwkv-generate" --model "$best" --device "$device" --prompt $'# Chapter I\n\n' --echo \
+"$folder/rwkv-generate" --model "$best" --device "$device" --prompt $'# Chapter I\n\n' --echo \
   --max-tokens 300 --top-p 0.8 --seed 1 --no-stream --stats >"$out/sample.txt"
 say "all done"
 cat "$out/sample.txt"
