@@ -102,13 +102,13 @@ ShapeCall OpCase::infer() const {
 
 double OpCase::forward_bytes() const {
   const ShapeCall call = infer();
-  return bytes_of(in) + bytes_of(param) + bytes_of(call.out) + bytes_of(call.saved);
+  return reads * (bytes_of(in) + bytes_of(param)) + bytes_of(call.out) + bytes_of(call.saved);
 }
 
 double OpCase::backward_bytes() const {
   const ShapeCall call = infer();
-  return bytes_of(in, op->backward_reads_in) + gradient_bytes(in, param) + bytes_of(param) +
-         bytes_of(call.out) + bytes_of(call.saved);
+  return reads * (bytes_of(in, op->backward_reads_in) + bytes_of(param)) +
+         gradient_bytes(in, param) + bytes_of(call.out) + bytes_of(call.saved);
 }
 
 double OpCase::forward_flops() const {

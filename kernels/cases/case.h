@@ -67,10 +67,12 @@ struct OpCase {
   std::shared_ptr<const void> attrs;
   Limits forward, backward;
   Use use = Use::kTest;
+  /// Share of inputs and parameters that the op reads, where it does not read all of them.
+  double reads = 1;
 
   /// Outputs, saved tensors and workspace, by the op's own inference.
   ShapeCall infer() const;
-  /// Bytes that an ideal kernel moves: every operand once.
+  /// Bytes that an ideal kernel moves: every operand once, as far as it is read.
   double forward_bytes() const;
   double backward_bytes() const;
   double forward_flops() const;

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/cases/case.h"
 #include "kernels/ops/embedding.h"
 
@@ -13,7 +15,8 @@ std::vector<OpCase> embedding_cases(std::span<const BenchShape> bench) {
                     .param = {{"weight", {v, c}, normal(0, 0.1), true}},
                     .forward = {0, 0, 0},
                     .backward = rounding(static_cast<double>(b * t)),
-                    .use = use});
+                    .use = use,
+                    .reads = std::min(1.0, static_cast<double>(b * t) / static_cast<double>(v))});
   };
   add(1, 1, 1, 1, Use::kTest);
   add(1, 1, 7, 5, Use::kTest);

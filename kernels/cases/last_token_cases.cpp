@@ -11,7 +11,8 @@ std::vector<OpCase> last_token_cases(std::span<const BenchShape> bench) {
                     .in = {{"x", {b, t, c}, normal(0, 1)}},
                     .forward = {0, 0, 0},
                     .backward = rounding(1),
-                    .use = use});
+                    .use = use,
+                    .reads = 1 / static_cast<double>(t)});
   };
   add(1, 1, 1, Use::kTest);
   add(3, 5, 33, Use::kTest);

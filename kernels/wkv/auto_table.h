@@ -20,6 +20,14 @@ struct WkvAutoRow {
   std::string_view why;   ///< the measurement, for --list
 };
 
+inline constexpr std::string_view kChunk = "wkv7.cuda.chunk16.bf16";
+inline constexpr std::string_view kScan = "wkv7.cuda.scan16.bf16";
+inline constexpr std::string_view kFull =
+    "as many sequences x heads fill the GPU at this length (tools/records/h200-wkv7-streams.json)";
+inline constexpr std::string_view kIdle =
+    "so few sequences x heads leave the GPU idle unless the sequence is cut "
+    "(tools/records/h200-wkv7-streams.json)";
+
 /// CPU: `rwkv-bench wkv` at H = 12, N = 64, B = 1 on a Sapphire Rapids Xeon (AVX-512), milliseconds
 /// forward + backward:
 ///
@@ -31,17 +39,33 @@ struct WkvAutoRow {
 ///
 /// (one thread: an earlier version under load; two threads: tools/records/cpu-wkv.json.) Below 16
 /// tokens a chunk is mostly padding. Heads of 32 and 128 order the variants in the same way.
+///
+/// CUDA, bf16: `tools/gpu/bench.sh OUT lengths streams` on an H200, N = 64, microseconds forward +
+/// backward, chunk16 / scan16, by tokens and sequences x heads:
+///
+///   T        12            48           96            132           192
+///   192      52 / 49       52 / 56      53 / 65
+///   256      67 / 60       67 / 68      70 / 82       74 / 88
+///   512     128 / 65      130 / 103    135 / 138     138 / 166
+///   1024    249 / 79                   259 / 244     265 / 284     378 / 396
+///   4096    990 / 207                 1002 / 860    1019 / 992    1456 / 1452
+///   131072 31500 / 3250              31700 / 26000
+///
+/// serial takes as long as chunk16 at 2 tokens and ten times as long from 64 on. What is equal goes
+/// to chunk16, which saves less.
 inline constexpr WkvAutoRow kWkvAutoTable[] = {
     {"wkv7", Device::kCpu, DType::kF32, 16, 1, "wkv7.cpu.chunk16.f32",
      "fastest from 16 tokens on (tools/records/cpu-wkv.json)"},
     {"wkv7", Device::kCpu, DType::kF32, 1, 1, "wkv7.cpu.serial.f32",
      "below 16 tokens a chunk is mostly padding (tools/records/cpu-wkv.json)"},
-    {"wkv7", Device::kCuda, DType::kBF16, 256, 133, "wkv7.cuda.chunk16.bf16",
-     "enough heads to fill the GPU (tools/records/h200-wkv7.json)"},
-    {"wkv7", Device::kCuda, DType::kBF16, 256, 1, "wkv7.cuda.scan16.bf16",
-     "too few heads to fill the GPU (tools/records/h200-wkv7.json)"},
-    {"wkv7", Device::kCuda, DType::kBF16, 1, 1, "wkv7.cuda.chunk16.bf16",
-     "too short to cut (tools/records/h200-wkv7.json)"},
+    {"wkv7", Device::kCuda, DType::kBF16, 4096, 133, kChunk, kFull},
+    {"wkv7", Device::kCuda, DType::kBF16, 4096, 1, kScan, kIdle},
+    {"wkv7", Device::kCuda, DType::kBF16, 1024, 97, kChunk, kFull},
+    {"wkv7", Device::kCuda, DType::kBF16, 1024, 1, kScan, kIdle},
+    {"wkv7", Device::kCuda, DType::kBF16, 256, 49, kChunk, kFull},
+    {"wkv7", Device::kCuda, DType::kBF16, 256, 1, kScan, kIdle},
+    {"wkv7", Device::kCuda, DType::kBF16, 1, 1, kChunk,
+     "too short to be cut into segments (tools/records/h200-wkv7-lengths.json)"},
     {"wkv7", Device::kCuda, DType::kF32, 1, 1, "wkv7.cuda.serial.f32", "the only one"},
 };
 

@@ -61,6 +61,27 @@ TEST(WkvRegistry, FullNamesFamiliesAndAuto) {
   EXPECT_EQ(choose({1, 512, 12, 64, false}, "auto").family, "chunk");
 }
 
+#if RWKV_HAVE_CUDA
+TEST(WkvRegistry, AutoOnCuda) {
+  const auto family = [](const WkvShape& shape, DType io) {
+    return select_wkv("wkv7", Device::kCuda, io, shape, "auto").family;
+  };
+  for (const int64_t n : {32, 64, 128}) {
+    EXPECT_EQ(family({1, 1, 12, n, true}, DType::kBF16), "chunk");
+    EXPECT_EQ(family({1, 255, 12, n, false}, DType::kBF16), "chunk");
+    EXPECT_EQ(family({1, 256, 12, n, false}, DType::kBF16), "scan");
+    EXPECT_EQ(family({8, 512, 12, n, false}, DType::kBF16), "chunk");
+    EXPECT_EQ(family({8, 4096, 12, n, false}, DType::kBF16), "scan");
+    EXPECT_EQ(family({30, 4096, 12, n, false}, DType::kBF16), "chunk");
+    EXPECT_EQ(family({8, 4096, 12, n, false}, DType::kF32), "serial");
+  }
+  const WkvShape shape{1, 4096, 12, 64, false};
+  const auto why = explain_wkv_auto("wkv7", Device::kCuda, DType::kBF16, shape);
+  EXPECT_NE(why.find("wkv7.cuda.scan16.bf16"), std::string::npos) << why;
+  EXPECT_NE(why.find("tools/records/"), std::string::npos) << why;
+}
+#endif
+
 TEST(WkvRegistry, ErrorsListEveryVariantWithItsReason) {
   const auto text = message_of<ConfigError>([] { choose({1, 16, 2, 48, false}, "auto"); });
   for (const WkvKernel* k : all_wkv_kernels())

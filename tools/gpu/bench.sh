@@ -6,6 +6,8 @@
 #     wkv      WKV-7 variants at the sizes they are judged by, bf16 (20 s)
 #     lengths  the same against sequence length, for few and many heads (60 s); a picture:
 #              rwkv-bench wkv --from OUT/wkv-lengths.json --plot wkv.png
+#     streams  one pass over whole sequences against segments of them, around the number of
+#              sequences x heads where one overtakes the other (10 s)
 #     ops      every op at 8 x 4096 tokens of width 768 (10 s)
 #     step     whole training steps of L12-D768 V50304, and one of L24-D2048 V65536 (60 s)
 #
@@ -19,7 +21,7 @@ export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
 out=${1:-${JOBOUT:-records}}
 if [ $# -gt 0 ]; then shift; fi
 parts=("$@")
-if [ ${#parts[@]} -eq 0 ]; then parts=(wkv lengths ops step); fi
+if [ ${#parts[@]} -eq 0 ]; then parts=(wkv lengths streams ops step); fi
 mkdir -p "$out" || exit 1
 
 failed=0
@@ -42,6 +44,13 @@ for part in "${parts[@]}"; do
     lengths)
       bench wkv-lengths wkv --seconds 0.1 --repeats 10 --lengths 1:131072 --shape 1,1,12,64 \
         --shape 8,1,12,64
+      ;;
+    streams)
+      shapes=()
+      for tokens in 192 256 512 1024 4096; do
+        for batch in 1 4 8 11 16; do shapes+=(--shape "$batch,$tokens,12,64"); done
+      done
+      bench wkv-streams wkv --variant chunk --variant scan --seconds 0.1 "${shapes[@]}"
       ;;
     ops) bench ops ops ;;
     step)

@@ -23,14 +23,6 @@ int wkv7_scan_segments(const Wkv7Shape& shape, int multiprocessors) {
   return std::max(2, std::min(fill, (shape.tokens + chunk::kStep - 1) / 128));
 }
 
-int wkv7_chunk_segments(const Wkv7Shape& shape, int multiprocessors) {
-  // Measured on an H200 with heads of 64: joining segments costs about a second forward and half a
-  // backward, so it pays while one block per head leaves two thirds of the block slots empty.
-  if (3 * shape.batch * shape.heads > block_slots(shape, multiprocessors) || shape.tokens < 225)
-    return 1;
-  return wkv7_scan_segments(shape, multiprocessors);
-}
-
 size_t wkv7_chunk_saved_bytes(const Wkv7Shape& shape) {
   const chunk::Plan plan(shape);
   const int streams = shape.batch * shape.heads;

@@ -53,8 +53,6 @@ struct Wkv7Backward {
 /// there are more. Needs kWkv7ScanTokens or more.
 int wkv7_scan_segments(const Wkv7Shape& shape, int multiprocessors);
 inline constexpr int kWkv7ScanTokens = 64;
-/// The same, but 1 where cutting wastes work.
-int wkv7_chunk_segments(const Wkv7Shape& shape, int multiprocessors);
 size_t wkv7_chunk_saved_bytes(const Wkv7Shape& shape);
 size_t wkv7_chunk_workspace_bytes(const Wkv7Shape& shape);
 cudaError_t wkv7_chunk_forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t stream);
