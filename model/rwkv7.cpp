@@ -134,11 +134,13 @@ class Rwkv7 final : public Model {
       in.wkv = state[3 * l + 1];
       ffn_shift = state[3 * l + 2];
     }
+    // What the layers add is a value of its own only where it is to be seen.
+    if (!expose) in.residual = x;
     const TimeMixV7::Outputs att = b.att->build(g, in, wkv);
     v_first = att.v_first;
-    const Value x_mid = g.apply(kAdd, {x, att.out}, {}, n + "add_att")[0];
-    const ChannelMixV7::Outputs ffn =
-        b.ffn->build(g, layer_norm(g, x_mid, b.ln2, n + "ln2"), ffn_shift);
+    const Value x_mid = expose ? g.apply(kAdd, {x, att.out}, {}, n + "add_att")[0] : att.out;
+    const ChannelMixV7::Outputs ffn = b.ffn->build(g, layer_norm(g, x_mid, b.ln2, n + "ln2"),
+                                                   ffn_shift, expose ? Value{} : x_mid);
     if (!state.empty()) {
       g.output(n + "att.shift_state", att.shift);
       g.output(n + "att.wkv_state", att.wkv);
@@ -160,7 +162,7 @@ class Rwkv7 final : public Model {
                                                                 {"channel_mix_out", ffn.out}})
         g.output(str("layer/", name), value);
     }
-    return g.apply(kAdd, {x_mid, ffn.out}, {}, n + "add_ffn")[0];
+    return expose ? g.apply(kAdd, {x_mid, ffn.out}, {}, n + "add_ffn")[0] : ffn.out;
   }
 
   ParamId emb_, head_;

@@ -49,6 +49,7 @@ struct TrainConfig {
     std::string dtype = "auto";  ///< of activations: auto, f32, bf16
     std::string gemm = "measured";
     bool launch_graphs = true;
+    int64_t lanes = 0;
   } kernels;
   struct Eval {
     int64_t every = 0, batches = 8;

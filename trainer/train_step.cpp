@@ -24,6 +24,19 @@ GraphOptions graph_options(const TrainStepOptions& o) {
   return g;
 }
 
+/// Lanes pay where single kernels leave the GPU idle: see docs/cuda.md for the measurements.
+constexpr int kLanes = 4;
+constexpr int64_t kMostTokensForLanes = 16384;
+constexpr int32_t kLingerSteps = 8;
+
+TrainStepOptions with_lanes(TrainStepOptions o) {
+  if (o.device == Device::kCpu)
+    o.lanes = 1;
+  else if (o.lanes == 0)
+    o.lanes = o.batch * o.tokens <= kMostTokensForLanes ? kLanes : 1;
+  return o;
+}
+
 /// One half of a slot, or a plan's input.
 std::span<int32_t> ids(const TensorView& v, int64_t begin, int64_t count) {
   return {v.as<int32_t>() + begin, static_cast<size_t>(count)};
@@ -32,7 +45,7 @@ std::span<int32_t> ids(const TensorView& v, int64_t begin, int64_t count) {
 }  // namespace
 
 TrainStep::TrainStep(const ModelConfig& config, const TrainStepOptions& options)
-    : options_(options),
+    : options_(with_lanes(options)),
       model_(make_model(config)),
       wkv_name_(model_->wkv_name(graph_options(options))),
       graph_(std::make_unique<Graph>(model_->build(graph_options(options)))),
@@ -44,6 +57,7 @@ Plan TrainStep::build_plan(bool training) const {
   PlanOptions o;
   o.training = training;
   o.grad_checkpointing = options_.grad_checkpointing;
+  if (training && options_.lanes > 1) o.linger_steps = kLingerSteps;
   return Plan::build(*graph_, o);
 }
 
@@ -63,7 +77,11 @@ std::vector<MemoryItem> TrainStep::memory() const {
   if (options_.dtype == DType::kBF16)
     items.push_back({"bf16 copies of the matrices", elements * sizeof(BF16)});
   if (options_.device == Device::kCuda) {
-    items.push_back({"workspace of cuBLASLt", backend::kGemmWorkspaceBytes});
+    items.push_back({"workspace of cuBLASLt",
+                     static_cast<size_t>(options_.lanes) * backend::kGemmWorkspaceBytes});
+    if (options_.lanes > 1)
+      items.push_back({"workspaces of more lanes",
+                       static_cast<size_t>(options_.lanes - 1) * plan_.workspace_bytes()});
     items.push_back({"kernels and libraries", kDeviceOverheadBytes});
   }
   std::ranges::stable_sort(items, std::greater<>{}, &MemoryItem::bytes);
@@ -148,6 +166,10 @@ void TrainStep::prepare() {
   measure_gemm_algorithms(*ctx_, false);
   ctx_->synchronize("warm-up");
   prepared_ = true;
+  if (options_.lanes > 1) {
+    ctx_->open_lanes(options_.lanes);
+    plan_.use_lanes(options_.lanes);
+  }
   if (!options_.launch_graphs) return;
   first_graph_ = LaunchGraph(*ctx_, [&] { forward_backward(true); });
   if (more) later_graph_ = LaunchGraph(*ctx_, [&] { forward_backward(false); });

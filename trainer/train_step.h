@@ -32,6 +32,8 @@ struct TrainStepOptions {
   DType dtype = DType::kF32;  ///< of activations and matrices; bf16 on CUDA only
   bool measure_gemms = true;  ///< CUDA: prepare() times cuBLASLt's algorithms for new shapes
   bool launch_graphs = true;  ///< CUDA: forward and backward are recorded once and replayed
+  int lanes =
+      0;  ///< CUDA: independent steps run side by side on so many streams; 0: chosen by size
 };
 
 /// What CUDA takes on the device for the code of kernels and of cuBLASLt, graphs, and rounding of

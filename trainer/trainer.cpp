@@ -370,6 +370,7 @@ TrainStepOptions step_options(const TrainConfig& config, Device device) {
   o.dtype = config.dtype(device);
   o.measure_gemms = config.kernels.gemm == "measured";
   o.launch_graphs = config.kernels.launch_graphs;
+  o.lanes = static_cast<int>(config.kernels.lanes);
   return o;
 }
 

@@ -7,7 +7,7 @@ namespace rwkv::cases {
 
 std::vector<OpCase> linear_cases(std::span<const BenchShape> bench) {
   std::vector<OpCase> list;
-  const auto add = [&](const TensorSpec& x, int64_t n, Use use) {
+  const auto add = [&](const TensorSpec& x, int64_t n, Use use, bool residual = false) {
     const int64_t k = x.last();
     std::string name = "linear/";
     for (int i = 0; i < x.rank; ++i) name += str(x[i], "x");
@@ -19,6 +19,11 @@ std::vector<OpCase> linear_cases(std::span<const BenchShape> bench) {
          .forward = rounding(static_cast<double>(k)),
          .backward = rounding(static_cast<double>(std::max(n, x.rows()))),
          .use = use});
+    if (!residual) return;
+    TensorSpec y = x;
+    y.dim[static_cast<size_t>(y.rank - 1)] = n;
+    list.back().name += "_residual";
+    list.back().in.push_back({"residual", y, normal(0.5, 2)});
   };
   add({1}, 1, Use::kTest);
   add({1, 1, 3}, 5, Use::kTest);

@@ -54,6 +54,8 @@ void cuda_graph_release(void* graph) noexcept;
 /// Points in a stream's time.
 void* cuda_event_create();
 void cuda_event_record(void* event, Stream stream);
+/// Work queued on the stream from now on waits for the event's latest record.
+void cuda_stream_wait(Stream stream, void* event);
 /// Waits for `end`.
 double cuda_event_seconds(void* begin, void* end);
 void cuda_event_release(void* event) noexcept;

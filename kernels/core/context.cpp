@@ -1,6 +1,7 @@
 #include "kernels/core/context.h"
 
 #include "kernels/core/backend.h"
+#include "kernels/core/gemm.h"
 
 namespace rwkv {
 
@@ -12,12 +13,23 @@ Context::Context(Device device)
 
 Context::~Context() = default;
 
+void Context::open_lanes(int count) {
+  if (device_ == Device::kCpu || count <= lanes()) return;
+  const std::string algorithms = export_gemm_algorithms(*this, true);
+  while (lanes() < count) {
+    Context& lane = *lanes_.emplace_back(std::make_unique<Context>(device_));
+    lane.reserve_workspace(workspace_bytes());
+    import_gemm_algorithms(lane, algorithms);
+  }
+}
+
 void Context::CudaDelete::operator()(CudaState* state) const {
   backend::cuda_destroy(state);
 }
 
 void Context::reserve_workspace(size_t bytes) {
   if (bytes > workspace_.bytes()) workspace_ = Arena(device_, bytes, "workspace");
+  for (const auto& lane : lanes_) lane->reserve_workspace(bytes);
 }
 
 std::byte* Context::workspace(size_t bytes) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string_view>
+#include <vector>
 
 #include "kernels/core/arena.h"
 #include "kernels/core/dtype.h"
@@ -42,6 +43,14 @@ class Context {
   /// CUDA: where all kernels and copies of this context are queued. Null on the CPU.
   Stream stream() const { return stream_; }
   CudaState& cuda() const { return *cuda_; }  ///< CUDA contexts only
+  /// CUDA: from now on lane(0 .. count - 1) exist: this context, and others on the same device with
+  /// streams, workspaces (as large as this one's now) and handles of their own. The algorithms of
+  /// products are this one's. Kernels of different lanes may run at the same time; who uses them
+  /// orders them. Throws DeviceError.
+  void open_lanes(int count);
+  int lanes() const { return 1 + static_cast<int>(lanes_.size()); }
+  Context& lane(int i) { return i == 0 ? *this : *lanes_[static_cast<size_t>(i - 1)]; }
+
   /// Waits until everything queued so far is done. `why` is counted and traced: a step synchronises
   /// only where it says so. Nothing to do on the CPU.
   void synchronize(std::string_view why);
@@ -56,6 +65,7 @@ class Context {
   Stream stream_ = nullptr;
   Tracer tracer_;
   Arena workspace_;
+  std::vector<std::unique_ptr<Context>> lanes_;
   uint64_t synchronizations_ = 0;
 };
 

@@ -27,6 +27,9 @@ struct GemmCall {
   DType out_dtype = DType::kF32;  ///< of C: f32, or that of A and B; sums are in f32
   /// CUDA only: a factor of the product, in device memory; null means 1.
   const float* alpha = nullptr;
+  /// kAdd only: what the product is added to, laid out as C; null means C itself. On the CPU it is
+  /// copied to C first.
+  const void* addend = nullptr;
 };
 
 /// Runs the product on the context's device. f32 on the CPU. Deterministic: every element of C is

@@ -205,6 +205,11 @@ void gemm(Context& ctx, const GemmCall& g) {
   const TraceScope trace(
       ctx.tracer(), "gemm",
       2.0 * static_cast<double>(g.m) * static_cast<double>(g.n) * static_cast<double>(g.k));
+  if (g.mode == Accum::kAdd && g.addend != nullptr && g.addend != g.c)
+    for (int64_t i = 0; i < g.m; ++i)
+      std::memcpy(static_cast<float*>(g.c) + i * g.ldc,
+                  static_cast<const float*>(g.addend) + i * g.ldc,
+                  static_cast<size_t>(g.n) * sizeof(float));
   const Product p{g.m,
                   g.n,
                   g.k,

@@ -18,8 +18,10 @@ void linear_forward(Context& ctx, const OpCall& call) {
              .ldb = k,
              .ldc = n,
              .trans_b = true,
+             .mode = call.in.size() == 2 ? Accum::kAdd : Accum::kWrite,
              .dtype = x.spec.dtype,
-             .out_dtype = y.spec.dtype});
+             .out_dtype = y.spec.dtype,
+             .addend = call.in.size() == 2 ? call.in[1].data : nullptr});
 }
 
 void linear_backward(Context& ctx, const OpCall& call) {
@@ -54,6 +56,11 @@ void linear_backward(Context& ctx, const OpCall& call) {
                .mode = call.dparam_mode[0],
                .dtype = dy.spec.dtype,
                .out_dtype = DType::kF32});
+  if (call.din.size() < 2 || call.din_mode[1] == Accum::kSkip) return;
+  // Rarely reached: planned steps share the gradient's memory.
+  const TensorView din[2] = {call.din[1], {}};
+  const Accum modes[2] = {call.din_mode[1], Accum::kSkip};
+  add_backward(ctx, {.dout = call.dout, .din = din, .din_mode = modes});
 }
 
 }  // namespace rwkv::cuda

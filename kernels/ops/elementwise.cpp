@@ -31,6 +31,7 @@ constinit const Op kAdd = {
     .backward_reads_out = 0,
     .forward = {cpu::add_forward, cuda::add_forward},
     .backward = {cpu::add_backward, cuda::add_backward},
+    .passes_gradient = 0b11,
 };
 
 constinit const Op kSquaredRelu = {

@@ -15,7 +15,7 @@ TensorSpec with_last(TensorSpec spec, int64_t n) {
 
 void infer(ShapeCall& call) {
   constexpr std::string_view op = "linear";
-  checks::counts(call, op, 1, 1, 1, 1);
+  checks::counts(call, op, 1, 2, 1, 1);
   const TensorSpec &x = call.in[0], &weight = call.param[0];
   checks::any_rank(op, "x", x);
   checks::rank(op, "weight", weight, 2);
@@ -23,6 +23,7 @@ void infer(ShapeCall& call) {
                 "stored (out, in), in = last dimension of x", x.dtype);
   call.out = {with_last(x, weight[0])};
   if (call.attrs != nullptr && call.attr<LinearAttrs>().f32_out) call.out[0].dtype = DType::kF32;
+  if (call.in.size() == 2) checks::same(op, "residual", call.in[1], "y", call.out[0]);
 }
 
 double forward_flops(const ShapeCall& call) {
@@ -44,6 +45,8 @@ constinit const Op kLinear = {
     .backward = {cpu::linear_backward, cuda::linear_backward},
     .forward_flops = forward_flops,
     .backward_flops = backward_flops,
+    .backward_splits = [](const void*) { return true; },
+    .passes_gradient = 0b10,
 };
 
 }  // namespace rwkv

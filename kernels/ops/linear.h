@@ -7,8 +7,9 @@ struct LinearAttrs {
   bool f32_out = false;  ///< y is f32 whatever the type of x; there is no backward then
 };
 
-/// y = x W^T, no bias. Attributes may be absent.
-/// in x (..., K)   param weight (N, K)   out y (..., N)
+/// y = x W^T, no bias, or y = residual + x W^T: rounded once, and one pass less over memory.
+/// Attributes may be absent.
+/// in x (..., K), optional residual (..., N)   param weight (N, K)   out y (..., N)
 /// backward reads: x.
 extern const Op kLinear;
 

@@ -57,6 +57,11 @@ constinit const Op kLinearCrossEntropy = {
     .backward = {cpu::linear_cross_entropy_backward, cuda::linear_cross_entropy_backward},
     .forward_flops = forward_flops,
     .backward_flops = backward_flops,
+    // Logits that were not kept are computed for both.
+    .backward_splits =
+        [](const void* attrs) {
+          return static_cast<const LinearCrossEntropyAttrs*>(attrs)->chunk_tokens == 0;
+        },
 };
 
 }  // namespace rwkv

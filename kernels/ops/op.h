@@ -59,6 +59,12 @@ struct Op {
   double (*backward_flops)(const ShapeCall&) = nullptr;
   /// The forward runs with null `saved` views, which plans without a backward then pass.
   bool saved_optional = false;
+  /// Given the attributes: the gradients of the inputs and those of the parameters come from
+  /// separate work, so that two calls, each skipping one part, cost no more than one. Null: no.
+  bool (*backward_splits)(const void* attrs) = nullptr;
+  /// Bit i: the gradient of in[i] is that of out[0]. The planner then lets them share memory where
+  /// it can, and skips the input; kernels still have to honour the other modes.
+  uint32_t passes_gradient = 0;
 };
 
 /// Types. Activations (inputs, outputs and their gradients) are f32 or bf16, the same throughout a

@@ -23,20 +23,21 @@ void Plan::bind(Context& ctx, std::span<const TensorView> values,
   ctx.reserve_workspace(workspace_bytes_);
   arena_ = Arena(ctx.device(), arena_bytes_, "activations");
   exec_.clear();
-  exec_.reserve(steps_.size());
+  exec_.reserve(2 * steps_.size());  // calls point into their own elements
   const auto views = [this](const std::vector<int32_t>& buffers) {
     std::vector<TensorView> out;
     for (const int32_t b : buffers) out.push_back(view(b));
     return out;
   };
-  for (const PlanStep& s : steps_) {
+  enum class Part { kAll, kInputs, kParams };
+  const auto add = [&](const PlanStep& s, Part part) {
     const auto& n = graph_->nodes()[static_cast<size_t>(s.node)];
     const bool backward = s.kind == PlanStep::Kind::kBackward;
     ExecStep& e = exec_.emplace_back();
     e.kind = s.kind;
     e.op = n.op;
     e.node = &n;
-    e.finishes_block = s.finishes_block;
+    e.finishes_block = part == Part::kInputs ? -1 : s.finishes_block;
     e.trace_name = str(n.op->name, backward ? " backward" : "");
     e.in = views(s.in);
     e.out = views(s.out);
@@ -45,13 +46,15 @@ void Plan::bind(Context& ctx, std::span<const TensorView> values,
     e.din = views(s.din);
     e.din_mode = s.din_mode;
     e.first_mode = s.dparam_mode;
-    for (const Accum m : s.dparam_mode)
+    if (part == Part::kParams) e.din_mode.assign(e.din_mode.size(), Accum::kSkip);
+    if (part == Part::kInputs) e.first_mode.assign(e.first_mode.size(), Accum::kSkip);
+    for (const Accum m : e.first_mode)
       e.later_mode.push_back(m == Accum::kSkip ? Accum::kSkip : Accum::kAdd);
     for (const ParamId p : n.params) {
       e.param.push_back(values[static_cast<size_t>(p)]);
       if (backward) e.dparam.push_back(grads[static_cast<size_t>(p)]);
     }
-    if (s.kind == PlanStep::Kind::kZero) continue;
+    if (s.kind == PlanStep::Kind::kZero) return;
     const auto& kernels = backward ? n.op->backward : n.op->forward;
     e.fn = kernels[static_cast<size_t>(ctx.device())];
     RWKV_CHECK(e.fn != nullptr, DeviceError, "op ", n.op->name, " has no ",
@@ -67,7 +70,26 @@ void Plan::bind(Context& ctx, std::span<const TensorView> values,
               .din_mode = e.din_mode,
               .dparam_mode = e.first_mode,
               .attrs = n.attrs.get()};
+  };
+  const auto wanted = [](const std::vector<Accum>& modes) {
+    return std::ranges::any_of(modes, [](Accum m) { return m != Accum::kSkip; });
+  };
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const PlanStep& s = steps_[i];
+    const auto& n = graph_->nodes()[static_cast<size_t>(s.node)];
+    if (i == forward_steps_) forward_exec_ = exec_.size();
+    const bool split = ctx.device() == Device::kCuda && s.kind == PlanStep::Kind::kBackward &&
+                       n.op->backward_splits != nullptr && n.op->backward_splits(n.attrs.get()) &&
+                       wanted(s.din_mode) && wanted(s.dparam_mode);
+    if (!split) {
+      add(s, Part::kAll);
+      continue;
+    }
+    add(s, Part::kInputs);  // the gradients that others wait for come first
+    add(s, Part::kParams);
   }
+  if (!training_) forward_exec_ = exec_.size();
+  forward_lanes_ = backward_lanes_ = {};
 }
 
 namespace {
@@ -97,8 +119,45 @@ bool Plan::has_output(std::string_view name) const {
   return std::ranges::find(outputs_, name, &NamedBuffer::name) != outputs_.end();
 }
 
+void Plan::use_lanes(int count) {
+  forward_lanes_ = lane_schedule(0, forward_exec_, count);
+  backward_lanes_ = lane_schedule(forward_exec_, exec_.size(), count);
+}
+
+Plan::Lanes Plan::lane_schedule(size_t begin, size_t end, int count) const {
+  std::vector<LaneStep> steps;
+  for (size_t i = begin; i < end; ++i) {
+    const ExecStep& e = exec_[i];
+    LaneStep& s = steps.emplace_back();
+    double bytes = 0;
+    const auto use = [&](const std::vector<TensorView>& views, std::vector<MemoryRange>& ranges,
+                         const std::vector<Accum>* modes) {
+      for (size_t k = 0; k < views.size(); ++k) {
+        if (!views[k] || (modes != nullptr && (*modes)[k] == Accum::kSkip)) continue;
+        const auto at = reinterpret_cast<uintptr_t>(views[k].data);
+        ranges.push_back({at, at + views[k].bytes()});
+        bytes += static_cast<double>(views[k].bytes());
+      }
+    };
+    const bool backward = e.kind == PlanStep::Kind::kBackward;
+    use(e.in, s.reads, nullptr);
+    use(e.out, backward ? s.reads : s.writes, nullptr);
+    use(e.saved, s.writes, nullptr);  // a backward may use up what its forward saved
+    use(e.dout, s.reads, nullptr);
+    use(e.din, s.writes, &e.din_mode);
+    if (backward) use(e.dparam, s.writes, &e.first_mode);
+    for (const TensorView& p : e.param) bytes += static_cast<double>(p.bytes());
+    // A GPU's bandwidth and tensor rate, and what a kernel costs at least: only their ratio counts.
+    const double flops = e.kind == PlanStep::Kind::kZero ? 0
+                         : backward                      ? e.node->backward_flops / 2
+                                                         : e.node->forward_flops;
+    s.seconds = 3e-6 + bytes / 3e12 + flops / 5e14;
+  }
+  return {count, schedule_lanes(steps, count)};
+}
+
 void Plan::forward(Context& ctx) {
-  run(ctx, 0, forward_steps_, true, nullptr);
+  run(ctx, 0, forward_exec_, true, nullptr);
 }
 
 void Plan::backward(Context& ctx, float scale, bool first_micro_batch,
@@ -109,26 +168,51 @@ void Plan::backward(Context& ctx, float scale, bool first_micro_batch,
     copy(ctx, view(loss_grad_), TensorView(&scale, TensorSpec{}));
     loss_scale_ = scale;
   }
-  run(ctx, forward_steps_, exec_.size(), first_micro_batch, grads_ready ? &grads_ready : nullptr);
+  run(ctx, forward_exec_, exec_.size(), first_micro_batch, grads_ready ? &grads_ready : nullptr);
   if (grads_ready) grads_ready(-1);
+}
+
+void Plan::run_step(Context& ctx, ExecStep& e, bool first_micro_batch) {
+  if (e.kind == PlanStep::Kind::kZero) {
+    fill_zero(ctx, e.out[0]);
+    return;
+  }
+  const TraceScope trace(ctx.tracer(), e.trace_name);
+  e.call.dparam_mode = first_micro_batch ? e.first_mode : e.later_mode;
+  e.fn(ctx, e.call);
 }
 
 void Plan::run(Context& ctx, size_t begin, size_t end, bool first_micro_batch,
                const std::function<void(int32_t)>* grads_ready) {
-  RWKV_ASSERT(exec_.size() == steps_.size(), "the plan was not bound");
+  RWKV_ASSERT(exec_.size() >= steps_.size(), "the plan was not bound");
+  const Lanes& lanes = begin == 0 ? forward_lanes_ : backward_lanes_;
+  if (lanes.count > 1 && grads_ready == nullptr && !check_finite_ && !ctx.tracer().enabled()) {
+    run_lanes(ctx, begin, lanes, first_micro_batch);
+    return;
+  }
   for (size_t i = begin; i < end; ++i) {
     ExecStep& e = exec_[i];
-    if (e.kind == PlanStep::Kind::kZero) {
-      fill_zero(ctx, e.out[0]);
-      continue;
-    }
-    {
-      const TraceScope trace(ctx.tracer(), e.trace_name);
-      e.call.dparam_mode = first_micro_batch ? e.first_mode : e.later_mode;
-      e.fn(ctx, e.call);
-    }
-    if (check_finite_) check_step(ctx, e);
+    run_step(ctx, e, first_micro_batch);
+    if (check_finite_ && e.kind != PlanStep::Kind::kZero) check_step(ctx, e);
     if (grads_ready != nullptr && e.finishes_block >= 0) (*grads_ready)(e.finishes_block);
+  }
+}
+
+void Plan::run_lanes(Context& ctx, size_t begin, const Lanes& lanes, bool first_micro_batch) {
+  RWKV_ASSERT(ctx.lanes() >= lanes.count, "open_lanes was not called");
+  fork_.record(ctx);
+  for (int l = 1; l < lanes.count; ++l) fork_.wait(ctx.lane(l));
+  if (lane_events_.size() < exec_.size()) lane_events_.resize(exec_.size());
+  for (size_t i = 0; i < lanes.slots.size(); ++i) {
+    const LaneSlot& slot = lanes.slots[i];
+    Context& lane = ctx.lane(slot.lane);
+    for (const int32_t j : slot.waits) lane_events_[begin + static_cast<size_t>(j)].wait(lane);
+    run_step(lane, exec_[begin + i], first_micro_batch);
+    if (slot.awaited) lane_events_[begin + i].record(lane);
+  }
+  for (int l = 1; l < lanes.count; ++l) {
+    join_.record(ctx.lane(l));
+    join_.wait(ctx);
   }
 }
 

@@ -13,7 +13,9 @@
 
 #include "kernels/core/arena.h"
 #include "kernels/core/context.h"
+#include "kernels/core/stream_event.h"
 #include "model/graph/graph.h"
+#include "model/graph/lanes.h"
 
 namespace rwkv {
 
@@ -27,6 +29,9 @@ struct PlanOptions {
   GradCheckpointing grad_checkpointing = GradCheckpointing::kNone;
   std::string loss = "loss";  ///< name of the scalar output that is differentiated
   std::vector<bool> frozen;   ///< by ParamId; empty: every parameter is trained
+  /// Memory of gradients that were read for the last time is not reused for this many steps, so
+  /// that steps on several lanes do not wait for each other's memory.
+  int32_t linger_steps = 0;
 };
 
 /// One buffer of the activation arena.
@@ -74,6 +79,11 @@ class Plan {
   /// complete; block -1 stands for parameters outside of all blocks and comes last.
   void backward(Context& ctx, float scale, bool first_micro_batch,
                 const std::function<void(int32_t block)>& grads_ready = {});
+
+  /// CUDA: from now on steps that do not depend on each other run on up to `count` lanes, which
+  /// ctx.open_lanes() must have opened, except where results are watched (tracer, check_finite,
+  /// grads_ready). Results stay bit-equal. Call after bind().
+  void use_lanes(int count);
 
   /// Parameters that the loss depends on (training plans). The others' gradients stay untouched.
   const std::vector<bool>& reached_params() const { return reached_params_; }
@@ -130,8 +140,20 @@ class Plan {
   bool training_ = false, check_finite_ = false;
   float loss_scale_ = 0;  ///< what the loss gradient's buffer holds
 
+  struct Lanes {
+    int count = 1;
+    std::vector<LaneSlot> slots;  ///< by step, indices within the run
+  };
+  Lanes lane_schedule(size_t begin, size_t end, int count) const;
+  void run_lanes(Context& ctx, size_t begin, const Lanes& lanes, bool first_micro_batch);
+  void run_step(Context& ctx, ExecStep& e, bool first_micro_batch);
+
   Arena arena_;
   std::vector<ExecStep> exec_;
+  size_t forward_exec_ = 0;  ///< of exec_, as forward_steps_ is of steps_
+  Lanes forward_lanes_, backward_lanes_;
+  std::vector<StreamEvent> lane_events_;  ///< by exec_ step
+  StreamEvent fork_, join_;
 };
 
 }  // namespace rwkv

@@ -200,10 +200,54 @@ class Planner {
         zero.out = {grad_buffer_[idx(v)] = new_buffer("d" + info(v).name, info(v).spec)};
         plan_.steps_.push_back(std::move(zero));
       }
-      plan_.steps_.push_back(backward_step(id, param_written));
       plan_.model_flops_ += n.backward_flops;
+      pass_gradient(id);
+      if (PlanStep step = backward_step(id, param_written); has_work(step))
+        plan_.steps_.push_back(std::move(step));
     }
     mark_finished_blocks();
+  }
+
+  static bool has_work(const PlanStep& s) {
+    const auto works = [](const std::vector<Accum>& modes) {
+      return std::ranges::any_of(modes, [](Accum m) { return m != Accum::kSkip; });
+    };
+    return works(s.din_mode) || works(s.dparam_mode);
+  }
+
+  /// Inputs whose gradient is that of output 0 take over its buffer, as long as nobody adds to the
+  /// one while the other is still to be read. Gradients are read last by the node that made the
+  /// value, and added to by the nodes that use it; backward steps run in falling order of nodes.
+  void pass_gradient(int32_t id) {
+    const auto& n = node(id);
+    const int32_t dout = grad_buffer_[idx(n.out[0])];
+    if (n.op->passes_gradient == 0 || dout < 0 || dout == plan_.loss_grad_) return;
+    std::vector<Value> sharing;
+    for (size_t k = 0; k < n.in.size(); ++k) {
+      const Value v = n.in[k];
+      const bool once = std::ranges::count(n.in, v) == 1;
+      if (!(n.op->passes_gradient >> k & 1) || !carries_[idx(v)] || grad_buffer_[idx(v)] >= 0 ||
+          info(v).node < 0 || !once || info(v).spec != info(n.out[0]).spec)
+        continue;
+      if (std::ranges::all_of(sharing, [&](Value u) { return apart(u, v, id) && apart(v, u, id); }))
+        sharing.push_back(v);
+    }
+    for (const Value v : sharing) {
+      grad_buffer_[idx(v)] = dout;
+      passed_.push_back({id, v});
+    }
+  }
+
+  /// All users of u before node `id` come before the maker of v: they add to du after dv was read.
+  bool apart(Value u, Value v, int32_t id) const {
+    for (int32_t c = info(v).node; c < id; ++c)
+      if (std::ranges::find(node(c).in, u) != node(c).in.end()) return false;
+    return true;
+  }
+
+  bool passed(int32_t id, Value v) const {
+    return std::ranges::any_of(passed_,
+                               [&](const auto& p) { return p.first == id && p.second == v; });
   }
 
   PlanStep backward_step(int32_t id, std::vector<bool>& param_written) {
@@ -219,7 +263,7 @@ class Planner {
     for (const Value v : n.out)
       s.dout.push_back(grad_buffer_[idx(v)] >= 0 ? touch(grad_buffer_[idx(v)]) : -1);
     for (const Value v : n.in) {
-      if (!carries_[idx(v)]) {
+      if (!carries_[idx(v)] || passed(id, v)) {
         s.din.push_back(-1);
         s.din_mode.push_back(Accum::kSkip);
       } else if (grad_buffer_[idx(v)] >= 0) {
@@ -283,6 +327,10 @@ class Planner {
 
   /// Places buffers, largest first, at the lowest offset that is free during their lifetime.
   void pack() {
+    if (options_.linger_steps > 0)
+      for (size_t b = 0; b < plan_.buffers_.size(); ++b)
+        plan_.buffers_[b].last = std::min(plan_.buffers_[b].last + options_.linger_steps,
+                                          std::max(now(), plan_.buffers_[b].last));
     std::vector<size_t> order(plan_.buffers_.size());
     std::iota(order.begin(), order.end(), size_t{0});
     std::ranges::stable_sort(order, [&](size_t a, size_t b) {
@@ -314,8 +362,9 @@ class Planner {
   std::vector<int32_t> value_buffer_, recomputed_, grad_buffer_;        // by value
   std::vector<std::vector<int32_t>> saved_buffers_, recomputed_saved_;  // by node
   std::vector<bool> carries_;                                           // by value: has a gradient
-  std::vector<bool> kept_;           // by value: survives the forward
-  std::vector<bool> runs_backward_;  // by node
+  std::vector<bool> kept_;                         // by value: survives the forward
+  std::vector<std::pair<int32_t, Value>> passed_;  // by node and input: shares dout's buffer
+  std::vector<bool> runs_backward_;                // by node
 };
 
 Plan Plan::build(const Graph& graph, const PlanOptions& options) {

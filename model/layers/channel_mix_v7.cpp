@@ -22,7 +22,7 @@ ChannelMixV7::ChannelMixV7(const ModelConfig& c, int64_t layer, ParamRegistry& p
                        .bucket = block});
 }
 
-ChannelMixV7::Outputs ChannelMixV7::build(Graph& g, Value h, Value shift) const {
+ChannelMixV7::Outputs ChannelMixV7::build(Graph& g, Value h, Value shift, Value residual) const {
   const std::string n = str("blocks.", layer_, ".ffn.");
   const Values shifted = g.apply(kTokenShift, shift ? Values{h, shift} : Values{h}, {x_k_},
                                  TokenShiftAttrs{}, n + "shift");
@@ -30,7 +30,7 @@ ChannelMixV7::Outputs ChannelMixV7::build(Graph& g, Value h, Value shift) const 
   if (shift) o.shift = shifted[1];
   const Value p = g.apply(kLinear, {shifted[0]}, {key_}, n + "key")[0];
   const Value c = g.apply(kSquaredRelu, {p}, {}, n + "relu2")[0];
-  o.out = g.apply(kLinear, {c}, {value_}, n + "value")[0];
+  o.out = g.apply(kLinear, residual ? Values{c, residual} : Values{c}, {value_}, n + "value")[0];
   return o;
 }
 

@@ -17,7 +17,7 @@ class ChannelMixV7 {
     Value shift;  ///< last h (B, C), if a state came in
   };
   /// h: ln2 output (B, T, C); shift: last h of the tokens before (B, C) or none.
-  Outputs build(Graph& g, Value h, Value shift) const;
+  Outputs build(Graph& g, Value h, Value shift, Value residual = {}) const;
 
  private:
   int64_t layer_;

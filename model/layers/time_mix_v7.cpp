@@ -98,7 +98,8 @@ TimeMixV7::Outputs TimeMixV7::build(Graph& g, const Inputs& in, const WkvKernel&
   const Value mixed =
       g.apply(kWkv7Output, {o.y, o.r, o.k, o.v, o.gate}, {ln_x_weight_, ln_x_bias_, r_k_},
               Wkv7OutputAttrs{.head_size = head_size_}, n + "wkv_output")[0];
-  o.out = g.apply(kLinear, {mixed}, {output_}, n + "output")[0];
+  o.out = g.apply(kLinear, in.residual ? Values{mixed, in.residual} : Values{mixed}, {output_},
+                  n + "output")[0];
   return o;
 }
 

@@ -15,10 +15,11 @@ class TimeMixV7 {
   TimeMixV7(const ModelConfig& config, int64_t layer, ParamRegistry& params);
 
   struct Inputs {
-    Value h;        ///< ln1 output (B, T, C)
-    Value v_first;  ///< layer 0's value (B, T, C); none in layer 0
-    Value shift;    ///< last h of the tokens before (B, C); none without state
-    Value wkv;      ///< WKV state (B, H, N, N); none without state
+    Value h;         ///< ln1 output (B, T, C)
+    Value v_first;   ///< layer 0's value (B, T, C); none in layer 0
+    Value shift;     ///< last h of the tokens before (B, C); none without state
+    Value residual;  ///< (B, T, C), added to `out`; may be none
+    Value wkv;       ///< WKV state (B, H, N, N); none without state
   };
   struct Outputs {
     Value out;                              ///< (B, T, C)

@@ -49,6 +49,7 @@ TrainStepOptions step_options(const StepOptions& o) {
   t.optimizer = {.weight_decay = 0.1, .clip = 1.0};
   t.measure_gemms = o.gemm == "measured";
   t.launch_graphs = o.launch_graphs;
+  t.lanes = o.lanes;
   return t;
 }
 
@@ -141,13 +142,13 @@ int run_step(const StepOptions& o) {
   const double mfu = flops / seconds / (peak * 1e12);
   std::printf(
       "L%lld-D%lld V%lld, batch %lld x %lld, context %lld, %s on %s, %d threads, %s, recomputation "
-      "%s, products %s, launch graphs %s\n",
+      "%s, products %s, launch graphs %s, %d lanes\n",
       static_cast<long long>(o.layers), static_cast<long long>(o.width),
       static_cast<long long>(o.vocab), static_cast<long long>(o.batch),
       static_cast<long long>(o.micro_batches), static_cast<long long>(o.tokens),
       std::string(dtype_name(options.dtype)).c_str(), o.device.c_str(), num_threads(),
       step.wkv_name().c_str(), o.grad_checkpointing.c_str(), cuda ? o.gemm.c_str() : "by Eigen",
-      cuda && o.launch_graphs ? "on" : "off");
+      cuda && o.launch_graphs ? "on" : "off", step.options().lanes);
   std::printf("step %.3f ms (median of %zu, minimum %.3f; warm-up before the first %.2f s)\n",
               seconds * 1e3, total.size(), *std::ranges::min_element(total) * 1e3, warm_up);
   std::printf(
@@ -193,6 +194,7 @@ int run_step(const StepOptions& o) {
       {"grad_checkpointing", o.grad_checkpointing},
       {"gemm", o.gemm},
       {"launch_graphs", cuda && o.launch_graphs},
+      {"lanes", step.options().lanes},
       {"step_ms", seconds * 1e3},
       {"step_ms_minimum", *std::ranges::min_element(total) * 1e3},
       {"repeats", total.size()},

@@ -17,6 +17,7 @@ struct StepOptions : CommonOptions {
   std::string grad_checkpointing = "none";
   std::string gemm = "measured";
   bool launch_graphs = true;
+  int lanes = 0;
   double peak_tflops = 0;  ///< 0: 989 on CUDA (bf16, data sheet), Eigen's measured rate on the CPU
 };
 

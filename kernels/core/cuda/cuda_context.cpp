@@ -194,6 +194,11 @@ void cuda_event_record(void* event, Stream stream) {
   RWKV_CUDA(cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream)));
 }
 
+void cuda_stream_wait(Stream stream, void* event) {
+  RWKV_CUDA(
+      cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), static_cast<cudaEvent_t>(event), 0));
+}
+
 double cuda_event_seconds(void* begin, void* end) {
   float ms = 0;
   RWKV_CUDA(cudaEventSynchronize(static_cast<cudaEvent_t>(end)));

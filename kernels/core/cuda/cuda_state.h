@@ -12,7 +12,8 @@ namespace rwkv {
 
 struct CudaState {
   /// Everything that a choice of algorithm depends on: m, n, k, lda, ldb, ldc, trans_a, trans_b,
-  /// dtype, out_dtype, add, alpha on the device, alignments of a, b, c in bytes.
+  /// dtype, out_dtype, addend (0 none, 1 C, else 1 + its alignment), alpha on the device,
+  /// alignments of a, b, c in bytes.
   using GemmKey = std::array<int64_t, 15>;
   struct GemmChoice {
     cublasLtMatmulAlgo_t algorithm{};

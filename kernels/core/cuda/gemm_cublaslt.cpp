@@ -93,8 +93,12 @@ struct Product {
       beta = state.zero_one + (add ? 1 : 0);
     }
     return cublasLtMatmul(state.lt, desc.get(), alpha, call.b, first.get(), call.a, second.get(),
-                          beta, call.c, out.get(), call.c, out.get(), &algorithm,
+                          beta, addend(), out.get(), call.c, out.get(), &algorithm,
                           state.lt_workspace, state.lt_workspace_bytes, state.stream);
+  }
+
+  const void* addend() const {
+    return call.mode == Accum::kAdd && call.addend != nullptr ? call.addend : call.c;
   }
 
   CudaState::GemmKey key() const {
@@ -109,7 +113,9 @@ struct Product {
             g.trans_b,
             static_cast<int64_t>(g.dtype),
             static_cast<int64_t>(g.out_dtype),
-            g.mode == Accum::kAdd,
+            g.mode != Accum::kAdd ? 0
+            : addend() == g.c     ? 1
+                                  : 1 + alignment(addend()),
             g.alpha != nullptr,
             alignment(g.a),
             alignment(g.b),
@@ -132,7 +138,7 @@ struct Product {
     // cuBLASLt takes 256-byte alignment for granted unless told otherwise.
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(call.b));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(call.a));
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(call.c));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(addend()));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(call.c));
     std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(most));
     int found = 0;
