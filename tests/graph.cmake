@@ -1,1 +1,2 @@
-rwkv_test(graph_test LABEL unit SOURCES unit/graph_test.cpp DEPS rwkv_graph)
+rwkv_test(graph_test LABEL unit SOURCES unit/graph_test.cpp unit/graph_lanes_test.cpp
+  DEPS rwkv_graph)

@@ -71,7 +71,7 @@ void visit_fields(Config& c, F&& f) {
   f("kernels.launch_graphs", c.kernels.launch_graphs, any,
     "CUDA: record the launches of a step once and replay them");
   f("kernels.lanes", c.kernels.lanes, from(0, 16),
-    "CUDA: streams on which independent kernels run side by side; 0: 4 up to 16384 tokens, else 1");
+    "CUDA: streams on which independent kernels run side by side; 0: 4 up to 65536 tokens, else 1");
 
   f("eval.every", c.eval.every, from(0), "steps between validation losses; 0: never");
   f("eval.batches", c.eval.batches, from(1, 1e6), "micro-batches per validation loss");

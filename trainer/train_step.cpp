@@ -26,7 +26,7 @@ GraphOptions graph_options(const TrainStepOptions& o) {
 
 /// Lanes pay where single kernels leave the GPU idle: see docs/cuda.md for the measurements.
 constexpr int kLanes = 4;
-constexpr int64_t kMostTokensForLanes = 16384;
+constexpr int64_t kMostTokensForLanes = 65536;
 constexpr int32_t kLingerSteps = 8;
 
 TrainStepOptions with_lanes(TrainStepOptions o) {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <map>
 #include <numeric>
 
 #include "model/graph/plan.h"
@@ -222,17 +223,18 @@ class Planner {
     const auto& n = node(id);
     const int32_t dout = grad_buffer_[idx(n.out[0])];
     if (n.op->passes_gradient == 0 || dout < 0 || dout == plan_.loss_grad_) return;
-    std::vector<Value> sharing;
+    std::vector<Value>& sharing = sharing_[dout];
     for (size_t k = 0; k < n.in.size(); ++k) {
       const Value v = n.in[k];
-      const bool once = std::ranges::count(n.in, v) == 1;
       if (!(n.op->passes_gradient >> k & 1) || !carries_[idx(v)] || grad_buffer_[idx(v)] >= 0 ||
-          info(v).node < 0 || !once || info(v).spec != info(n.out[0]).spec)
+          info(v).node < 0 || info(v).spec != info(n.out[0]).spec)
         continue;
-      if (std::ranges::all_of(sharing, [&](Value u) { return apart(u, v, id) && apart(v, u, id); }))
-        sharing.push_back(v);
-    }
-    for (const Value v : sharing) {
+      // Sums of sums: the buffer may already serve values whose makers are still to come.
+      if (!std::ranges::all_of(sharing, [&](Value u) {
+            return info(u).node >= id || (apart(u, v, id) && apart(v, u, id));
+          }))
+        continue;
+      sharing.push_back(v);
       grad_buffer_[idx(v)] = dout;
       passed_.push_back({id, v});
     }
@@ -363,6 +365,7 @@ class Planner {
   std::vector<std::vector<int32_t>> saved_buffers_, recomputed_saved_;  // by node
   std::vector<bool> carries_;                                           // by value: has a gradient
   std::vector<bool> kept_;                         // by value: survives the forward
+  std::map<int32_t, std::vector<Value>> sharing_;  // by buffer: values whose gradients passed to it
   std::vector<std::pair<int32_t, Value>> passed_;  // by node and input: shares dout's buffer
   std::vector<bool> runs_backward_;                // by node
 };

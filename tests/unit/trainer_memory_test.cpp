@@ -111,7 +111,8 @@ TEST(StepMemory, NamesWhatTheGpuHolds) {
     EXPECT_EQ(bytes_of(items, "bf16 copies of the matrices"),
               std::string(dtype) == "bf16" ? 2 * elements : 0);
     EXPECT_EQ(bytes_of(items, "activations"), step.plan().activation_bytes());
-    EXPECT_EQ(bytes_of(items, "workspace of cuBLASLt"), backend::kGemmWorkspaceBytes);
+    EXPECT_EQ(bytes_of(items, "workspace of cuBLASLt"),
+              static_cast<size_t>(step.options().lanes) * backend::kGemmWorkspaceBytes);
     EXPECT_EQ(bytes_of(items, "kernels and libraries"), kDeviceOverheadBytes);
     EXPECT_TRUE(std::ranges::is_sorted(items, std::greater<>{}, &MemoryItem::bytes));
   }
