@@ -9,7 +9,7 @@
 /// Every product is a 16 x 16 or 16 x kN tile in registers; the state's value rows are split over
 /// the warps, 16 each, which therefore never exchange it.
 
-#include "kernels/wkv/cuda/mma.cuh"
+#include "kernels/wkv/cuda/wgmma.cuh"
 #include "kernels/wkv/cuda/wkv7_cuda.h"
 
 namespace rwkv::cuda::chunk {
@@ -21,8 +21,11 @@ template <int kN>
 struct Head {
   static_assert(kN == 32 || kN == 64 || kN == 128);
   static constexpr int kWarps = kN / 16, kThreads = 32 * kWarps;
-  static constexpr int kTiles = kN / 16;          // 16 x 16 tiles side by side
-  static constexpr int kRowBytes = 2 * (kN + 8);  // padded: ldmatrix without bank conflicts
+  static constexpr int kTiles = kN / 16;  // 16 x 16 tiles side by side
+  // Heads of 64 use warpgroup products, which read swizzled rows (wgmma.cuh); the others mma.sync
+  // and rows padded so that ldmatrix meets no bank conflicts.
+  static constexpr bool kGroup = kN == 64;
+  static constexpr int kRowBytes = kGroup ? 2 * kN : 2 * (kN + 8);
   static constexpr int kRowsWords = kStep * kRowBytes / 16;  // 16-byte words of a step's rows
   static constexpr int kExpRow = kN + 8;                     // floats of a row of exp(c)
   static constexpr int kStateFloats = kN * kN;
@@ -34,6 +37,21 @@ struct Head {
   static constexpr int kBackwardFew = kN == 32 ? 4 : kN == 64 ? 2 : 1;
   static constexpr int kBackwardMany = kN == 32 ? 5 : kN == 64 ? 3 : 1;
 };
+
+/// Byte offset of an element of a block of rows in shared memory.
+template <int kN>
+__device__ __forceinline__ uint32_t cell(int row, int column) {
+  if constexpr (Head<kN>::kGroup)
+    return static_cast<uint32_t>(row * 128 + (((column >> 3) ^ (row & 7)) << 4) + (column & 7) * 2);
+  else
+    return static_cast<uint32_t>(row * Head<kN>::kRowBytes + column * 2);
+}
+/// Moves an offset of the first 16 columns to the 16 columns of tile j.
+template <int kN>
+__device__ __forceinline__ uint32_t tile(uint32_t offset, int j) {
+  const auto step = static_cast<uint32_t>(j * 32);
+  return Head<kN>::kGroup ? offset ^ step : offset + step;
+}
 
 /// -exp(-1/2) log2(e): log2(decay) = kLog2Decay sigmoid(w)
 inline constexpr float kLog2Decay = -0.8750387749145276f;
@@ -98,6 +116,27 @@ __device__ __forceinline__ void load_raw(Raw& raw, const Inputs& in, int64_t x0,
   }
 }
 
+/// The same from swizzled rows in shared memory.
+template <bool kR, bool kK>
+__device__ __forceinline__ void load_raw(Raw& raw, uint32_t r, uint32_t w, uint32_t k, uint32_t a,
+                                         uint32_t b) {
+  const PrepPlace<64> p;
+  const auto words = [](uint32_t at) {
+    uint2 x;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(at) : "memory");
+    return x;
+  };
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t at = cell<64>(p.token + i, p.channel);
+    raw.w[i] = words(w + at);
+    raw.a[i] = words(a + at);
+    raw.b[i] = words(b + at);
+    if constexpr (kK) raw.k[i] = words(k + at);
+    if constexpr (kR) raw.r[i] = words(r + at);
+  }
+}
+
 /// Shared memory of the prepared operands: 32 padded rows of bf16 each.
 struct Tilde {
   uint32_t r, a, b, k;
@@ -110,10 +149,9 @@ __device__ __forceinline__ void store_scaled(uint32_t to, const uint2& x, const 
 }
 
 /// Writes R~, A~, B~, K~ and P = exp(c_16), with kExp also exp(c_t).
-template <int kN, bool kR, bool kK, bool kExp>
+template <int kN, bool kR, bool kK, bool kExp, int kExpRow = Head<kN>::kExpRow>
 __device__ __forceinline__ void prepare(const Raw& raw, int tokens, const Tilde& to, float* end,
                                         float* exp_c) {
-  constexpr int kRowBytes = Head<kN>::kRowBytes, kExpRow = Head<kN>::kExpRow;
   const PrepPlace<kN> p;
   float c[4][4], before[4];
 #pragma unroll
@@ -137,9 +175,9 @@ __device__ __forceinline__ void prepare(const Raw& raw, int tokens, const Tilde&
   float last[4];
 #pragma unroll
   for (int j = 0; j < 4; ++j) last[j] = exp2_fast(before[j]);
-  uint32_t offset = static_cast<uint32_t>(p.token * kRowBytes + p.channel * 2);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
+    const uint32_t offset = cell<kN>(p.token + i, p.channel);
     float shrink[4], grow[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -156,7 +194,6 @@ __device__ __forceinline__ void prepare(const Raw& raw, int tokens, const Tilde&
           make_float4(shrink[0], shrink[1], shrink[2], shrink[3]);
 #pragma unroll
     for (int j = 0; j < 4; ++j) last[j] = shrink[j];
-    offset += kRowBytes;
   }
   if (p.quad == 3)
     *reinterpret_cast<float4*>(end + p.chunk * kN + p.channel) =
@@ -172,8 +209,8 @@ __device__ __forceinline__ void copy_rows(uint32_t to, const __nv_bfloat16* from
     const int piece = i * Head<kN>::kThreads + static_cast<int>(threadIdx.x);
     const int row = piece / (kN / 8), column = piece % (kN / 8) * 8;
     const bool there = row < tokens;
-    copy_async16(to + static_cast<uint32_t>(row * Head<kN>::kRowBytes + column * 2),
-                 from + x0 + (there ? row * stride : 0) + column, there);
+    copy_async16(to + cell<kN>(row, column), from + x0 + (there ? row * stride : 0) + column,
+                 there);
   }
 }
 
@@ -240,8 +277,8 @@ struct Lanes {
   __device__ Lanes() {
     const uint32_t lane = threadIdx.x & 31u, row = lane & 7u, one = (lane >> 3) & 1u,
                    two = lane >> 4;
-    down = (row + one * 8) * Head<kN>::kRowBytes + two * 16;
-    across = (row + two * 8) * Head<kN>::kRowBytes + one * 16;
+    down = cell<kN>(static_cast<int>(row + one * 8), static_cast<int>(two * 8));
+    across = cell<kN>(static_cast<int>(row + two * 8), static_cast<int>(one * 8));
     small_down = lane * 16;
     small_across = row * 16 + one * 256 + two * 128;
   }
@@ -267,8 +304,8 @@ __device__ __forceinline__ void causal_products(const Tilde& t, uint32_t small, 
   if (role == 0) {
     float ab[2][4] = {};
 #pragma unroll
-    for (int j = 0; j < kN * 2; j += 32)
-      mma16(ab, load_frag(t.a + down + j), load_frag(t.b + across + j));
+    for (int j = 0; j < Head<kN>::kTiles; ++j)
+      mma16(ab, load_frag(t.a + tile<kN>(down, j)), load_frag(t.b + tile<kN>(across, j)));
     keep_causal(ab, 0);
     float* own = solve + chunk * kChunk * kSolveRow;
 #pragma unroll
@@ -285,12 +322,13 @@ __device__ __forceinline__ void causal_products(const Tilde& t, uint32_t small, 
              do_rk = kR && kK && (kRoles < 4 || role == 3);
   float rb[2][4] = {}, rk[2][4] = {}, ak[2][4] = {};
 #pragma unroll
-  for (int j = 0; j < kN * 2; j += 32) {
+  for (int j = 0; j < Head<kN>::kTiles; ++j) {
+    const uint32_t left = tile<kN>(down, j), right = tile<kN>(across, j);
     Frag r, k;
-    if (do_rb || do_rk) r = load_frag(t.r + down + j);
-    if (do_ak || do_rk) k = load_frag(t.k + across + j);
-    if (do_rb) mma16(rb, r, load_frag(t.b + across + j));
-    if (do_ak) mma16(ak, load_frag(t.a + down + j), k);
+    if (do_rb || do_rk) r = load_frag(t.r + left);
+    if (do_ak || do_rk) k = load_frag(t.k + right);
+    if (do_rb) mma16(rb, r, load_frag(t.b + right));
+    if (do_ak) mma16(ak, load_frag(t.a + left), k);
     if (do_rk) mma16(rk, r, k);
   }
   keep_causal(rb, 1);
@@ -301,15 +339,83 @@ __device__ __forceinline__ void causal_products(const Tilde& t, uint32_t small, 
   if (do_rk) store_both(small, kRk, rk);
 }
 
-/// x <- Tm x for x (16 channels x 16 tokens) transposed; `tm` are the operands of Tm - I and its
-/// rest. Where keys repeat, neighbouring tokens nearly cancel here, so x and Tm enter as two bf16
-/// numbers each.
-__device__ __forceinline__ void apply_tm(float (&x)[2][4], const Frag& tm, const Frag& tm_rest) {
-  const Frag high = pack_frag(x[0], x[1]), rest = pack_frag_rest(x[0], x[1], high);
-  mma16(x, high, tm_rest);
-  mma16(x, rest, tm);
-  mma16(x, high, tm);
-}
+/// The products of the chains, whose left operand is in registers: with kGroup on the tensor cores'
+/// own time between `begin` and `finish`, otherwise at once. Addresses are those of a block of 16
+/// rows or of a Small.
+template <int kN>
+struct Chain {
+  static constexpr bool kGroup = Head<kN>::kGroup;
+  static constexpr int kTiles = Head<kN>::kTiles;
+  Lanes<kN> lanes;
+
+  /// Ordinary stores to shared memory are over; a barrier follows.
+  __device__ __forceinline__ static void publish() {
+    if constexpr (kGroup) publish_shared();
+  }
+  __device__ __forceinline__ static void begin() {
+    if constexpr (kGroup) wgmma_begin();
+  }
+  __device__ __forceinline__ static void commit() {
+    if constexpr (kGroup) wgmma_commit();
+  }
+  /// Waits for all groups but the last kPending, one of which computed d.
+  template <int kPending = 0, int kD>
+  __device__ __forceinline__ static void finish(float (&d)[kD][4]) {
+    if constexpr (kGroup) {
+      wgmma_wait<kPending>();
+      settle(d);
+    }
+  }
+  template <int kPending>
+  __device__ __forceinline__ static void wait() {
+    if constexpr (kGroup) wgmma_wait<kPending>();
+  }
+  /// d (16 x 16 per warp) += state times the rows as columns.
+  __device__ __forceinline__ void rows(float (&d)[2][4], const Frag (&state)[kTiles],
+                                       uint32_t at) const {
+    if constexpr (kGroup) {
+      wgmma_rows(d, state, at);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j)
+        mma16(d, state[j], load_frag(at + tile<kN>(lanes.across, j)));
+    }
+  }
+  /// d (16 x kN per warp) += left times the rows.
+  __device__ __forceinline__ void outer(float (&d)[kN / 8][4], const Frag& left,
+                                        uint32_t at) const {
+    if constexpr (kGroup) {
+      wgmma_outer(d, left, at);
+    } else {
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        const Frag b = load_frag_t(at + tile<kN>(lanes.down, n));
+        mma(d[2 * n], left, b.x[0], b.x[1]);
+        mma(d[2 * n + 1], left, b.x[2], b.x[3]);
+      }
+    }
+  }
+  /// d (16 x 16 per warp) += left times the transpose of a Small; kTransposed: the Small itself.
+  template <bool kTransposed>
+  __device__ __forceinline__ void small(float (&d)[2][4], const Frag& left, uint32_t at) const {
+    if constexpr (kGroup)
+      wgmma_small<kTransposed>(d, left, at);
+    else if constexpr (kTransposed)
+      mma16(d, left, load_frag_t(at + lanes.small_down));
+    else
+      mma16(d, left, load_frag(at + lanes.small_across));
+  }
+  /// x += (Tm - I) x for x (channels x tokens) transposed; kTransposed: with Tm transposed. Where
+  /// keys repeat, neighbouring tokens nearly cancel here, so x and Tm enter as two bf16 numbers.
+  template <bool kTransposed>
+  __device__ __forceinline__ void apply_tm(float (&x)[2][4], uint32_t smalls) const {
+    const Frag high = pack_frag(x[0], x[1]), rest = pack_frag_rest(x[0], x[1], high);
+    begin();
+    small<kTransposed>(x, high, smalls + kTmRest * kSmallBytes);
+    small<kTransposed>(x, rest, smalls + kTm * kSmallBytes);
+    small<kTransposed>(x, high, smalls + kTm * kSmallBytes);
+  }
+};
 
 /// 16 rows of a state: accumulators of kN / 8 tiles of 16 x 8.
 template <int kN>
@@ -325,19 +431,6 @@ __device__ __forceinline__ void scale_columns(float (&s)[kTiles][4], const float
     s[n][1] *= p.y;
     s[n][2] *= p.x;
     s[n][3] *= p.y;
-  }
-}
-
-/// rows (16 x kN) += left (16 x 16) times 16 token rows of `right`, whose address includes
-/// Lanes::down.
-template <int kTiles>
-__device__ __forceinline__ void add_outer(float (&rows)[kTiles][4], const Frag& left,
-                                          uint32_t right) {
-#pragma unroll
-  for (int n = 0; n < kTiles / 2; ++n) {
-    const Frag b = load_frag_t(right + n * 32);
-    mma(rows[2 * n], left, b.x[0], b.x[1]);
-    mma(rows[2 * n + 1], left, b.x[2], b.x[3]);
   }
 }
 

@@ -41,9 +41,9 @@ struct BackwardShared {
   using Rows = uint4[Head<kN>::kRowsWords];
   using State = uint4[kN * Head<kN>::kRowBytes / 16];
   Rows r, a, b, k, v, dy, u;
-  uint4 z[Head<kN>::kRowsWords / 2];
   Rows w;  // raw, one step ahead
   State s0, l;
+  uint4 z[Head<kN>::kRowsWords / 2];
   uint4 small[2 * kSmalls * kSmallBytes / 16];
   float exp_c[kStep * Head<kN>::kExpRow];
   float end[2 * kN];
@@ -62,13 +62,15 @@ struct OperatorShared {
 // Row-major bf16 copy of this warp's 16 rows of a state.
 template <int kN>
 __device__ __forceinline__ void put_rows(uint32_t to, int j, const Frag& f) {
-  constexpr int kRowBytes = Head<kN>::kRowBytes;
-  const uint32_t lane = threadIdx.x & 31u, warp = threadIdx.x >> 5;
-  const uint32_t at = to + (warp * 16 + (lane >> 2)) * kRowBytes + j * 32 + (lane & 3) * 4;
-  store_shared(at, f.x[0]);
-  store_shared(at + 8 * kRowBytes, f.x[1]);
-  store_shared(at + 16, f.x[2]);
-  store_shared(at + 8 * kRowBytes + 16, f.x[3]);
+  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+  const int row = warp * 16 + (lane >> 2), column = (lane & 3) * 2;
+  constexpr uint32_t kDown = 8 * Head<kN>::kRowBytes;
+  const uint32_t left = to + tile<kN>(cell<kN>(row, column), j);
+  const uint32_t right = to + tile<kN>(cell<kN>(row, column + 8), j);
+  store_shared(left, f.x[0]);
+  store_shared(left + kDown, f.x[1]);
+  store_shared(right, f.x[2]);
+  store_shared(right + kDown, f.x[3]);
 }
 
 template <int kTiles>
@@ -99,55 +101,68 @@ __device__ __forceinline__ void prefetch_step(const BackwardParams& p, int64_t x
 }
 
 // U of one chunk from the packed start state, stored as token rows.
-template <int kTiles>
-__device__ __forceinline__ Frag solve_u(const Frag (&s)[kTiles], const Frag& v, const Tilde& t,
-                                        uint32_t across, uint32_t small, uint32_t to) {
+template <int kN>
+__device__ __forceinline__ Frag solve_u(const Chain<kN>& chain, const Frag (&s)[kN / 16],
+                                        const Frag& v, uint32_t a, uint32_t smalls, uint32_t to) {
   float x[2][4] = {};
-#pragma unroll
-  for (int j = 0; j < kTiles; ++j) mma16(x, s[j], load_frag(t.a + across + j * 32));
-  mma16(x, v, load_frag(small + kAkRest * kSmallBytes));
-  mma16(x, v, load_frag(small + kAk * kSmallBytes));
-  apply_tm(x, load_frag(small + kTm * kSmallBytes), load_frag(small + kTmRest * kSmallBytes));
+  chain.begin();
+  chain.rows(x, s, a);
+  chain.template small<false>(x, v, smalls + kAkRest * kSmallBytes);
+  chain.template small<false>(x, v, smalls + kAk * kSmallBytes);
+  chain.commit();
+  chain.finish(x);
+  chain.template apply_tm<false>(x, smalls);
+  chain.commit();
+  chain.finish(x);
   const Frag u = pack_frag(x[0], x[1]);
   store_frag_t(to, u);
   return u;
 }
 
-// One chunk of the lambda chain; kFull also gives dV and leaves Z and L in shared memory.
-template <bool kFull, int kN>
-__device__ __forceinline__ void step_lambda(StateRows<kN>& lambda, const Frag& dy, const Tilde& t,
-                                            uint32_t rows, const Lanes<kN>& lanes, uint32_t small,
-                                            const float* end, uint32_t l_to, uint32_t z_to,
-                                            float (&dv)[2][4]) {
-  const uint32_t across = rows + lanes.across, down = rows + lanes.down;
-  small += lanes.small_down;
+// One chunk of the lambda chain. kFull also gives L and dV, leaves Z in shared memory, and calls
+// `meanwhile` when L is known and products are still under way.
+template <bool kFull, int kN, class Meanwhile>
+__device__ __forceinline__ void step_lambda(const Chain<kN>& chain, StateRows<kN>& lambda,
+                                            const Frag& dy, const Tilde& t, uint32_t rows,
+                                            uint32_t smalls, const float* end, uint32_t z_to,
+                                            float (&dv)[2][4], Frag (&l)[kN / 16],
+                                            Meanwhile&& meanwhile) {
   scale_columns(lambda, end);
-  constexpr int kTiles = Head<kN>::kTiles;
-  Frag l[kTiles];
 #pragma unroll
-  for (int j = 0; j < kTiles; ++j) l[j] = pack_frag(lambda[2 * j], lambda[2 * j + 1]);
+  for (int j = 0; j < kN / 16; ++j) l[j] = pack_frag(lambda[2 * j], lambda[2 * j + 1]);
   float z[2][4] = {};
-#pragma unroll
-  for (int j = 0; j < kTiles; ++j) mma16(z, l[j], load_frag(t.b + across + j * 32));
-  mma16(z, dy, load_frag_t(small + kRbRest * kSmallBytes));
-  mma16(z, dy, load_frag_t(small + kRb * kSmallBytes));
+  chain.begin();
+  chain.rows(z, l, t.b + rows);
+  chain.template small<true>(z, dy, smalls + kRbRest * kSmallBytes);
+  chain.template small<true>(z, dy, smalls + kRb * kSmallBytes);
+  chain.commit();
+  chain.finish(z);
+  chain.template apply_tm<true>(z, smalls);
+  chain.commit();
+  chain.begin();
   if constexpr (kFull) {
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) mma16(dv, l[j], load_frag(t.k + across + j * 32));
+    chain.rows(dv, l, t.k + rows);
+    chain.template small<true>(dv, dy, smalls + kRk * kSmallBytes);
+    chain.template small<true>(dv, dy, smalls + kRkRest * kSmallBytes);
   }
-  apply_tm(z, load_frag_t(small + kTm * kSmallBytes), load_frag_t(small + kTmRest * kSmallBytes));
-  add_outer(lambda, dy, t.r + down);
+  chain.outer(lambda, dy, t.r + rows);
+  chain.commit();
+  chain.template finish<1>(z);
   const Frag z_bf16 = pack_frag(z[0], z[1]);
-  add_outer(lambda, z_bf16, t.a + down);
+  if constexpr (kFull) store_frag_t(z_to, z_bf16);
+  chain.begin();
+  chain.outer(lambda, z_bf16, t.a + rows);
   if constexpr (kFull) {
-    mma16(dv, dy, load_frag_t(small + kRk * kSmallBytes));
-    mma16(dv, dy, load_frag_t(small + kRkRest * kSmallBytes));
-    mma16(dv, z_bf16, load_frag_t(small + kAk * kSmallBytes));
-    mma16(dv, z_bf16, load_frag_t(small + kAkRest * kSmallBytes));
-    store_frag_t(z_to, z_bf16);
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) put_rows<kN>(l_to, j, l[j]);
+    chain.template small<true>(dv, z_bf16, smalls + kAk * kSmallBytes);
+    chain.template small<true>(dv, z_bf16, smalls + kAkRest * kSmallBytes);
   }
+  chain.commit();
+  if constexpr (kFull) {
+    chain.template wait<1>();  // for l to be free
+    meanwhile();
+  }
+  chain.finish(lambda);
+  if constexpr (kFull) chain.finish(dv);
 }
 
 // The 16 x 16 matrix with ones where column >= row: times X, the sums of X over later rows.
@@ -217,14 +232,14 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
   constexpr int kWarps = Head<kN>::kWarps, kTiles = Head<kN>::kTiles,
                 kRowBytes = Head<kN>::kRowBytes, kExpRow = Head<kN>::kExpRow;
   const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
-  const uint32_t lane_at = lanes.down, own = lane_at + warp * 32;
+  const uint32_t lane_at = lanes.down, own = tile<kN>(lane_at, warp);
   uint32_t logits[2][2];  // [upper or lower row][half]
 #pragma unroll
   for (int lower = 0; lower < 2; ++lower) {
     const int token = (lane >> 2) + 8 * lower;
-    const uint32_t from = at.w + token * kRowBytes + (warp * 16 + (lane & 3) * 2) * 2;
-    logits[lower][0] = load_shared(from);
-    logits[lower][1] = load_shared(from + 16);
+    const int column = warp * 16 + (lane & 3) * 2;
+    logits[lower][0] = load_shared(at.w + cell<kN>(token, column));
+    logits[lower][1] = load_shared(at.w + cell<kN>(token, column + 8));
   }
   float dr[2][4] = {}, da[2][4] = {}, db[2][4] = {}, dk[2][4] = {}, far_b[2][4] = {},
         far_k[2][4] = {}, crossing[2][4] = {}, d_own[kWarps == 2 ? 2 : 1][2][4] = {};
@@ -234,8 +249,9 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
   for (int i = 0; i < kTiles; ++i) {
     const Frag s = load_frag_t(at.s0 + i * 16 * kRowBytes + own);
     const Frag l = load_frag_t(at.l + i * 16 * kRowBytes + own);
-    const Frag dy = load_frag(at.dy + lane_at + i * 32), z = load_frag(at.z + lane_at + i * 32);
-    const Frag u = load_frag(at.u + lane_at + i * 32), v = load_frag(at.v + lane_at + i * 32);
+    const uint32_t column = tile<kN>(lane_at, i);
+    const Frag dy = load_frag(at.dy + column), z = load_frag(at.z + column);
+    const Frag u = load_frag(at.u + column), v = load_frag(at.v + column);
     mma16(dr, dy, s);
     mma16(da, z, s);
     mma16(far_b, u, l);
@@ -294,9 +310,9 @@ __device__ __forceinline__ void key_gradients(const BackwardParams& p, const Chu
   const Frag ones = upper_ones();
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const uint32_t cell = row * kRowBytes + (column + half * 8) * 2;
-    const Pair r = load_pair<kN>(at.r + cell), a = load_pair<kN>(at.a + cell);
-    const Pair b = load_pair<kN>(at.b + cell), k = load_pair<kN>(at.k + cell);
+    const uint32_t pair = cell<kN>(row, column + half * 8);
+    const Pair r = load_pair<kN>(at.r + pair), a = load_pair<kN>(at.a + pair);
+    const Pair b = load_pair<kN>(at.b + pair), k = load_pair<kN>(at.k + pair);
     float grow[4], total[2] = {}, after_a[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
@@ -350,7 +366,7 @@ __global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
     backward_kernel(const BackwardParams p) {
   using Sizes = Head<kN>;
   constexpr int kTiles = Sizes::kTiles, kRowBytes = Sizes::kRowBytes;
-  extern __shared__ uint4 memory[];
+  extern __shared__ __align__(1024) uint4 memory[];
   BackwardShared<kN>& shared = *reinterpret_cast<BackwardShared<kN>*>(memory);
   const int warp = static_cast<int>(threadIdx.x) >> 5;
   const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
@@ -365,8 +381,9 @@ __global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
                  u_at = shared_address(shared.u), z_at = shared_address(shared.z),
                  s0_at = shared_address(shared.s0), l_at = shared_address(shared.l),
                  w_at = shared_address(shared.w), small_at = shared_address(shared.small);
-  const Lanes<kN> lanes;
-  const uint32_t own = lanes.across + warp * 32;  // this warp's 16 value columns
+  const Chain<kN> chain;
+  const Lanes<kN>& lanes = chain.lanes;
+  const uint32_t own = tile<kN>(lanes.across, warp);  // this warp's 16 value columns
 
   wait_for_previous_kernel();
   StateRows<kN> lambda = {};
@@ -391,17 +408,18 @@ __global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
       const PrepPlace<kN> place;
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        raw.w[i] =
-            *reinterpret_cast<const uint2*>(reinterpret_cast<const char*>(shared.w) +
-                                            (place.token + i) * kRowBytes + place.channel * 2);
+        raw.w[i] = *reinterpret_cast<const uint2*>(reinterpret_cast<const char*>(shared.w) +
+                                                   cell<kN>(place.token + i, place.channel));
       prepare<kN, true, true, true>(raw, tokens, tilde, shared.end, shared.exp_c);
     }
+    chain.publish();
     __syncthreads();
     const uint32_t* checkpoint =
         p.checkpoints + (static_cast<int64_t>(head) * p.steps + step) * Sizes::kCheckpointWords;
     Frag start[kTiles];
     load_checkpoint(start, checkpoint);
     causal_products<kN, true, true>(tilde, small_at, shared.solve(), lanes);
+    chain.publish();
     copy_async_wait<0>();
     __syncthreads();
     if (step > first) {
@@ -411,8 +429,7 @@ __global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
     // U of both chunks, and the state between them.
     {
       const Frag v = load_frag_t(v_at + own);
-      const Frag u =
-          solve_u(start, v, tilde, lanes.across, small_at + lanes.small_across, u_at + own);
+      const Frag u = solve_u<kN>(chain, start, v, tilde.a, small_at, u_at + own);
       StateRows<kN> s;
 #pragma unroll
       for (int n = 0; n < 2 * kTiles; ++n)
@@ -421,8 +438,11 @@ __global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
           const uint32_t word = start[n >> 1].x[(n & 1) * 2 + (e >> 1)];
           s[n][e] = (e & 1) != 0 ? high_half(word) : low_half(word);
         }
-      add_outer(s, u, tilde.b + lanes.down);
-      add_outer(s, v, tilde.k + lanes.down);
+      chain.begin();
+      chain.outer(s, u, tilde.b);
+      chain.outer(s, v, tilde.k);
+      chain.commit();
+      chain.finish(s);
       scale_columns(s, shared.end);
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
@@ -430,8 +450,8 @@ __global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
         put_rows<kN>(s0_at, j, start[j]);
       }
       const uint32_t rows = kChunk * kRowBytes;
-      solve_u(start, load_frag_t(v_at + rows + own), tilde, rows + lanes.across,
-              small_at + kSmalls * kSmallBytes + lanes.small_across, u_at + rows + own);
+      solve_u<kN>(chain, start, load_frag_t(v_at + rows + own), tilde.a + rows,
+                  small_at + kSmalls * kSmallBytes, u_at + rows + own);
     }
 
 #pragma unroll 1
@@ -440,9 +460,13 @@ __global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
       const int64_t x = x0 + c * kChunk * stride;
       if (c == 0) load_checkpoint(start, checkpoint);
       float dv[2][4] = {};
-      step_lambda<true, kN>(lambda, load_frag_t(dy_at + rows + own), tilde, rows, lanes,
-                            small_at + c * kSmalls * kSmallBytes, shared.end + c * kN, l_at,
-                            z_at + own, dv);
+      Frag l[kTiles];
+      step_lambda<true, kN>(chain, lambda, load_frag_t(dy_at + rows + own), tilde, rows,
+                            small_at + c * kSmalls * kSmallBytes, shared.end + c * kN, z_at + own,
+                            dv, l, [&] {
+#pragma unroll
+                              for (int j = 0; j < kTiles; ++j) put_rows<kN>(l_at, j, l[j]);
+                            });
       if (c == 0) {
 #pragma unroll
         for (int j = 0; j < kTiles; ++j) put_rows<kN>(s0_at, j, start[j]);
@@ -484,7 +508,7 @@ __global__ void __launch_bounds__(Head<kN>::kThreads, Head<kN>::kForwardFew)
     operator_kernel(const BackwardParams p) {
   using Sizes = Head<kN>;
   constexpr int kRowBytes = Sizes::kRowBytes;
-  extern __shared__ uint4 memory[];
+  extern __shared__ __align__(1024) uint4 memory[];
   OperatorShared<kN>& shared = *reinterpret_cast<OperatorShared<kN>*>(memory);
   const int warp = static_cast<int>(threadIdx.x) >> 5;
   const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y) + 1;
@@ -496,7 +520,7 @@ __global__ void __launch_bounds__(Head<kN>::kThreads, Head<kN>::kForwardFew)
   const Tilde tilde{shared_address(shared.r), shared_address(shared.a), shared_address(shared.b),
                     0};
   const uint32_t dy_at = shared_address(shared.dy), small_at = shared_address(shared.small);
-  const Lanes<kN> lanes;
+  const Chain<kN> chain;
   StateRows<kN> lambda = {};
   Raw raw;
   load_raw<kN, true, false, true>(raw, p.in, origin + int64_t{last - 1} * kStep * stride, stride,
@@ -507,72 +531,27 @@ __global__ void __launch_bounds__(Head<kN>::kThreads, Head<kN>::kForwardFew)
     copy_rows<kN>(dy_at, p.dy, x0, stride, tokens);
     copy_async_commit();
     prepare<kN, true, false, false>(raw, tokens, tilde, shared.end, nullptr);
+    chain.publish();
     __syncthreads();
     if (step > first)
       load_raw<kN, true, false, true>(raw, p.in, x0 - kStep * stride, stride, tokens + kStep);
-    causal_products<kN, true, false>(tilde, small_at, shared.solve_rows, lanes);
+    causal_products<kN, true, false>(tilde, small_at, shared.solve_rows, chain.lanes);
+    chain.publish();
     copy_async_wait<0>();
     __syncthreads();
 #pragma unroll 1
     for (int c = 1; c >= 0; --c) {
       const uint32_t rows = static_cast<uint32_t>(c * kChunk * kRowBytes);
       float unused[2][4];
-      step_lambda<false, kN>(lambda, load_frag_t(dy_at + rows + lanes.across + warp * 32), tilde,
-                             rows, lanes, small_at + c * kSmalls * kSmallBytes, shared.end + c * kN,
-                             0, 0, unused);
+      Frag l[Sizes::kTiles];
+      step_lambda<false, kN>(
+          chain, lambda, load_frag_t(dy_at + rows + tile<kN>(chain.lanes.across, warp)), tilde,
+          rows, small_at + c * kSmalls * kSmallBytes, shared.end + c * kN, 0, unused, l, [] {});
     }
     __syncthreads();
   }
   store_state(lambda, p.operator_q + (static_cast<int64_t>(head) * p.segments + segment) *
                                          Sizes::kStateFloats);
-}
-
-template <int kN>
-cudaError_t backward(const Wkv7Shape& shape, const Wkv7Backward& io, cudaStream_t stream) {
-  using Sizes = Head<kN>;
-  const Plan plan(shape);
-  const int streams = shape.batch * shape.heads;
-  const auto bf16 = [](const void* p) { return static_cast<const __nv_bfloat16*>(p); };
-  const auto out = [](void* p) { return static_cast<__nv_bfloat16*>(p); };
-  const Memory memory(plan, streams, const_cast<void*>(io.saved), io.workspace);
-  BackwardParams p{};
-  p.in = {bf16(io.r), bf16(io.w), bf16(io.k), bf16(io.v), bf16(io.a), bf16(io.b)};
-  p.dy = bf16(io.dy);
-  p.end_gradient = io.ds_out;
-  p.checkpoints = memory.checkpoints;
-  p.dr = out(io.dr);
-  p.dw = out(io.dw);
-  p.dk = out(io.dk);
-  p.dv = out(io.dv);
-  p.da = out(io.da);
-  p.db = out(io.db);
-  p.ds0 = io.ds0;
-  p.add = io.add;
-  p.has_s0 = io.has_s0;
-  p.tokens = shape.tokens;
-  p.heads = shape.heads;
-  p.steps = plan.steps;
-  p.segments = plan.segments;
-  p.steps_per_segment = plan.steps_per_segment;
-  const dim3 grid(static_cast<unsigned>(streams), static_cast<unsigned>(plan.segments));
-  if (plan.segments > 1) {
-    p.operator_q = memory.operator_n;
-    if (const cudaError_t e = launch(operator_kernel<kN>, dim3(grid.x, grid.y - 1), Sizes::kThreads,
-                                     sizeof(OperatorShared<kN>), false, stream, p);
-        e != cudaSuccess)
-      return e;
-    if (const cudaError_t e = join_backward<kN>(plan, streams, memory, io.ds_out, stream);
-        e != cudaSuccess)
-      return e;
-    p.end_gradient = memory.operator_n;
-  }
-  int multiprocessors = 0;
-  if (const cudaError_t e = count_multiprocessors(multiprocessors); e != cudaSuccess) return e;
-  const auto kernel = streams * plan.segments <= Sizes::kBackwardFew * multiprocessors
-                          ? backward_kernel<kN, Sizes::kBackwardFew>
-                          : backward_kernel<kN, Sizes::kBackwardMany>;
-  return launch(kernel, grid, Sizes::kThreads, sizeof(BackwardShared<kN>), plan.segments > 1,
-                stream, p);
 }
 
 }  // namespace rwkv::cuda::chunk

@@ -1,4 +1,4 @@
-#include "kernels/wkv/cuda/wkv7_chunk_backward.cuh"
+#include "kernels/wkv/cuda/wkv7_chunk_backward_launch.cuh"
 #include "kernels/wkv/cuda/wkv7_chunk_forward.cuh"
 
 namespace rwkv::cuda::chunk {

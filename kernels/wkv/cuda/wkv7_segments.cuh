@@ -75,7 +75,7 @@ template <int kN, bool kBackward>
 __global__ void __launch_bounds__(4 * kN)
     join_kernel(const float* operator_m, float* slots, const float* begin, int segments) {
   constexpr int kThreads = 4 * kN, kStateFloats = Head<kN>::kStateFloats;
-  extern __shared__ uint4 memory[];
+  extern __shared__ __align__(1024) uint4 memory[];
   JoinShared<kN>& shared = *reinterpret_cast<JoinShared<kN>*>(memory);
   auto& rows = shared.rows;
   auto& tile = shared.tile;

@@ -1,0 +1,61 @@
+#pragma once
+/// Launches the chunked WKV-7 backward.
+
+#include "kernels/wkv/cuda/wkv7_chunk_backward_group.cuh"
+#include "kernels/wkv/cuda/wkv7_chunk_head.h"
+
+namespace rwkv::cuda::chunk {
+
+template <int kN>
+cudaError_t backward(const Wkv7Shape& shape, const Wkv7Backward& io, cudaStream_t stream) {
+  using Sizes = Head<kN>;
+  const Plan plan(shape);
+  const int streams = shape.batch * shape.heads;
+  const auto bf16 = [](const void* p) { return static_cast<const __nv_bfloat16*>(p); };
+  const auto out = [](void* p) { return static_cast<__nv_bfloat16*>(p); };
+  const Memory memory(plan, streams, const_cast<void*>(io.saved), io.workspace);
+  BackwardParams p{};
+  p.in = {bf16(io.r), bf16(io.w), bf16(io.k), bf16(io.v), bf16(io.a), bf16(io.b)};
+  p.dy = bf16(io.dy);
+  p.end_gradient = io.ds_out;
+  p.checkpoints = memory.checkpoints;
+  p.dr = out(io.dr);
+  p.dw = out(io.dw);
+  p.dk = out(io.dk);
+  p.dv = out(io.dv);
+  p.da = out(io.da);
+  p.db = out(io.db);
+  p.ds0 = io.ds0;
+  p.add = io.add;
+  p.has_s0 = io.has_s0;
+  p.tokens = shape.tokens;
+  p.heads = shape.heads;
+  p.steps = plan.steps;
+  p.segments = plan.segments;
+  p.steps_per_segment = plan.steps_per_segment;
+  const dim3 grid(static_cast<unsigned>(streams), static_cast<unsigned>(plan.segments));
+  if (plan.segments > 1) {
+    p.operator_q = memory.operator_n;
+    if (const cudaError_t e = launch(operator_kernel<kN>, dim3(grid.x, grid.y - 1), Sizes::kThreads,
+                                     sizeof(OperatorShared<kN>), false, stream, p);
+        e != cudaSuccess)
+      return e;
+    if (const cudaError_t e = join_backward<kN>(plan, streams, memory, io.ds_out, stream);
+        e != cudaSuccess)
+      return e;
+    p.end_gradient = memory.operator_n;
+  }
+  int multiprocessors = 0;
+  if (const cudaError_t e = count_multiprocessors(multiprocessors); e != cudaSuccess) return e;
+  const bool few = streams * plan.segments <= Sizes::kBackwardFew * multiprocessors;
+  if constexpr (Sizes::kGroup) {
+    return launch_group_backward<kN>(p, grid, few, plan.segments > 1, shape.batch, stream);
+  } else {
+    const auto kernel =
+        few ? backward_kernel<kN, Sizes::kBackwardFew> : backward_kernel<kN, Sizes::kBackwardMany>;
+    return launch(kernel, grid, Sizes::kThreads, sizeof(BackwardShared<kN>), plan.segments > 1,
+                  stream, p);
+  }
+}
+
+}  // namespace rwkv::cuda::chunk
