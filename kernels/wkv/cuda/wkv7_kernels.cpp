@@ -123,7 +123,7 @@ constexpr WkvKernel kernel(std::string_view name, std::string_view family, std::
           .workspace_bytes = V::scratch,
           .forward = forward<V>,
           .backward = backward<V>,
-          .step = forward<Serial<V::kIo>>,  // whose workspace is part of every variant's
+          .step = forward<Serial<V::kIo>>,  // needs no workspace
           .note = note};
 }
 
