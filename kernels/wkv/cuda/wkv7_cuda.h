@@ -59,7 +59,7 @@ cudaError_t wkv7_chunk_forward(const Wkv7Shape& shape, const Wkv7Forward& io, cu
 cudaError_t wkv7_chunk_backward(const Wkv7Shape& shape, const Wkv7Backward& io,
                                 cudaStream_t stream);
 
-size_t wkv7_serial_saved_bytes(const Wkv7Shape& shape);
+size_t wkv7_serial_saved_bytes(const Wkv7Shape& shape, bool io_f32);
 cudaError_t wkv7_serial_forward(const Wkv7Shape& shape, const Wkv7Forward& io, bool io_f32,
                                 cudaStream_t stream);
 cudaError_t wkv7_serial_backward(const Wkv7Shape& shape, const Wkv7Backward& io, bool io_f32,

@@ -49,7 +49,9 @@ template <DType Io>
 struct Serial {
   static constexpr DType kIo = Io;
   static constexpr int64_t kMinTokens = 1;
-  static size_t saved(const WkvShape& s) { return wkv7_serial_saved_bytes(shape_of(s)); }
+  static size_t saved(const WkvShape& s) {
+    return wkv7_serial_saved_bytes(shape_of(s), Io == DType::kF32);
+  }
   static size_t scratch(const WkvShape&) { return 0; }
   static cudaError_t forward(const WkvShape& s, const Wkv7Forward& io, cudaStream_t stream) {
     return wkv7_serial_forward(shape_of(s), io, Io == DType::kF32, stream);

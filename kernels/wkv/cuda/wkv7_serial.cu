@@ -1,8 +1,9 @@
 /// WKV-7 as the plain recurrence in fp32 (spec rwkv7 2.3, 3.4): one block per head of size kN.
-/// Forward: a thread holds one row of the state. It saves the state after every 16 tokens and u of
-/// every token. Backward: from each saved state back, token by token,
+/// Forward: a thread holds one row of the state. It saves the state after every 16 tokens (f32
+/// vectors: 4) and u of every token. Backward: from each saved state back, token by token,
 ///   S_{t-1} = (S_t - u b^T - v k^T) diag(1 / decay)
-/// which 16 steps keep below 1.2e-3 relative error even with every decay at its floor (spec 3.5).
+/// which 16 steps keep below 1.2e-3 relative error even with every decay at its floor (spec 3.5):
+/// less than the rounding of bf16 gradients. 4 steps keep it below 1e-6.
 /// A thread holds one column of S and of lambda, and one row of lambda, so that no sum crosses
 /// threads; only e = lambda b is exchanged. With heads of 128 two neighbour lanes share a row and
 /// column, every second entry each, and add their sums.
@@ -14,7 +15,11 @@
 namespace rwkv::cuda {
 namespace {
 
-constexpr int kInterval = 16;
+/// Tokens from one saved state to the next.
+template <class T>
+constexpr int interval() {
+  return sizeof(T) == sizeof(float) ? 4 : 16;
+}
 constexpr float kDecay = 0.60653065971263342f;
 
 __device__ __forceinline__ float widen(float x) {
@@ -86,8 +91,9 @@ __global__ void __launch_bounds__(kN) serial_forward_kernel(const SerialParams<T
     put(p.y + x, y);
     if (p.u == nullptr) continue;
     p.u[x] = u;
-    if ((t + 1) % kInterval == 0 || t + 1 == p.tokens) {
-      float* to = p.states + (static_cast<int64_t>(head) * p.intervals + t / kInterval) * kN * kN;
+    if ((t + 1) % interval<T>() == 0 || t + 1 == p.tokens) {
+      float* to =
+          p.states + (static_cast<int64_t>(head) * p.intervals + t / interval<T>()) * kN * kN;
 #pragma unroll
       for (int j = 0; j < kN; ++j) to[j * kN + i] = s[j];
     }
@@ -130,9 +136,9 @@ __global__ void __launch_bounds__(kN* kParts<kN>) serial_backward_kernel(const S
     row[m] = p.ds_out == nullptr ? 0.0f : p.ds_out[state + j * kN + i];
   }
   for (int t = p.tokens - 1; t >= 0; --t, x -= stride) {
-    if ((t + 1) % kInterval == 0 || t + 1 == p.tokens) {
+    if ((t + 1) % interval<T>() == 0 || t + 1 == p.tokens) {
       const float* from =
-          p.states + (static_cast<int64_t>(head) * p.intervals + t / kInterval) * kN * kN;
+          p.states + (static_cast<int64_t>(head) * p.intervals + t / interval<T>()) * kN * kN;
 #pragma unroll
       for (int m = 0; m < kOwn; ++m) s[m] = from[j * kN + m * kShare + part];
     }
@@ -203,8 +209,9 @@ __global__ void __launch_bounds__(kN* kParts<kN>) serial_backward_kernel(const S
     put_gradient(p.ds0, state + j * kN + m * kShare + part, row[m], p.add >> 6);
 }
 
+template <class T>
 int intervals(const Wkv7Shape& s) {
-  return (s.tokens + kInterval - 1) / kInterval;
+  return (s.tokens + interval<T>() - 1) / interval<T>();
 }
 
 template <class T>
@@ -213,7 +220,7 @@ SerialParams<T> common(const Wkv7Shape& s, void* saved) {
   p.tokens = s.tokens;
   p.heads = s.heads;
   p.head_size = s.head_size;
-  p.intervals = intervals(s);
+  p.intervals = intervals<T>(s);
   if (saved != nullptr) {
     p.states = static_cast<float*>(saved);
     p.u =
@@ -283,10 +290,12 @@ cudaError_t backward(const Wkv7Shape& s, const Wkv7Backward& io, cudaStream_t st
 
 }  // namespace
 
-size_t wkv7_serial_saved_bytes(const Wkv7Shape& s) {
+size_t wkv7_serial_saved_bytes(const Wkv7Shape& s, bool io_f32) {
   const size_t streams = static_cast<size_t>(s.batch) * s.heads,
                n = static_cast<size_t>(s.head_size);
-  return 4 * streams * n * (static_cast<size_t>(intervals(s)) * n + static_cast<size_t>(s.tokens));
+  const auto states =
+      static_cast<size_t>(io_f32 ? intervals<float>(s) : intervals<__nv_bfloat16>(s));
+  return 4 * streams * n * (states * n + static_cast<size_t>(s.tokens));
 }
 
 cudaError_t wkv7_serial_forward(const Wkv7Shape& shape, const Wkv7Forward& io, bool io_f32,
