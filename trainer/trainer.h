@@ -31,7 +31,8 @@ struct TrainerOptions {
   bool quiet = false;  ///< nothing on stdout
   /// Draws text (generation belongs to inference/, which the trainer does not know).
   std::function<std::string(const SampleRequest&)> sample;
-  /// Sees the gradients of every step before the update: probes and tests.
+  /// Sees the gradients of every step before the update: probes and tests. (On CUDA they are on the
+  /// device and the store is empty.)
   std::function<void(int64_t step, ParamStore& grads)> on_gradients;
 };
 
