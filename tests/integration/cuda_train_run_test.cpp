@@ -28,16 +28,18 @@ class CudaRun : public testing::Test {
   CudaRun() : dir_("cuda_train_run") {
     test::write_token_file(dir_ / "train.h5", 40000, 1);
     test::write_token_file(dir_ / "valid.h5", 5000, 2);
-    // What earlier runs measured on this machine must not matter.
-    use_cache("cache");
+    use_cache(kept_choices());
     gpu_.quiet = cpu_.quiet = true;
     gpu_.device = Device::kCuda;
   }
   ~CudaRun() override { unsetenv("RWKV_CACHE_DIR"); }
   void SetUp() override { RWKV_NEED_TEST_DEVICE(); }
   /// Where choices of matrix product algorithms are kept between runs.
-  void use_cache(const std::string& name) const {
-    setenv("RWKV_CACHE_DIR", (dir_ / name).c_str(), 1);
+  static void use_cache(const std::string& folder) { setenv("RWKV_CACHE_DIR", folder.c_str(), 1); }
+  /// Empty when this program starts: what earlier ones measured must not matter.
+  static std::string kept_choices() {
+    static const test::ScratchDir dir("cuda_gemm_choices");
+    return dir.str();
   }
 
   /// Long enough for WKV segments; a vocabulary that no vector width divides.
@@ -119,7 +121,7 @@ TEST_P(CudaWays, RerunsAndResumedRunsAreByteEqual) {
   EXPECT_THROW(run_training(config("broken", s), dies), Killed);
   EXPECT_EQ(list_checkpoints(dir_ / "broken").back().step, 10);
   // The choices of matrix product algorithms come from the checkpoint: no cache is there.
-  use_cache("another cache");
+  use_cache(dir_ / "empty");
   TrainerOptions resume = gpu_;
   resume.resume = true;
   run_training(config("broken", s), resume);
@@ -138,6 +140,23 @@ TEST_F(CudaRun, RecomputationDoesNotChangeBits) {
     run_training(config(other, {d, "train.grad_checkpointing=block"}), gpu_);
     EXPECT_EQ(losses_of(one), losses_of(other)) << dtype;
     EXPECT_EQ(weights_of(config(one), 20), weights_of(config(other), 20)) << dtype;
+  }
+}
+
+TEST_F(CudaRun, LanesAndLaunchGraphsDoNotChangeBits) {
+  for (const char* dtype : {"f32", "bf16"}) {
+    const auto run = [&](const std::string& name, Settings s) {
+      s.insert(s.end(),
+               {std::string("kernels.dtype=") + dtype, "train.micro_batches=2", "train.steps=10"});
+      const TrainConfig c = config(name + dtype, s);
+      run_training(c, gpu_);
+      return std::make_pair(losses_of(name + dtype), weights_of(c, 10));
+    };
+    const auto want = run("one", {"kernels.lanes=1"});
+    EXPECT_EQ(want.first.size(), 10u);
+    EXPECT_TRUE(run("four", {"kernels.lanes=4"}) == want) << dtype;
+    EXPECT_TRUE(run("plain", {"kernels.lanes=1", "kernels.launch_graphs=false"}) == want) << dtype;
+    EXPECT_TRUE(run("plain4", {"kernels.lanes=4", "kernels.launch_graphs=false"}) == want) << dtype;
   }
 }
 

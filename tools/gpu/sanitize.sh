@@ -5,7 +5,7 @@
 #   sanitize.sh [TOOL...]       default: memcheck racecheck synccheck initcheck
 #
 # Every op in both types, every WKV-7 variant with tails, segments and all gradient modes, and whole
-# training steps. Takes about three minutes. Programs are taken from BIN (default: this folder);
+# training steps, side by side. Takes a minute or two. Programs are taken from BIN (default: this folder);
 # outputs go to $JOBOUT if it is set, else to a temporary folder.
 # Exit code: 0 clean, 1 errors were found or a test failed, 2 wrong usage.
 set -uo pipefail
@@ -23,8 +23,8 @@ if [ ${#tools[@]} -eq 0 ]; then tools=(memcheck racecheck synccheck initcheck); 
 logs=${JOBOUT:-$(mktemp -d)}
 export RWKV_GOLDEN_DIR=${RWKV_GOLDEN_DIR:-$folder/golden}
 export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
-# The sanitizers slow the host's threads down that only wait.
-export OMP_WAIT_POLICY=passive
+# Some run side by side, and their host threads mostly wait.
+export OMP_WAIT_POLICY=passive RWKV_NUM_THREADS=${RWKV_NUM_THREADS:-4}
 
 # Program and the tests that go through everything once.
 programs=(
@@ -32,32 +32,47 @@ programs=(
   'cuda_wkv7_test Device/Wkv7Variant.GradientModes/*:Device/Wkv7Variant.StepsInPlaceEqualForward/*'
   'cuda_train_step_test Types/CudaStep.SmallStepsLearn/*'
 )
+for entry in "${programs[@]}"; do
+  if [ ! -x "$folder/${entry%% *}" ]; then
+    echo "sanitize.sh: there is no ${entry%% *} in $folder" >&2
+    exit 2
+  fi
+done
+
+# sanitize TOOL PROGRAM FILTER: writes TOOL.PROGRAM.log and .rc (exit code and seconds).
+sanitize() {
+  local begin=$SECONDS rc only=(--kernel-name kernel_substring=rwkv)
+  # memcheck sees the products of cuBLASLt, too; the others look at our kernels.
+  if [ "$1" = memcheck ]; then only=(); fi
+  "$sanitizer" --tool "$1" "${only[@]}" --error-exitcode 9 --print-limit 20 "$folder/$2" \
+    --gtest_filter="$3" >"$logs/$1.$2.log" 2>&1
+  rc=$?
+  echo "$rc $((SECONDS - begin))" >"$logs/$1.$2.rc"
+}
+
 failed=0
 started=$SECONDS
 for tool in "${tools[@]}"; do
   for entry in "${programs[@]}"; do
     read -r name filter <<<"$entry"
-    if [ ! -x "$folder/$name" ]; then
-      echo "sanitize.sh: there is no $name in $folder" >&2
-      exit 2
-    fi
+    sanitize "$tool" "$name" "$filter" &
+  done
+done
+wait
+for tool in "${tools[@]}"; do
+  for entry in "${programs[@]}"; do
+    name=${entry%% *}
     log=$logs/$tool.$name.log
-    begin=$SECONDS
-    # memcheck sees the products of cuBLASLt, too; the others look at our kernels.
-    only=(--kernel-name kernel_substring=rwkv)
-    if [ "$tool" = memcheck ]; then only=(); fi
-    "$sanitizer" --tool "$tool" "${only[@]}" --error-exitcode 9 --print-limit 20 "$folder/$name" \
-      --gtest_filter="$filter" >"$log" 2>&1
-    rc=$?
+    read -r rc seconds <"$logs/$tool.$name.rc"
     passed=$(awk '/^\[  PASSED  \]/ { print $4 }' "$log")
     summary=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1 | sed 's/^=* *//')
     verdict=ok
-    if [ $rc -ne 0 ] || [ -z "$summary" ] || [ "${passed:-0}" -eq 0 ]; then verdict=FAILED; fi
+    if [ "$rc" -ne 0 ] || [ -z "$summary" ] || [ "${passed:-0}" -eq 0 ]; then verdict=FAILED; fi
     printf '%-7s %-10s %-22s %s tests passed, %s, %d s\n' "$verdict" "$tool" "$name" "${passed:-0}" \
-      "${summary:-no summary (exit code $rc)}" $((SECONDS - begin))
+      "${summary:-no summary (exit code $rc)}" "$seconds"
     if [ $verdict != ok ]; then
       failed=$((failed + 1))
-      grep -vE '^\[ (RUN|      OK) ' "$log" | head -n 80
+      grep -vE '^\[ (RUN|      OK) ' "$log" | head -n 60
     fi
   done
 done
