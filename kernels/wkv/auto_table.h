@@ -23,10 +23,10 @@ struct WkvAutoRow {
 inline constexpr std::string_view kChunk = "wkv7.cuda.chunk16.bf16";
 inline constexpr std::string_view kScan = "wkv7.cuda.scan16.bf16";
 inline constexpr std::string_view kFull =
-    "as many sequences x heads fill the GPU at this length (tools/records/h200-wkv7-streams.json)";
+    "as many sequences x heads fill the GPU at this length (tools/records/h200-wkv-streams.json)";
 inline constexpr std::string_view kIdle =
     "so few sequences x heads leave the GPU idle unless the sequence is cut "
-    "(tools/records/h200-wkv7-streams.json)";
+    "(tools/records/h200-wkv-streams.json)";
 
 /// CPU: `rwkv-bench wkv` at H = 12, N = 64, B = 1 on a Sapphire Rapids Xeon (AVX-512), milliseconds
 /// forward + backward:
@@ -65,7 +65,7 @@ inline constexpr WkvAutoRow kWkvAutoTable[] = {
     {"wkv7", Device::kCuda, DType::kBF16, 256, 49, kChunk, kFull},
     {"wkv7", Device::kCuda, DType::kBF16, 256, 1, kScan, kIdle},
     {"wkv7", Device::kCuda, DType::kBF16, 1, 1, kChunk,
-     "too short to be cut into segments (tools/records/h200-wkv7-lengths.json)"},
+     "too short to be cut into segments (tools/records/h200-wkv-lengths.json)"},
     {"wkv7", Device::kCuda, DType::kF32, 1, 1, "wkv7.cuda.serial.f32", "the only one"},
 };
 

@@ -203,8 +203,9 @@ bool wanted(const OpsOptions& o, const std::string& name) {
          });
 }
 
-void write_json(const std::string& path, const std::vector<Row>& rows, const Ceilings& c,
-                const Environment& env, const OpsOptions& o) {
+void write_json(const std::string& path, const std::vector<Row>& rows,
+                const std::vector<std::string>& failures, const Ceilings& c, const Environment& env,
+                const OpsOptions& o) {
   nlohmann::ordered_json head{{"benchmark", "ops"},
                               {"date", today()},
                               {"commit", env.commit},
@@ -218,6 +219,7 @@ void write_json(const std::string& path, const std::vector<Row>& rows, const Cei
   head["repeats"] = o.repeats;
   head["copy_bytes_per_second"] = c.copy_bytes_per_s;
   head["gemm_flop_per_second"] = c.gemm_flops_per_s;
+  head["failures"] = failures;
   std::string text = head.dump(1);
   text.resize(text.size() - 2);  // "\n}"
   text += ",\n \"rows\": [";
@@ -278,6 +280,7 @@ int run_ops(const OpsOptions& o) {
       gpu ? "GPU events, back to back, caches not flushed" : "caches flushed", "case", "phase",
       "median us", "spread", "GB/s", "of copy", gpu ? "TFLOP/s" : "GFLOP/s", "of prod.", "% bound");
   std::vector<Row> rows;
+  std::vector<std::string> failures;
   const auto keep = [&](Row row) {
     print_row(row, ceilings, gpu);
     rows.push_back(std::move(row));
@@ -285,18 +288,24 @@ int run_ops(const OpsOptions& o) {
   for (const auto& plain : cases::all_cases(std::span(&shape, 1))) {
     if (plain.use == cases::Use::kTest || !wanted(o, plain.name)) continue;
     const cases::OpCase c = dtype == DType::kBF16 ? cases::in_bf16(plain) : plain;
-    CaseRun run(ctx, c);
     const std::string op(c.op->name);
-    keep({c.name, op, "forward", dtype, time_call(ctx, o.repeats, [&] { run.forward(); }),
-          c.forward_bytes(), c.forward_flops()});
-    keep({c.name, op, "backward", dtype, time_call(ctx, o.repeats, [&] { run.backward(); }),
-          c.backward_bytes(), c.backward_flops()});
+    try {
+      CaseRun run(ctx, c);
+      keep({c.name, op, "forward", dtype, time_call(ctx, o.repeats, [&] { run.forward(); }),
+            c.forward_bytes(), c.forward_flops()});
+      keep({c.name, op, "backward", dtype, time_call(ctx, o.repeats, [&] { run.backward(); }),
+            c.backward_bytes(), c.backward_flops()});
+    } catch (const DeviceError& e) {  // too large for the memory, for instance: on with the next
+      std::fprintf(stderr, "rwkv-bench: %s: %s\n", c.name.c_str(), e.what());
+      failures.push_back(str(c.name, ": ", e.what()));
+    }
   }
   if (gpu && wanted(o, "grad_norm adamw"))
     for (Row& row : bench_adamw(ctx, o.repeats, int64_t{167} << 20)) keep(std::move(row));
-  RWKV_CHECK(!rows.empty(), ConfigError, "--op: no case has '", o.ops[0], "' in its name");
-  if (!o.json.empty()) write_json(o.json, rows, ceilings, env, o);
-  return 0;
+  RWKV_CHECK(!rows.empty() || !failures.empty(), ConfigError, "--op: no case has '", o.ops[0],
+             "' in its name");
+  if (!o.json.empty()) write_json(o.json, rows, failures, ceilings, env, o);
+  return failures.empty() ? 0 : 1;
 }
 
 }  // namespace rwkv::bench

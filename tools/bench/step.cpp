@@ -10,6 +10,7 @@
 #include "kernels/core/rng.h"
 #include "kernels/cpu/eigen_reference.h"
 #include "model/init.h"
+#include "tools/bench/cuda_timing.h"
 #include "tools/bench/report.h"
 #include "trainer/gemm_choices.h"
 #include "trainer/train_step.h"
@@ -86,6 +87,12 @@ int run_step(const StepOptions& o) {
   config.head_size = o.head_size;
   const TrainStepOptions options = step_options(o);
   const bool cuda = options.device == Device::kCuda;
+  double copy_rate = 0, product_rate = 0;  // what this GPU gives, with a context of its own
+  if (cuda) {
+    Context ctx(Device::kCuda);
+    copy_rate = cuda_copy_bandwidth(ctx);
+    product_rate = cuda_gemm_flops(ctx, options.dtype, 8192, 8192, 8192);
+  }
   TrainStep step(config, options);
   step.allocate();
   const Model& model = step.model();
@@ -155,6 +162,9 @@ int run_step(const StepOptions& o) {
       "%.0f tokens/s, %.1f GFLOP per step (6 x parameters outside the embedding + 27 N D L per "
       "token), model-flops utilisation %.1f %% of %.4g TFLOP/s\n",
       tokens / seconds, flops * 1e-9, 100 * mfu, peak);
+  if (cuda)
+    std::printf("measured here: copy %.0f GB/s (read + write), product of 8192^3 %.0f TFLOP/s\n",
+                copy_rate * 1e-9, product_rate * 1e-12);
   std::printf("op by op: %.3f ms per step; matrix products %.1f %% of it at %.1f GFLOP/s",
               traced * 1e3, 100 * gemm_share, gemm_rate);
   if (!cuda) std::printf(" = %.1f %% of Eigen's own 1024^3 product", 100 * gemm_rate / eigen);
@@ -202,6 +212,8 @@ int run_step(const StepOptions& o) {
       {"flops", flops},
       {"peak_tflops", peak},
       {"mfu", mfu},
+      {"copy_bytes_per_second", copy_rate},
+      {"gemm_flop_per_second", product_rate},
       {"warm_up_s", warm_up},
       {"traced_step_ms", traced * 1e3},
       {"gemm_share", gemm_share},

@@ -130,22 +130,38 @@ void check_finite(WkvProblem& problem, const WkvKernel& kernel, const WkvShape& 
   if (!problem.decodes()) finite(kDw);
 }
 
-/// Appends the rows of one shape. Throws if a variant is wrong.
+/// Notes and prints what could not be timed.
+void fail(WkvReport& report, std::string text) {
+  std::fprintf(stderr, "rwkv-bench: %s\n", text.c_str());
+  report.failures.push_back(std::move(text));
+}
+
+/// Errors of a variant; on CUDA, where the checked shapes are always the same, measured once per
+/// head size.
+WkvErrors errors_of(const WkvKernel& kernel, const WkvShape& shape, const Inputs& inputs,
+                    WkvReport& report) {
+  for (const WkvVariantErrors& e : report.errors)
+    if (report.device == Device::kCuda && e.variant == kernel.name &&
+        e.shape.head_size == shape.head_size)
+      return e.errors;
+  report.errors.push_back({std::string(kernel.name), shape, inputs.checker->errors(kernel)});
+  return report.errors.back().errors;
+}
+
+/// Appends the rows of one shape; a variant that is wrong is left out and named.
 void bench_shape(Context& ctx, const WkvShape& shape, const WkvOptions& options,
                  const Inputs& inputs, WkvReport& report) {
-  const auto kernels = variants_for(shape, report.device, report.dtype, options.variants);
+  auto kernels = variants_for(shape, report.device, report.dtype, options.variants);
   const WkvErrors limits = wkv_error_limits(report.device, report.dtype);
-  for (const WkvKernel* kernel : kernels) {
-    const bool known = report.device == Device::kCuda &&
-                       std::any_of(report.errors.begin(), report.errors.end(), [&](const auto& e) {
-                         return e.variant == kernel->name && e.shape.head_size == shape.head_size;
-                       });
-    if (known) continue;  // the checked shapes are always the same there
-    const WkvErrors errors = inputs.checker->errors(*kernel);
-    const std::string wrong = wkv_error_violations(errors, limits);
-    RWKV_CHECK(wrong.empty(), Error, kernel->name, " is wrong and not worth timing: ", wrong);
-    report.errors.push_back({std::string(kernel->name), shape, errors});
-  }
+  std::erase_if(kernels, [&](const WkvKernel* kernel) {
+    const std::string wrong =
+        wkv_error_violations(errors_of(*kernel, shape, inputs, report), limits);
+    if (!wrong.empty())
+      fail(report, str(kernel->name, " at ", wkv_shape_name(shape),
+                       ": not timed, its errors are too large: ", wrong));
+    return !wrong.empty();
+  });
+  if (kernels.empty()) return;
   WkvProblem problem(ctx, shape, report.dtype, kernels);
   problem.fill(inputs.data);
   Stopwatch time(ctx);
@@ -215,12 +231,20 @@ int run_wkv(const WkvOptions& options) {
   report.env = environment(report.device);
   report.copy_bytes_per_s =
       report.device == Device::kCuda ? cuda_copy_bandwidth(ctx) : copy_bandwidth();
+  if (report.device == Device::kCuda)
+    report.gemm_flops_per_s = cuda_gemm_flops(ctx, report.dtype, 8192, 8192, 8192);
   print_wkv_head(report, options.repeats);
   Inputs inputs;
   for (const WkvShape& shape : shapes) {
     const size_t first_row = report.rows.size(), first_error = report.errors.size();
     prepare(inputs, ctx, report.dtype, shape);
-    bench_shape(ctx, shape, options, inputs, report);
+    try {
+      bench_shape(ctx, shape, options, inputs, report);
+    } catch (const ConfigError&) {
+      throw;
+    } catch (const Error& e) {  // too large for the memory, for instance: on with the next
+      fail(report, str(wkv_shape_name(shape), ": ", e.what()));
+    }
     print_wkv_rows(report, first_row, first_error);
     const auto choice = explain_wkv_auto("wkv7", report.device, report.dtype, shape);
     report.choices.push_back(str(wkv_shape_name(shape), ": ", choice));
@@ -228,8 +252,8 @@ int run_wkv(const WkvOptions& options) {
     std::fflush(stdout);
   }
   if (!options.json.empty()) write_wkv_json(options.json, report);
-  if (!options.plot.empty()) plot_wkv(options.plot, report);
-  return 0;
+  if (!options.plot.empty() && !report.rows.empty()) plot_wkv(options.plot, report);
+  return report.failures.empty() ? 0 : 1;
 }
 
 }  // namespace rwkv::bench

@@ -1,6 +1,7 @@
 #include "tools/bench/wkv_report.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -69,11 +70,14 @@ void print_wkv_head(const WkvReport& report, int repeats) {
   std::printf("%s\n", to_string(report.env).c_str());
   const bool gpu = report.device == Device::kCuda;
   std::printf(
-      "copy bandwidth %.1f GB/s (read + write); medians of up to %d, variants interleaved, %s\n"
+      "copy bandwidth %.1f GB/s (read + write)%s; medians of up to %d, variants interleaved, %s\n"
       "flops count the plain recurrence: 9 N^2 forward, 24 N^2 backward per token and head;\n"
       "GB/s and %% bound: least %s traffic, %.0f N bytes forward, %.0f N backward\n",
-      1e-9 * report.copy_bytes_per_s, repeats,
-      gpu ? "GPU events, back to back, caches not flushed" : "caches flushed",
+      1e-9 * report.copy_bytes_per_s,
+      gpu ? str(", product of 8192^3 ", std::lround(1e-12 * report.gemm_flops_per_s), " TFLOP/s")
+                .c_str()
+          : "",
+      repeats, gpu ? "GPU events, back to back, caches not flushed" : "caches flushed",
       std::string(dtype_name(report.dtype)).c_str(),
       kForwardVectors * static_cast<double>(dtype_bytes(report.dtype)),
       kBackwardVectors * static_cast<double>(dtype_bytes(report.dtype)));
@@ -122,7 +126,9 @@ void write_wkv_json(const std::string& path, const WkvReport& report) {
   doc["backend"] = device_name(report.device);
   doc["dtype"] = dtype_name(report.dtype);
   doc["copy_bytes_per_second"] = report.copy_bytes_per_s;
+  if (gpu) doc["gemm_flop_per_second"] = report.gemm_flops_per_s;
   doc["auto"] = report.choices;
+  doc["failures"] = report.failures;
   doc["relative_errors"] = nlohmann::ordered_json::array();
   for (const WkvVariantErrors& e : report.errors) {
     nlohmann::ordered_json item{{"variant", e.variant}};
@@ -205,12 +211,11 @@ WkvReport read_wkv_json(const std::string& path) {
 
 namespace {
 
-std::vector<std::string> names_of(const WkvReport& report, const std::vector<const WkvRow*>& rows) {
+std::vector<std::string> names_of(const std::vector<const WkvRow*>& rows) {
   std::vector<std::string> names;
   for (const WkvRow* row : rows)
     if (std::find(names.begin(), names.end(), row->variant) == names.end())
       names.push_back(row->variant);
-  RWKV_ASSERT(!report.rows.empty(), "nothing to draw");
   return names;
 }
 
@@ -228,14 +233,18 @@ void plot_wkv(const std::string& path, const WkvReport& report) {
       groups.push_back(row.shape);
   const bool gpu = report.device == Device::kCuda;
   std::ostringstream gp;
-  gp << "set terminal pngcairo size 1200," << 60 + 460 * groups.size() << "\nset output '"
-     << with_extension(path, ".png") << "'\nset logscale x 2\nset logscale y 10\n"
+  gp << "set terminal pngcairo size 900," << 40 + 330 * groups.size() << " font ',9'"
+     << "\nset output '" << with_extension(path, ".png")
+     << "'\nset logscale x 2\nset logscale y 10\n"
      << "set format x '%.0f'\nset xtics rotate by -45\nset grid\nset key top left\n"
      << "set xlabel 'sequence length (tokens)'\nset ylabel 'time (ms)'\n"
      << "set style data yerrorlines\nset multiplot layout " << groups.size() << ",2 title \"WKV-7, "
      << dtype_name(report.dtype) << ", "
      << (gpu ? report.env.device : str(report.env.cpu, ", ", report.env.threads, " threads"))
      << ": median, bars from the fastest to the slowest run\"\n";
+  std::vector<const WkvRow*> every;
+  for (const WkvRow& row : report.rows) every.push_back(&row);
+  const std::vector<std::string> all_names = names_of(every);
   size_t block = 0;
   std::ostringstream data, plots;
   for (const WkvShape& group : groups) {
@@ -252,19 +261,22 @@ void plot_wkv(const std::string& path, const WkvReport& report) {
         continue;
       }
       const char* word = "plot ";
-      for (const std::string& variant : names_of(report, rows)) {
+      for (const std::string& variant : names_of(rows)) {
         data << "$d" << block << " << EOD\n";
         for (const WkvRow* row : rows)
           if (row->variant == variant)
             data << row->shape.tokens << ' ' << 1e3 * row->time.median << ' '
                  << 1e3 * row->time.minimum << ' ' << 1e3 * row->time.maximum() << '\n';
         data << "EOD\n";
-        plots << word << "$d" << block << " using 1:2:3:4 lw 2 title '" << variant
-              << "' noenhanced";
+        // The same colour in every picture: the first has the key.
+        const auto line =
+            std::find(all_names.begin(), all_names.end(), variant) - all_names.begin();
+        plots << word << "$d" << block << " using 1:2:3:4 lw 2 lt " << 1 + line << " title '"
+              << variant << "' noenhanced";
         word = ", \\\n  ";
         ++block;
       }
-      plots << "\n";
+      plots << "\nunset key\n";  // one is enough
     }
   }
   write_plot(path, data.str() + gp.str() + plots.str() + "unset multiplot\n");

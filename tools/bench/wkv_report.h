@@ -33,9 +33,11 @@ struct WkvReport {
   Device device = Device::kCpu;
   DType dtype = DType::kF32;
   double copy_bytes_per_s = 0;
+  double gemm_flops_per_s = 0;  ///< of an 8192^3 product of `dtype` on CUDA; 0 on the CPU
   std::vector<WkvRow> rows;
   std::vector<WkvVariantErrors> errors;
-  std::vector<std::string> choices;  ///< what auto takes, per shape
+  std::vector<std::string> choices;   ///< what auto takes, per shape
+  std::vector<std::string> failures;  ///< what was not timed, and why
 };
 
 std::string wkv_shape_name(const WkvShape& shape);

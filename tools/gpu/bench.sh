@@ -1,17 +1,19 @@
 #!/bin/bash
 # On a GPU machine: the benchmark tables, each printed and written as OUT/NAME.txt and, as a record
-# with commit, device and kernel hash, OUT/NAME.json.
+# with commit, device, kernel hash and the rates measured in the same run, OUT/NAME.json.
 #
-#   bench.sh [OUT [PART...]]      OUT: default $JOBOUT, else ./records; parts: default all
-#     wkv      WKV-7 variants at the sizes they are judged by, bf16 (20 s)
-#     lengths  the same against sequence length, for few and many heads (60 s); a picture:
+#   bench.sh [OUT [PART...]]      OUT: default $JOBOUT, else ./records; parts: default all (2 min)
+#     wkv      WKV-7 variants at the sizes they are judged by, bf16 (15 s)
+#     step     whole training steps of L12-D768 V50304, and of L24-D2048 V65536 (60 s)
+#     ops      every op at 8 x 4096 tokens of width 768 (6 s)
+#     lengths  WKV-7 against sequence length, for few and many heads (15 s); a picture:
 #              rwkv-bench wkv --from OUT/wkv-lengths.json --plot wkv.png
 #     streams  one pass over whole sequences against segments of them, around the number of
-#              sequences x heads where one overtakes the other (10 s)
-#     ops      every op at 8 x 4096 tokens of width 768 (10 s)
-#     step     whole training steps of L12-D768 V50304, and one of L24-D2048 V65536 (60 s)
+#              sequences x heads where one overtakes the other (5 s)
+#     heads    WKV-7 with heads of 128 and 32, and in f32 (10 s)
 #
-# Programs are taken from BIN (default: this folder). Exit code: 0, or 1 if a part failed.
+# Programs are taken from BIN (default: this folder). A table that fails or takes more than 90 s does
+# not stop the others. Exit code: 0, 1 if a table failed, 2 wrong usage.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${BIN:-$here}
@@ -21,7 +23,7 @@ export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
 out=${1:-${JOBOUT:-records}}
 if [ $# -gt 0 ]; then shift; fi
 parts=("$@")
-if [ ${#parts[@]} -eq 0 ]; then parts=(wkv lengths streams ops step); fi
+if [ ${#parts[@]} -eq 0 ]; then parts=(wkv step ops lengths streams heads); fi
 mkdir -p "$out" || exit 1
 
 failed=0
@@ -30,9 +32,9 @@ bench() {
   local name=$1 started=$SECONDS
   shift
   echo "== $name: rwkv-bench $*"
-  "$folder/rwkv-bench" "$@" --device cuda --json "$out/$name.json" 2>&1 | tee "$out/$name.txt"
+  timeout -k 5 90 "$folder/rwkv-bench" "$@" --device cuda --json "$out/$name.json" 2>&1 | tee "$out/$name.txt"
   if [ "${PIPESTATUS[0]}" -ne 0 ]; then
-    echo "bench.sh: $name failed" >&2
+    echo "== $name: FAILED"
     failed=1
   fi
   echo "== $name: $((SECONDS - started)) s"
@@ -51,6 +53,10 @@ for part in "${parts[@]}"; do
         for batch in 1 4 8 11 16; do shapes+=(--shape "$batch,$tokens,12,64"); done
       done
       bench wkv-streams wkv --variant chunk --variant scan --seconds 0.1 "${shapes[@]}"
+      ;;
+    heads)
+      bench wkv-heads wkv --seconds 0.1 --shape 8,4096,6,128 --shape 8,4096,24,32
+      bench wkv-f32 wkv --seconds 0.1 --dtype f32 --shape 8,4096,12,64
       ;;
     ops) bench ops ops ;;
     step)
