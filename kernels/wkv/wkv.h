@@ -43,7 +43,7 @@ struct WkvKernel {
 std::span<const WkvKernel* const> all_wkv_kernels();
 
 /// Picks a variant. `wanted` is a full name, a family ("serial", "chunk", ...: the family's best
-/// on that device) or "auto" (a table in registry.cpp that cites its measurements).
+/// on that device) or "auto" (auto_table.h, which cites its measurements).
 /// Throws ConfigError listing every variant of the op with the reason why it does not fit.
 const WkvKernel& select_wkv(std::string_view op, Device device, DType io, const WkvShape& shape,
                             std::string_view wanted);
