@@ -120,7 +120,7 @@ Timing time_call(Context& ctx, int repeats, const std::function<void()>& call) {
     measure_gemm_algorithms(ctx, false);
     // Short calls are timed in groups, as the events themselves take about a microsecond.
     const double one = cuda_time(ctx, 1, call).median;
-    const int group = std::clamp(static_cast<int>(100e-6 / one), 1, 8);
+    const int group = static_cast<int>(std::clamp(100e-6 / one, 1.0, 8.0));
     Timing t = cuda_time(ctx, repeats, [&] {
       for (int i = 0; i < group; ++i) call();
     });

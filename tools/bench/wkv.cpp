@@ -178,8 +178,9 @@ void bench_shape(Context& ctx, const WkvShape& shape, const WkvOptions& options,
       const double f = time([&] { problem.forward(*kernels[i]); });
       const double b = problem.decodes() ? 0 : time([&] { problem.backward(*kernels[i]); });
       if (repeat < 0) {  // warm-up
-        times[i].repeats = std::clamp(static_cast<int>(options.seconds / (f + b)),
-                                      std::min(3, options.repeats), options.repeats);
+        const double most = options.repeats;
+        times[i].repeats =
+            static_cast<int>(std::clamp(options.seconds / (f + b), std::min(3.0, most), most));
         continue;
       }
       times[i].forward.push_back(f);
