@@ -94,12 +94,6 @@ int run_step(const StepOptions& o) {
     product_rate = cuda_gemm_flops(ctx, options.dtype, 8192, 8192, 8192);
   }
   TrainStep step(config, options);
-  double copy_rate = 0, gemm_ceiling = 0;
-  if (cuda) {  // the card's own rates, in the same run
-    Context ctx(Device::kCuda);
-    copy_rate = cuda_copy_bandwidth(ctx);
-    gemm_ceiling = cuda_gemm_flops(ctx, options.dtype, 8192, 8192, 8192);
-  }
   step.allocate();
   const Model& model = step.model();
   // Cheap random values instead of the initial ones: nothing is zero, so that no work is saved.
@@ -196,8 +190,6 @@ int run_step(const StepOptions& o) {
     const backend::DeviceMemory m = backend::cuda_memory();
     in_use = m.total - m.free;
     std::printf("  %-32s %12s\n", "in use on the device", format_bytes(in_use).c_str());
-    std::printf("ceilings in this run: copy %.0f GB/s, %s 8192^3 %.0f TFLOP/s\n", copy_rate * 1e-9,
-                std::string(dtype_name(options.dtype)).c_str(), gemm_ceiling * 1e-12);
   }
   if (o.json.empty()) return 0;
   const nlohmann::ordered_json j = {
@@ -237,7 +229,6 @@ int run_step(const StepOptions& o) {
        static_cast<double>(step.context().synchronizations() - syncs_before) / kTracedSteps},
       {"memory_bytes", memory},
       {"device_memory_in_use_bytes", in_use},
-      {"ceilings", {{"copy_bytes_per_s", copy_rate}, {"gemm_8192_flop_per_s", gemm_ceiling}}},
       {"ops", ops}};
   write_file(o.json, j.dump(2) + "\n");
   return 0;
