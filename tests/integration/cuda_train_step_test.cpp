@@ -286,7 +286,7 @@ TEST_P(CudaStep, SmallStepsLearn) {
   const double first = one_step(*step, 0).loss, second = one_step(*step, 0).loss;
   EXPECT_LT(second, first);
   fill(step->eval_tokens(), step->eval_targets(), 301, 0);
-  EXPECT_LE(std::fabs(step->evaluate() - second), 0.3);
+  EXPECT_LT(step->evaluate(), second);  // on the first of the two micro-batches
 }
 
 /// Wide enough for cuBLASLt's large tiles, with products that it might split along k.

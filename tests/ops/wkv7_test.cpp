@@ -1,7 +1,10 @@
 // Every WKV-7 variant of this build for the device under test against the double reference.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <map>
 #include <set>
+#include <string>
 
 #include "kernels/core/parallel.h"
 #include "tests/ops/wkv7_harness.h"
@@ -18,9 +21,24 @@ class Wkv7Variant : public testing::TestWithParam<const WkvKernel*> {
   }
   Wkv7Data data(const Wkv7Case& c) const { return rounded(make_wkv7_data(c), kernel()); }
 
-  /// `times`: multiplies the limits, for cases where every computation gets worse with length.
-  void expect_close(const Wkv7Result& got, const Wkv7Expected& want, double times = 1) const {
+  /// The reference of a case, computed once for all variants of a type.
+  const Wkv7Expected& expected(const Wkv7Case& c, const Wkv7Data& d) const {
+    static std::map<std::string, Wkv7Expected> known;
+    const std::string key =
+        str(c.name, " ", c.seed, " ", c.shape.head_size, dtype_name(kernel().io));
+    const auto it = known.find(key);
+    return it != known.end() ? it->second : known.emplace(key, reference(c.shape, d)).first->second;
+  }
+  /// Limits of tests/golden/README.md. With one key and slow decay, rounding errors beside that key
+  /// are never forgotten: in plain f32 on the CPU they grow in proportion to the length (s_out
+  /// 7.0e-7, 1.3e-6, 2.6e-6, 5.1e-6, 1.0e-5 after 64, 128, 250, 600, 1200 tokens). So there the
+  /// limits are those of 200 tokens in f32, and of the golden file's 64 with bf16 products.
+  void expect_close(const Wkv7Case& c, const Wkv7Result& got, const Wkv7Expected& want) const {
     const Wkv7Limits limits = limits_of(kernel());
+    const double length = kernel().io == DType::kF32 ? 200 : 64;
+    const double times = c.kind == Wkv7Kind::kSameKey
+                             ? std::max(1.0, static_cast<double>(c.shape.tokens) / length)
+                             : 1;
     EXPECT_TRUE(close("y", got.y, want.y, times * limits.y));
     EXPECT_EQ(got.s_out.empty(), want.s_out.empty());
     if (!want.s_out.empty()) {
@@ -37,7 +55,7 @@ TEST_P(Wkv7Variant, MatchesReference) {
     if (!runs(c.shape)) continue;
     SCOPED_TRACE(c.name);
     const Wkv7Data d = data(c);
-    expect_close(run_wkv7(kernel(), c.shape, d), reference(c.shape, d));
+    expect_close(c, run_wkv7(kernel(), c.shape, d), expected(c, d));
     sizes.insert(c.shape.head_size);
   }
   // Cases of every head size that the variant says it has, unless they are too short for it.
@@ -53,31 +71,28 @@ TEST_P(Wkv7Variant, LongSequencesMatchReference) {
     cases.push_back({"two segments", kModel, {1, 259, 3, n, true}, 21});
     if (kTestDevice == Device::kCpu) continue;
     cases.push_back({"segments, no state", kModel, {2, 515, 1, n, false}, 22});
+    cases.push_back({"one key", kSameKey, {1, 600, 1, n, true}, 25});
+    if (n != 64) continue;
     cases.push_back({"many segments", kModel, {1, 1025, 1, n, true}, 23});
     cases.push_back({"hardly any decay", kNearOne, {1, 600, 1, n, true}, 24});
-    cases.push_back({"one key", kSameKey, {1, 600, 1, n, true}, 25});
     cases.push_back({"floor", kFloor, {1, 600, 1, n, true}, 26});
     cases.push_back({"zero keys", kZeroKey, {1, 600, 1, n, true}, 27});
     // The forward of scan walks whole heads, its backward has segments; and more heads than fit.
-    if (n <= 64) cases.push_back({"many heads", kModel, {5, 270, 13, n, true}, 28});
-    if (n == 64) cases.push_back({"full of heads", kModel, {3, 263, 48, n, false}, 29});
+    cases.push_back({"many heads", kModel, {5, 141, 13, n, true}, 28});
+    cases.push_back({"full of heads", kModel, {3, 70, 48, n, false}, 29});
   }
   for (const Wkv7Case& c : cases) {
     SCOPED_TRACE(str(c.name, ", head size ", c.shape.head_size));
     ASSERT_TRUE(runs(c.shape));
     const Wkv7Data d = data(c);
-    // With one key and slow decay, rounding errors beside that key are never forgotten: in plain
-    // f32 on the CPU they grow in proportion to the length (s_out 7.0e-7, 1.3e-6, 2.6e-6, 5.1e-6,
-    // 1.0e-5 after 64, 128, 250, 600, 1200 tokens). The limits are those of up to 200 tokens.
-    const double times = c.kind == kSameKey ? static_cast<double>(c.shape.tokens) / 128 : 1;
-    expect_close(run_wkv7(kernel(), c.shape, d), reference(c.shape, d), times);
+    expect_close(c, run_wkv7(kernel(), c.shape, d), expected(c, d));
   }
 }
 
 TEST_P(Wkv7Variant, GradientModes) {
   for (const int n : kernel().head_sizes)
-    for (const int64_t tokens : {37, 261}) {
-      const Wkv7Case c{"modes", Wkv7Kind::kModel, {2, tokens, 2, n, true}, 5};
+    for (const int64_t tokens : {37, 133}) {
+      const Wkv7Case c{"modes", Wkv7Kind::kModel, {1, tokens, 3, n, true}, 5};
       if (!runs(c.shape)) continue;
       const Wkv7Data d = data(c);
       const Wkv7Result written = run_wkv7(kernel(), c.shape, d);
@@ -178,13 +193,13 @@ TEST_P(Wkv7Variant, TwoHalvesEqualOneRun) {
 // Decoding: kWkv7 without a saved tensor takes the single-token step, state updated in place.
 TEST_P(Wkv7Variant, StepsInPlaceEqualForward) {
   const Wkv7Limits limits = limits_of(kernel());
+  if (kernel().min_tokens > 1) GTEST_SKIP() << "takes no single tokens";
   for (const int64_t n : kernel().head_sizes) {
     const WkvShape s{3, 20, 2, n, true};
     const Wkv7Data d = data({"step", Wkv7Kind::kModel, s, 11});
     const Wkv7Result whole = run_wkv7(kernel(), s, d);
     WkvShape one = s;
     one.tokens = 1;
-    if (!runs(one)) GTEST_SKIP() << "takes no single tokens";
     std::vector<float> running = d.s0;
     for (int64_t t = 0; t < s.tokens; ++t) {
       Wkv7Data x = slice_tokens(d, s, t, t + 1);

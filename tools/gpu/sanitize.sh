@@ -39,6 +39,17 @@ for entry in "${programs[@]}"; do
   fi
 done
 
+# racecheck slows kernels down most, and under it bf16 products of cuBLASLt stop with a hardware
+# exception (CUDA 13.0), although it is told to leave them alone and memcheck finds them clean: the
+# ops and steps around such products are looked at in f32.
+smaller() {
+  case $1 in
+    cuda_op_test) echo 'Case/CudaOps.Match*:-*/linear*bf16:*/low_rank*bf16' ;;
+    cuda_wkv7_test) echo 'Device/Wkv7Variant.GradientModes/*' ;;
+    cuda_train_step_test) echo 'Types/CudaStep.SmallStepsLearn/f32' ;;
+  esac
+}
+
 # sanitize TOOL PROGRAM FILTER: writes TOOL.PROGRAM.log and .rc (exit code and seconds).
 sanitize() {
   local begin=$SECONDS rc only=(--kernel-name kernel_substring=rwkv)
@@ -55,6 +66,7 @@ started=$SECONDS
 for tool in "${tools[@]}"; do
   for entry in "${programs[@]}"; do
     read -r name filter <<<"$entry"
+    if [ "$tool" = racecheck ]; then filter=$(smaller "$name"); fi
     sanitize "$tool" "$name" "$filter" &
   done
 done
