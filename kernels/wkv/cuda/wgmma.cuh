@@ -37,9 +37,11 @@ __device__ __forceinline__ void settle(float (&d)[kTiles][4]) {
     asm volatile("" : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])::"memory");
 }
 
-/// Descriptors: address, two strides in units of 16 bytes, kind of swizzle.
-__device__ __forceinline__ uint64_t describe(uint32_t address, uint64_t rest) {
-  return rest | ((address & 0x3ffffu) >> 4);
+/// Descriptors: address, two strides in units of 16 bytes, kind of swizzle. `offset`: to add to the
+/// address, in units of 16 bytes; a constant costs nothing.
+__device__ __forceinline__ uint64_t describe(uint32_t address, uint64_t kind, uint32_t offset = 0) {
+  const uint32_t low = (address >> 4) + (static_cast<uint32_t>(kind) + offset);
+  return (kind & 0xffffffff00000000u) | low;
 }
 inline constexpr uint64_t kSwizzledRows = (uint64_t{1} << 62) | (uint64_t{64} << 32) | (1u << 16);
 inline constexpr uint64_t kSmallAsIs = (uint64_t{8} << 32) | (16u << 16);
@@ -75,18 +77,21 @@ __device__ __forceinline__ void wgmma64(float (&d)[8][4], const Frag& a, uint64_
 /// d (64 x 16) += state (64 x 64, packed) times 16 token rows as columns.
 __device__ __forceinline__ void wgmma_rows(float (&d)[2][4], const Frag (&state)[4],
                                            uint32_t rows) {
-  const uint64_t b = describe(rows, kSwizzledRows);
 #pragma unroll
-  for (uint64_t j = 0; j < 4; ++j) wgmma16<false>(d, state[j], b + 2 * j);
+  for (uint32_t j = 0; j < 4; ++j)
+    wgmma16<false>(d, state[j], describe(rows, kSwizzledRows, 2 * j));
 }
 /// d (64 x 64) += left (64 x 16) times 16 token rows.
 __device__ __forceinline__ void wgmma_outer(float (&d)[8][4], const Frag& left, uint32_t rows) {
   wgmma64(d, left, describe(rows, kSwizzledRows));
 }
-/// d (64 x 16) += left (64 x 16) times the transpose of a Small (kTransposed: the Small itself).
+/// d (64 x 16) += left (64 x 16) times the transpose of a Small (kTransposed: the Small itself),
+/// which lies `offset` units of 16 bytes behind `smalls`.
 template <bool kTransposed>
-__device__ __forceinline__ void wgmma_small(float (&d)[2][4], const Frag& left, uint32_t small) {
-  wgmma16<kTransposed>(d, left, describe(small, kTransposed ? kSmallTransposed : kSmallAsIs));
+__device__ __forceinline__ void wgmma_small(float (&d)[2][4], const Frag& left, uint32_t smalls,
+                                            uint32_t offset) {
+  wgmma16<kTransposed>(d, left,
+                       describe(smalls, kTransposed ? kSmallTransposed : kSmallAsIs, offset));
 }
 
 /// d (64 x 32) += A B, both in shared memory; kTransposedA, kTransposedB: stored with K as rows.

@@ -397,13 +397,15 @@ struct Chain {
   }
   /// d (16 x 16 per warp) += left times the transpose of a Small; kTransposed: the Small itself.
   template <bool kTransposed>
-  __device__ __forceinline__ void small(float (&d)[2][4], const Frag& left, uint32_t at) const {
+  __device__ __forceinline__ void small(float (&d)[2][4], const Frag& left, uint32_t smalls,
+                                        Small which) const {
+    const uint32_t offset = which * kSmallBytes;
     if constexpr (kGroup)
-      wgmma_small<kTransposed>(d, left, at);
+      wgmma_small<kTransposed>(d, left, smalls, offset / 16);
     else if constexpr (kTransposed)
-      mma16(d, left, load_frag_t(at + lanes.small_down));
+      mma16(d, left, load_frag_t(smalls + offset + lanes.small_down));
     else
-      mma16(d, left, load_frag(at + lanes.small_across));
+      mma16(d, left, load_frag(smalls + offset + lanes.small_across));
   }
   /// x += (Tm - I) x for x (channels x tokens) transposed; kTransposed: with Tm transposed. Where
   /// keys repeat, neighbouring tokens nearly cancel here, so x and Tm enter as two bf16 numbers.
@@ -411,11 +413,17 @@ struct Chain {
   __device__ __forceinline__ void apply_tm(float (&x)[2][4], uint32_t smalls) const {
     const Frag high = pack_frag(x[0], x[1]), rest = pack_frag_rest(x[0], x[1], high);
     begin();
-    small<kTransposed>(x, high, smalls + kTmRest * kSmallBytes);
-    small<kTransposed>(x, rest, smalls + kTm * kSmallBytes);
-    small<kTransposed>(x, high, smalls + kTm * kSmallBytes);
+    small<kTransposed>(x, high, smalls, kTmRest);
+    small<kTransposed>(x, rest, smalls, kTm);
+    small<kTransposed>(x, high, smalls, kTm);
   }
 };
+
+/// This warp's number among those that share a state.
+template <int kWarps>
+__device__ __forceinline__ int warp_in_group() {
+  return static_cast<int>(threadIdx.x >> 5) % kWarps;
+}
 
 /// 16 rows of a state: accumulators of kN / 8 tiles of 16 x 8.
 template <int kN>
@@ -438,7 +446,7 @@ __device__ __forceinline__ void scale_columns(float (&s)[kTiles][4], const float
 template <int kTiles>
 __device__ __forceinline__ void load_state(float (&s)[kTiles][4], const float* from) {
   constexpr int kN = kTiles * 8;
-  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+  const int lane = static_cast<int>(threadIdx.x) & 31, warp = warp_in_group<kTiles / 2>();
   from += (warp * 16 + (lane >> 2)) * kN + (lane & 3) * 2;
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
@@ -454,7 +462,7 @@ template <int kTiles>
 __device__ __forceinline__ void store_state(const float (&s)[kTiles][4], float* to,
                                             bool add = false) {
   constexpr int kN = kTiles * 8;
-  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+  const int lane = static_cast<int>(threadIdx.x) & 31, warp = warp_in_group<kTiles / 2>();
   to += (warp * 16 + (lane >> 2)) * kN + (lane & 3) * 2;
 #pragma unroll
   for (int n = 0; n < kTiles; ++n)
@@ -468,7 +476,7 @@ __device__ __forceinline__ void store_state(const float (&s)[kTiles][4], float* 
 }
 template <int kTiles>
 __device__ __forceinline__ void identity_state(float (&s)[kTiles][4]) {
-  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+  const int lane = static_cast<int>(threadIdx.x) & 31, warp = warp_in_group<kTiles / 2>();
   const int row = warp * 16 + (lane >> 2), column = (lane & 3) * 2;
 #pragma unroll
   for (int n = 0; n < kTiles; ++n)

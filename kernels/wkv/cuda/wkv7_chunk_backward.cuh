@@ -107,8 +107,8 @@ __device__ __forceinline__ Frag solve_u(const Chain<kN>& chain, const Frag (&s)[
   float x[2][4] = {};
   chain.begin();
   chain.rows(x, s, a);
-  chain.template small<false>(x, v, smalls + kAkRest * kSmallBytes);
-  chain.template small<false>(x, v, smalls + kAk * kSmallBytes);
+  chain.template small<false>(x, v, smalls, kAkRest);
+  chain.template small<false>(x, v, smalls, kAk);
   chain.commit();
   chain.finish(x);
   chain.template apply_tm<false>(x, smalls);
@@ -133,8 +133,8 @@ __device__ __forceinline__ void step_lambda(const Chain<kN>& chain, StateRows<kN
   float z[2][4] = {};
   chain.begin();
   chain.rows(z, l, t.b + rows);
-  chain.template small<true>(z, dy, smalls + kRbRest * kSmallBytes);
-  chain.template small<true>(z, dy, smalls + kRb * kSmallBytes);
+  chain.template small<true>(z, dy, smalls, kRbRest);
+  chain.template small<true>(z, dy, smalls, kRb);
   chain.commit();
   chain.finish(z);
   chain.template apply_tm<true>(z, smalls);
@@ -142,8 +142,8 @@ __device__ __forceinline__ void step_lambda(const Chain<kN>& chain, StateRows<kN
   chain.begin();
   if constexpr (kFull) {
     chain.rows(dv, l, t.k + rows);
-    chain.template small<true>(dv, dy, smalls + kRk * kSmallBytes);
-    chain.template small<true>(dv, dy, smalls + kRkRest * kSmallBytes);
+    chain.template small<true>(dv, dy, smalls, kRk);
+    chain.template small<true>(dv, dy, smalls, kRkRest);
   }
   chain.outer(lambda, dy, t.r + rows);
   chain.commit();
@@ -153,8 +153,8 @@ __device__ __forceinline__ void step_lambda(const Chain<kN>& chain, StateRows<kN
   chain.begin();
   chain.outer(lambda, z_bf16, t.a + rows);
   if constexpr (kFull) {
-    chain.template small<true>(dv, z_bf16, smalls + kAk * kSmallBytes);
-    chain.template small<true>(dv, z_bf16, smalls + kAkRest * kSmallBytes);
+    chain.template small<true>(dv, z_bf16, smalls, kAk);
+    chain.template small<true>(dv, z_bf16, smalls, kAkRest);
   }
   chain.commit();
   if constexpr (kFull) {

@@ -171,16 +171,20 @@ __device__ __forceinline__ void group_gradients(const GroupAddresses& at, const 
   const Frag logits = load_frag_t(at.w + own);
   float inner[4][4] = {}, far[4][4] = {}, d[4][4] = {};  // [dR~; dA~]^T, [U L; V L]^T, D
   {
-    const uint64_t dy_z = describe(at.dy_z, kSwizzledRows), u_v = describe(at.u_v, kSwizzledRows);
-    const uint64_t s0 = describe(at.s0, kSwizzledRows), l = describe(at.l, kSwizzledRows);
+    const auto rows = [](uint32_t from, uint32_t offset) {
+      return describe(from, kSwizzledRows, offset);
+    };
     wgmma_begin();
 #pragma unroll
-    for (uint64_t j = 0; j < 4; ++j) wgmma32<false, false>(d, dy_z + 2 * j, u_v + 2 * j);
+    for (uint32_t j = 0; j < 4; ++j)
+      wgmma32<false, false>(d, rows(at.dy_z, 2 * j), rows(at.u_v, 2 * j));
     wgmma_commit();
 #pragma unroll
-    for (uint64_t j = 0; j < 4; ++j) wgmma32<true, false>(inner, s0 + 128 * j, dy_z + 2 * j);
+    for (uint32_t j = 0; j < 4; ++j)
+      wgmma32<true, false>(inner, rows(at.s0, 128 * j), rows(at.dy_z, 2 * j));
 #pragma unroll
-    for (uint64_t j = 0; j < 4; ++j) wgmma32<true, false>(far, l + 128 * j, u_v + 2 * j);
+    for (uint32_t j = 0; j < 4; ++j)
+      wgmma32<true, false>(far, rows(at.l, 128 * j), rows(at.u_v, 2 * j));
     wgmma_commit();
     wgmma_wait<1>();
     settle(d);
@@ -195,9 +199,9 @@ __device__ __forceinline__ void group_gradients(const GroupAddresses& at, const 
   wgmma_begin();
   wgmma32<true, false>(inner, describe(at.b, kSwizzledRows), describe(at.d, kPairAsIs));
   wgmma32<true, false>(inner, describe(at.k, kSwizzledRows),
-                       describe(at.d + kPairBytes, kPairAsIs));
+                       describe(at.d, kPairAsIs, kPairBytes / 16));
   wgmma32<true, true>(outer, describe(at.r, kSwizzledRows), describe(at.d, kPairTransposed));
-  wgmma32<true, true>(outer, describe(at.a, kSwizzledRows), describe(at.d + 256, kPairTransposed));
+  wgmma32<true, true>(outer, describe(at.a, kSwizzledRows), describe(at.d, kPairTransposed, 16));
   wgmma_commit();
   const uint32_t stage = tile<64>(lanes.across, warp);
   store_frag_t(at.l + 3 * kTileBytes + stage, dv);

@@ -62,6 +62,63 @@ struct ForwardShared<64> {
 // 0) or M (start I, v = 0, so that k does not enter).
 enum class Walk { kOutputs, kOperatorN, kOperatorM };
 
+// This warp's 16 rows of a state, packed as its lanes hold them.
+template <int kTiles>
+__device__ __forceinline__ void store_checkpoint(const float (&s)[kTiles][4], uint32_t* to) {
+  const int lane = static_cast<int>(threadIdx.x) & 31, warp = warp_in_group<kTiles / 2>();
+  uint4* at = reinterpret_cast<uint4*>(to + warp * (kTiles * 64)) + lane;
+#pragma unroll
+  for (int j = 0; j < kTiles / 2; ++j) {
+    const Frag f = pack_frag(s[2 * j], s[2 * j + 1]);
+    at[j * 32] = make_uint4(f.x[0], f.x[1], f.x[2], f.x[3]);
+  }
+}
+
+// One chunk: the state, and with kY this warp's tile of y, transposed. `v_own`: lane's address of
+// this warp's columns of v.
+template <int kN, bool kY, bool kV>
+__device__ __forceinline__ Frag walk_chunk(const Chain<kN>& chain, StateRows<kN>& s, const Tilde& t,
+                                           uint32_t rows, uint32_t v_own, uint32_t smalls,
+                                           const float* end) {
+  float x[2][4] = {}, y[2][4] = {};
+  Frag v{}, high[kN / 16];
+  if constexpr (kV) v = load_frag_t(v_own);
+#pragma unroll
+  for (int j = 0; j < kN / 16; ++j) high[j] = pack_frag(s[2 * j], s[2 * j + 1]);
+  chain.begin();
+  chain.rows(x, high, t.a + rows);
+  if constexpr (kV) {
+    chain.template small<false>(x, v, smalls, kAkRest);
+    chain.template small<false>(x, v, smalls, kAk);
+  }
+  chain.commit();
+  chain.finish(x);
+  chain.template apply_tm<false>(x, smalls);
+  chain.commit();
+  chain.begin();
+  if constexpr (kY) {
+    chain.rows(y, high, t.r + rows);
+    chain.template small<false>(y, v, smalls, kRk);
+    chain.template small<false>(y, v, smalls, kRkRest);
+  }
+  if constexpr (kV) chain.outer(s, v, t.k + rows);
+  chain.commit();
+  chain.template finish<1>(x);
+  const Frag u = pack_frag(x[0], x[1]);
+  chain.begin();
+  chain.outer(s, u, t.b + rows);
+  chain.commit();
+  if constexpr (kY) {
+    chain.template small<false>(y, u, smalls, kRb);
+    chain.template small<false>(y, u, smalls, kRbRest);
+  }
+  chain.commit();
+  chain.template finish<1>(s);
+  scale_columns(s, end);
+  chain.finish(y);
+  return pack_frag(y[0], y[1]);
+}
+
 // Starts the loads of a step of heads of 64; one thread.
 template <bool kR, bool kK>
 __device__ __forceinline__ void load_step(const ForwardMaps& maps, ForwardShared<64>& shared,
@@ -83,12 +140,11 @@ __device__ __forceinline__ void load_step(const ForwardMaps& maps, ForwardShared
 template <int kN, Walk kWalk>
 __device__ __forceinline__ void walk_segment(const ForwardParams& p, const Maps<kN>& maps) {
   using Sizes = Head<kN>;
-  constexpr int kTiles = Sizes::kTiles;
   constexpr bool kGroup = Sizes::kGroup;
   extern __shared__ __align__(1024) uint4 memory[];
   ForwardShared<kN>& shared = *reinterpret_cast<ForwardShared<kN>*>(memory);
   constexpr bool kY = kWalk == Walk::kOutputs, kV = kWalk != Walk::kOperatorM;
-  const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
+  const int warp = static_cast<int>(threadIdx.x) >> 5;
   const int head = static_cast<int>(blockIdx.x),
             segment = static_cast<int>(blockIdx.y) + p.first_segment;
   const int first = segment * p.steps_per_segment;
@@ -146,65 +202,19 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, const Maps<
     if constexpr (!kGroup) copy_async_wait<0>();
     __syncthreads();
 
-    if (kY && p.checkpoints != nullptr) {
-      uint4* to = reinterpret_cast<uint4*>(
-          p.checkpoints + (static_cast<int64_t>(head) * p.steps + step) * Sizes::kCheckpointWords +
-          warp * (Sizes::kCheckpointWords / Sizes::kWarps));
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
-        const Frag f = pack_frag(s[2 * j], s[2 * j + 1]);
-        to[j * 32 + lane] = make_uint4(f.x[0], f.x[1], f.x[2], f.x[3]);
-      }
-    }
+    if (kY && p.checkpoints != nullptr)
+      store_checkpoint(s, p.checkpoints + (static_cast<int64_t>(head) * p.steps + step) *
+                                              Sizes::kCheckpointWords);
 #pragma unroll 1
     for (int c = 0; c < 2; ++c) {
       const auto rows = static_cast<uint32_t>(c * kChunk * Sizes::kRowBytes);
-      const uint32_t small = small_at + c * kSmalls * kSmallBytes;
-      float x[2][4] = {}, y[2][4] = {};
-      Frag v{}, high[kTiles];
-      if constexpr (kV) v = load_frag_t(v_at + rows + tile<kN>(chain.lanes.across, warp));
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j) high[j] = pack_frag(s[2 * j], s[2 * j + 1]);
-      chain.begin();
-      chain.rows(x, high, tilde.a + rows);
-      if constexpr (kV) {
-        chain.template small<false>(x, v, small + kAkRest * kSmallBytes);
-        chain.template small<false>(x, v, small + kAk * kSmallBytes);
-      }
-      chain.commit();
-      chain.finish(x);
-      chain.template apply_tm<false>(x, small);
-      chain.commit();
-      chain.begin();
-      if constexpr (kY) {
-        chain.rows(y, high, tilde.r + rows);
-        chain.template small<false>(y, v, small + kRk * kSmallBytes);
-        chain.template small<false>(y, v, small + kRkRest * kSmallBytes);
-      }
-      if constexpr (kV) chain.outer(s, v, tilde.k + rows);
-      chain.commit();
-      chain.template finish<1>(x);
-      const Frag u = pack_frag(x[0], x[1]);
-      chain.begin();
-      chain.outer(s, u, tilde.b + rows);
-      chain.commit();
-      if constexpr (kY) {
-        chain.template small<false>(y, u, small + kRb * kSmallBytes);
-        chain.template small<false>(y, u, small + kRbRest * kSmallBytes);
-      }
-      chain.commit();
-      chain.template finish<1>(s);
-      scale_columns(s, shared.end + c * kN);
-      chain.finish(y);
-      if constexpr (kY) {
-        const Frag out = pack_frag(y[0], y[1]);
-        if constexpr (kGroup)  // over this warp's columns of v, which it has read
-          store_frag_t(v_at + rows + tile<kN>(chain.lanes.across, warp), out);
-        else
-          store_rows(p.y,
-                     RowPlace(x0 + c * kChunk * stride + warp * 16, stride, tokens - c * kChunk),
-                     transpose_frag(out));
-      }
+      const uint32_t own = v_at + rows + tile<kN>(chain.lanes.across, warp);
+      const Frag y = walk_chunk<kN, kY, kV>(
+          chain, s, tilde, rows, own, small_at + c * kSmalls * kSmallBytes, shared.end + c * kN);
+      if constexpr (kGroup && kY) store_frag_t(own, y);  // this warp has read its columns of v
+      if constexpr (!kGroup && kY)
+        store_rows(p.y, RowPlace(x0 + c * kChunk * stride + warp * 16, stride, tokens - c * kChunk),
+                   transpose_frag(y));
     }
     if (kY) chain.publish();
     __syncthreads();
@@ -252,61 +262,6 @@ inline cudaError_t describe_vectors(ForwardMaps& maps, const ForwardParams& p, i
 }
 inline cudaError_t describe_vectors(NoMaps&, const ForwardParams&, int) {
   return cudaSuccess;
-}
-
-template <int kN>
-cudaError_t forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t stream) {
-  using Sizes = Head<kN>;
-  constexpr size_t kShared = sizeof(ForwardShared<kN>);
-  const Plan plan(shape);
-  const int streams = shape.batch * shape.heads;
-  const auto bf16 = [](const void* p) { return static_cast<const __nv_bfloat16*>(p); };
-  ForwardParams p{};
-  p.in = {bf16(io.r), bf16(io.w), bf16(io.k), bf16(io.v), bf16(io.a), bf16(io.b)};
-  p.start = io.s0;
-  p.y = static_cast<__nv_bfloat16*>(io.y);
-  p.s_out = io.s_out;
-  p.tokens = shape.tokens;
-  p.heads = shape.heads;
-  p.steps = plan.steps;
-  p.segments = plan.segments;
-  p.steps_per_segment = plan.steps_per_segment;
-  const Memory memory(plan, streams, io.saved, io.workspace);
-  p.checkpoints = memory.checkpoints;
-  const dim3 grid(static_cast<unsigned>(streams), static_cast<unsigned>(plan.segments));
-  Maps<kN> maps{};
-  if (const cudaError_t e = describe_vectors(maps, p, shape.batch); e != cudaSuccess) return e;
-  const bool whole_heads = streams >= kWholeHeads;
-  if (plan.segments > 1 && (!whole_heads || io.saved != nullptr)) {
-    p.operator_m = memory.operator_m;
-    p.operator_n = memory.operator_n;
-    // The backward, which alone needs M then, never asks for the first segment's.
-    p.first_segment = whole_heads ? 1 : 0;
-    const auto rows = static_cast<unsigned>(plan.segments - p.first_segment);
-    if (const cudaError_t e = launch(operators_kernel<kN, Sizes::kForwardFew>,
-                                     dim3(grid.x, rows, whole_heads ? 1 : 2), Sizes::kThreads,
-                                     kShared, false, stream, p, maps);
-        e != cudaSuccess)
-      return e;
-  }
-  p.first_segment = 0;
-  if (whole_heads) {
-    p.segments = 1;
-    p.steps_per_segment = plan.steps;
-  } else if (plan.segments > 1) {
-    if (const cudaError_t e = join_forward<kN>(plan, streams, memory, io.s0, stream);
-        e != cudaSuccess)
-      return e;
-    p.start = memory.operator_n;
-  }
-  int multiprocessors = 0;
-  if (const cudaError_t e = count_multiprocessors(multiprocessors); e != cudaSuccess) return e;
-  const int blocks = streams * p.segments;
-  const auto kernel = blocks <= Sizes::kForwardFew * multiprocessors
-                          ? forward_kernel<kN, Sizes::kForwardFew>
-                          : forward_kernel<kN, Sizes::kForwardMany>;
-  return launch(kernel, dim3(grid.x, static_cast<unsigned>(p.segments)), Sizes::kThreads, kShared,
-                plan.segments > 1, stream, p, maps);
 }
 
 }  // namespace rwkv::cuda::chunk

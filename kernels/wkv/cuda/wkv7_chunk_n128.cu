@@ -1,5 +1,5 @@
 #include "kernels/wkv/cuda/wkv7_chunk_backward_launch.cuh"
-#include "kernels/wkv/cuda/wkv7_chunk_forward.cuh"
+#include "kernels/wkv/cuda/wkv7_chunk_forward_launch.cuh"
 
 namespace rwkv::cuda::chunk {
 

@@ -1,0 +1,92 @@
+#pragma once
+/// Launches the chunked WKV-7 forward.
+
+#include "kernels/wkv/cuda/wkv7_chunk_forward_pair.cuh"
+#include "kernels/wkv/cuda/wkv7_chunk_head.h"
+
+namespace rwkv::cuda::chunk {
+
+/// Up to this many blocks per multiprocessor, two warpgroups per head are faster than one.
+inline constexpr int kPairs = 2;
+
+template <int kN>
+cudaError_t launch_forward(const ForwardParams& p, const Maps<kN>& maps, dim3 grid,
+                           int multiprocessors, bool overlap, cudaStream_t stream) {
+  using Sizes = Head<kN>;
+  const int blocks = static_cast<int>(grid.x * grid.y);
+  if constexpr (Sizes::kGroup) {
+    if (blocks <= kPairs * multiprocessors) {
+      const auto kernel =
+          blocks <= multiprocessors ? pair_forward_kernel<kN, 1> : pair_forward_kernel<kN, 2>;
+      return launch(kernel, grid, 256, sizeof(PairShared), overlap, stream, p, maps);
+    }
+  }
+  const auto kernel = blocks <= Sizes::kForwardFew * multiprocessors
+                          ? forward_kernel<kN, Sizes::kForwardFew>
+                          : forward_kernel<kN, Sizes::kForwardMany>;
+  return launch(kernel, grid, Sizes::kThreads, sizeof(ForwardShared<kN>), overlap, stream, p, maps);
+}
+
+template <int kN>
+cudaError_t launch_operators(const ForwardParams& p, const Maps<kN>& maps, dim3 grid,
+                             int multiprocessors, cudaStream_t stream) {
+  using Sizes = Head<kN>;
+  const int blocks = static_cast<int>(grid.x * grid.y * grid.z);
+  if constexpr (Sizes::kGroup) {
+    if (blocks <= kPairs * multiprocessors)
+      return launch(pair_operators_kernel<kN, 2>, grid, 256, sizeof(PairShared), false, stream, p,
+                    maps);
+  }
+  return launch(operators_kernel<kN, Sizes::kForwardFew>, grid, Sizes::kThreads,
+                sizeof(ForwardShared<kN>), false, stream, p, maps);
+}
+
+template <int kN>
+cudaError_t forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t stream) {
+  const Plan plan(shape);
+  const int streams = shape.batch * shape.heads;
+  const auto bf16 = [](const void* p) { return static_cast<const __nv_bfloat16*>(p); };
+  ForwardParams p{};
+  p.in = {bf16(io.r), bf16(io.w), bf16(io.k), bf16(io.v), bf16(io.a), bf16(io.b)};
+  p.start = io.s0;
+  p.y = static_cast<__nv_bfloat16*>(io.y);
+  p.s_out = io.s_out;
+  p.tokens = shape.tokens;
+  p.heads = shape.heads;
+  p.steps = plan.steps;
+  p.segments = plan.segments;
+  p.steps_per_segment = plan.steps_per_segment;
+  const Memory memory(plan, streams, io.saved, io.workspace);
+  p.checkpoints = memory.checkpoints;
+  const dim3 grid(static_cast<unsigned>(streams), static_cast<unsigned>(plan.segments));
+  Maps<kN> maps{};
+  if (const cudaError_t e = describe_vectors(maps, p, shape.batch); e != cudaSuccess) return e;
+  int multiprocessors = 0;
+  if (const cudaError_t e = count_multiprocessors(multiprocessors); e != cudaSuccess) return e;
+  const bool whole_heads = streams >= kWholeHeads;
+  if (plan.segments > 1 && (!whole_heads || io.saved != nullptr)) {
+    p.operator_m = memory.operator_m;
+    p.operator_n = memory.operator_n;
+    // The backward, which alone needs M then, never asks for the first segment's.
+    p.first_segment = whole_heads ? 1 : 0;
+    const auto rows = static_cast<unsigned>(plan.segments - p.first_segment);
+    const dim3 blocks(grid.x, rows, whole_heads ? 1 : 2);
+    if (const cudaError_t e = launch_operators<kN>(p, maps, blocks, multiprocessors, stream);
+        e != cudaSuccess)
+      return e;
+  }
+  p.first_segment = 0;
+  if (whole_heads) {
+    p.segments = 1;
+    p.steps_per_segment = plan.steps;
+  } else if (plan.segments > 1) {
+    if (const cudaError_t e = join_forward<kN>(plan, streams, memory, io.s0, stream);
+        e != cudaSuccess)
+      return e;
+    p.start = memory.operator_n;
+  }
+  return launch_forward<kN>(p, maps, dim3(grid.x, static_cast<unsigned>(p.segments)),
+                            multiprocessors, plan.segments > 1, stream);
+}
+
+}  // namespace rwkv::cuda::chunk
