@@ -51,6 +51,9 @@ inline constexpr std::string_view kIdle =
 ///   4096    990 / 207                 1002 / 860    1019 / 992    1456 / 1452
 ///   131072 31500 / 3250              31700 / 26000
 ///
+/// (before heads of 64 got warpgroup products; after it 4096 x 96 takes 982 / 742, 512 x 192
+/// 168 / 185: the same order, tools/records/h200-wkv-kernels.json).
+///
 /// serial takes as long as chunk16 at 2 tokens and ten times as long from 64 on. What is equal goes
 /// to chunk16, which saves less.
 inline constexpr WkvAutoRow kWkvAutoTable[] = {
