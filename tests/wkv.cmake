@@ -22,8 +22,16 @@ if(TARGET rwkv-bench)
     COMMAND rwkv-bench wkv --repeats 1 --lengths 1:4 --shape 1,1,1,32 --variant serial)
   add_test(NAME rwkv_bench_ops
     COMMAND rwkv-bench ops --repeats 1 --tokens 8 --width 32 --head-size 32 --vocab 64)
-  set_tests_properties(rwkv_bench_wkv rwkv_bench_wkv_from
-    rwkv_bench_wkv_list rwkv_bench_wkv_lengths rwkv_bench_ops
+  add_test(NAME rwkv_bench_train_times
+    COMMAND rwkv-bench train-times --config pile169m --set train.steps=4 --set train.context=20
+            --set model.n_layer=2 --set model.n_embd=64 --set model.vocab_size=50
+            --json ${record}_times.json --plot ${record}_times.gp)
+  add_test(NAME rwkv_bench_train_times_from
+    COMMAND rwkv-bench train-times --from ${record}_times.json --plot ${record}_times2.gp)
+  set_tests_properties(rwkv_bench_train_times PROPERTIES FIXTURES_SETUP bench_train_times)
+  set_tests_properties(rwkv_bench_train_times_from PROPERTIES FIXTURES_REQUIRED bench_train_times)
+  set_tests_properties(rwkv_bench_wkv rwkv_bench_wkv_from rwkv_bench_train_times
+    rwkv_bench_train_times_from rwkv_bench_wkv_list rwkv_bench_wkv_lengths rwkv_bench_ops
     PROPERTIES LABELS integration TIMEOUT 120)
   if(RWKV_HAVE_CUDA)  # exit code 4: there is no GPU
     add_test(NAME rwkv_bench_cuda_wkv

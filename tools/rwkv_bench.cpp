@@ -6,6 +6,7 @@
 #include "tools/bench/bench.h"
 #include "tools/bench/ops.h"
 #include "tools/bench/step.h"
+#include "tools/bench/train_times.h"
 
 namespace {
 
@@ -95,10 +96,28 @@ int main(int argc, char** argv) {
   step_app->add_option("--grad-checkpointing", step.grad_checkpointing, "none or block")
       ->capture_default_str();
 
+  rwkv::bench::TrainTimesOptions times;
+  CLI::App* times_app =
+      app.add_subcommand("train-times", "whole training steps with each WKV variant");
+  times_app->add_option("--config", times.configs, "preset or path, repeatable")
+      ->capture_default_str();
+  times_app->add_option("--variant", times.variants,
+                        "variant or family, repeatable (default: all)");
+  times_app->add_option("--set", times.settings, "KEY=VALUE of the config, repeatable")
+      ->allow_extra_args(false);
+  times_app->add_option("--device", times.device, "cpu or cuda")->capture_default_str();
+  times_app->add_option("--dtype", times.dtype, "f32 or bf16 (default: f32 on cpu, bf16 on cuda)");
+  times_app->add_option("--threads", times.threads, "threads (default: all this process may use)")
+      ->check(CLI::Range(1, 4096));
+  times_app->add_option("--json", times.json, "also write the rows to this file");
+  times_app->add_option("--plot", times.plot, "draw bars: FILE.gp or FILE.png");
+  times_app->add_option("--from", times.from, "draw this JSON record (with --plot)");
+
   try {
     app.parse(argc, argv);
     if (wkv_app->parsed()) return rwkv::bench::run_wkv(wkv);
     if (ops_app->parsed()) return rwkv::bench::run_ops(ops);
+    if (times_app->parsed()) return rwkv::bench::run_train_times(times);
     if (step_app->parsed()) return rwkv::bench::run_step(step);
     return 0;
   } catch (const CLI::ParseError& e) {

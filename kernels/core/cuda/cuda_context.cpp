@@ -74,6 +74,7 @@ bool has_cuda() {
 }
 
 std::string cuda_device_text() {
+  require_gpu();
   int device = 0;
   RWKV_CUDA(cudaGetDevice(&device));
   cudaDeviceProp prop{};
