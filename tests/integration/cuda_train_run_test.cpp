@@ -136,10 +136,11 @@ TEST_F(CudaRun, RecomputationDoesNotChangeBits) {
   for (const char* dtype : {"f32", "bf16"}) {
     const std::string d = std::string("kernels.dtype=") + dtype;
     const std::string one = std::string("none_") + dtype, other = std::string("block_") + dtype;
-    run_training(config(one, {d}), gpu_);
-    run_training(config(other, {d, "train.grad_checkpointing=block"}), gpu_);
+    const std::string steps = "train.steps=10";
+    run_training(config(one, {d, steps}), gpu_);
+    run_training(config(other, {d, steps, "train.grad_checkpointing=block"}), gpu_);
     EXPECT_EQ(losses_of(one), losses_of(other)) << dtype;
-    EXPECT_EQ(weights_of(config(one), 20), weights_of(config(other), 20)) << dtype;
+    EXPECT_TRUE(weights_of(config(one), 10) == weights_of(config(other), 10)) << dtype;
   }
 }
 
@@ -172,7 +173,7 @@ TEST_F(CudaRun, MicroBatchesMatchOneBatch) {
 }
 
 TEST_F(CudaRun, CheckpointsMoveBetweenCpuAndGpu) {
-  const Settings f32 = {"kernels.dtype=f32"};
+  const Settings f32 = {"kernels.dtype=f32", "train.context=96"};
   run_training(config("cpu", f32), cpu_);
   run_training(config("gpu", f32), gpu_);
   const auto cpu = losses_of("cpu"), gpu = losses_of("gpu");

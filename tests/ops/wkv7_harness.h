@@ -251,4 +251,30 @@ inline Wkv7Expected reference(const WkvShape& s, const Wkv7Data& d) {
   return e;
 }
 
+/// The least rounding of a chunk form with bf16 products: the recurrence is left alone, and what
+/// the products multiply is rounded, which is a and r times, b and k over the decay since the begin
+/// of their chunk of 16 tokens (spec rwkv7 4.1). The reference of this data is off by what such a
+/// computation cannot avoid.
+inline Wkv7Data with_rounded_operands(const WkvShape& s, Wkv7Data d) {
+  const auto width = s.heads * s.head_size;
+  for (int64_t b = 0; b < s.batch; ++b)
+    for (int64_t c = 0; c < width; ++c) {
+      double since = 1;
+      for (int64_t t = 0; t < s.tokens; ++t) {
+        const auto i = static_cast<size_t>((b * s.tokens + t) * width + c);
+        if (t % 16 == 0) since = 1;
+        const auto round = [&](float& x, double scale) {
+          const float scaled = to_float(to_bf16(static_cast<float>(x * scale)));
+          x = static_cast<float>(static_cast<double>(scaled) / scale);
+        };
+        round(d.a[i], since);
+        since *= ref::wkv7_decay(static_cast<double>(d.w_logit[i]));
+        round(d.r[i], since);
+        round(d.k[i], 1 / since);
+        round(d.b[i], 1 / since);
+      }
+    }
+  return d;
+}
+
 }  // namespace rwkv::test

@@ -39,9 +39,9 @@ for entry in "${programs[@]}"; do
   fi
 done
 
-# racecheck slows kernels down most, and under it bf16 products of cuBLASLt stop with a hardware
-# exception (CUDA 13.0), although it is told to leave them alone and memcheck finds them clean: the
-# ops and steps around such products are looked at in f32.
+# racecheck slows kernels down most, and under it some bf16 products of cuBLASLt stop with a hardware
+# exception that the tool cannot place (CUDA 13.0), although it is told to leave them alone and
+# memcheck finds them clean: what calls such products is looked at in f32.
 smaller() {
   case $1 in
     cuda_op_test) echo 'Case/CudaOps.Match*:-*/linear*bf16:*/low_rank*bf16' ;;
