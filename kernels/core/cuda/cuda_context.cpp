@@ -112,6 +112,8 @@ DeviceMemory cuda_memory() {
 void* cuda_allocate(size_t bytes, const std::string& purpose) {
   void* p = nullptr;
   const cudaError_t error = cudaMalloc(&p, bytes);
+  if (error != cudaSuccess && error != cudaErrorMemoryAllocation)  // an earlier kernel's, say
+    cuda::throw_cuda(error, str("allocating for ", purpose).c_str(), __FILE__, __LINE__);
   if (error != cudaSuccess) {
     cudaGetLastError();
     size_t free_bytes = 0, total = 0;
