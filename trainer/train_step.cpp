@@ -64,13 +64,14 @@ Plan TrainStep::build_plan(bool training) const {
 std::vector<MemoryItem> TrainStep::memory() const {
   const auto elements = static_cast<size_t>(model_->params().flat_elements());
   const size_t flat = elements * sizeof(float);
+  const size_t workspace =
+      std::max(plan_.workspace_bytes(), eval_plan_ ? eval_plan_->workspace_bytes() : size_t{0});
   std::vector<MemoryItem> items = {
       {"parameters", flat},
       {"gradients", flat},
       {"optimizer moments", 2 * flat},
       {"activations", plan_.activation_bytes()},
-      {"workspace",
-       std::max(plan_.workspace_bytes(), eval_plan_ ? eval_plan_->workspace_bytes() : size_t{0})},
+      {"workspace", workspace},
   };
   if (eval_plan_)
     items.push_back({"activations of the validation", eval_plan_->activation_bytes()});
@@ -80,8 +81,8 @@ std::vector<MemoryItem> TrainStep::memory() const {
     items.push_back({"workspace of cuBLASLt",
                      static_cast<size_t>(options_.lanes) * backend::kGemmWorkspaceBytes});
     if (options_.lanes > 1)
-      items.push_back({"workspaces of more lanes",
-                       static_cast<size_t>(options_.lanes - 1) * plan_.workspace_bytes()});
+      items.push_back(
+          {"workspaces of more lanes", static_cast<size_t>(options_.lanes - 1) * workspace});
     items.push_back({"kernels and libraries", kDeviceOverheadBytes});
   }
   std::ranges::stable_sort(items, std::greater<>{}, &MemoryItem::bytes);
