@@ -18,9 +18,9 @@ namespace rwkv {
 
 std::span<const Op* const> all_ops() {
   static constexpr const Op* kOps[] = {
-      &kEmbedding,  &kLayerNorm,          &kTokenShift, &kLinear,        &kLowRank,
-      &kAdd,        &kSquaredRelu,        &kKeyPrepare, &kValueResidual, &kWkv7,
-      &kWkv7Output, &kLinearCrossEntropy, &kLastToken,
+      &kEmbedding, &kLayerNorm,   &kTokenShift,         &kLinear,        &kLowRank,
+      &kAdd,       &kSquaredRelu, &kKeyPrepare,         &kValueResidual, &kWkv7,
+      &kWkv4,      &kWkv7Output,  &kLinearCrossEntropy, &kLastToken,
   };
   return kOps;
 }

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <vector>
 
 #include "kernels/wkv/auto_table.h"
+#include "kernels/wkv/cpu/wkv4_cpu.h"
 #include "kernels/wkv/cpu/wkv7_chunk.h"
 #include "kernels/wkv/cpu/wkv7_serial.h"
 #include "kernels/wkv/cuda/wkv7_kernels.h"
@@ -13,9 +15,11 @@ namespace {
 
 /// The row of the table that "auto" follows for a shape; null: none.
 const WkvAutoRow* preferred(std::string_view op, Device device, DType io, const WkvShape& shape) {
+  // Streams: sequences x heads, where WKV-4's heads are its channels.
+  const int64_t heads = op == "wkv4" ? shape.heads * shape.head_size : shape.heads;
   for (const WkvAutoRow& row : kWkvAutoTable)
     if (row.op == op && row.device == device && row.io == io && shape.tokens >= row.tokens &&
-        shape.batch * shape.heads >= row.streams)
+        shape.batch * heads >= row.streams)
       return &row;
   return nullptr;
 }
@@ -26,8 +30,21 @@ std::string shape_text(const WkvShape& s) {
 }
 
 std::string head_sizes_text(const WkvKernel& kernel) {
+  if (kernel.head_sizes.empty()) return "any";
   std::string text;
   for (const int n : kernel.head_sizes) text += str(text.empty() ? "" : "/", n);
+  return text;
+}
+
+/// "serial, chunk, ...": the families of an op.
+std::string families(std::string_view op) {
+  std::vector<std::string_view> seen;
+  std::string text;
+  for (const WkvKernel* kernel : all_wkv_kernels()) {
+    if (kernel->op != op || std::ranges::find(seen, kernel->family) != seen.end()) continue;
+    seen.push_back(kernel->family);
+    text += str(text.empty() ? "" : ", ", kernel->family);
+  }
   return text;
 }
 
@@ -40,6 +57,7 @@ std::span<const WkvKernel* const> all_wkv_kernels() {
     &cpu::kWkv7CpuChunk16,
     &cpu::kWkv7CpuChunk32,
     &cpu::kWkv7CpuChunk64,
+    &cpu::kWkv4CpuSerial,
 #if RWKV_HAVE_CUDA
     &cuda::kWkv7Chunk16,
     &cuda::kWkv7Scan16,
@@ -58,7 +76,7 @@ std::string wkv_misfit(const WkvKernel& kernel, std::string_view op, Device devi
   if (kernel.io != io)
     return str("its vectors are ", dtype_name(kernel.io), ", not ", dtype_name(io));
   const auto& sizes = kernel.head_sizes;
-  if (std::find(sizes.begin(), sizes.end(), shape.head_size) == sizes.end())
+  if (!sizes.empty() && std::find(sizes.begin(), sizes.end(), shape.head_size) == sizes.end())
     return str("head size ", shape.head_size, " is not one of ", head_sizes_text(kernel));
   if (shape.tokens % kernel.t_multiple != 0)
     return str(shape.tokens, " tokens are not a multiple of ", kernel.t_multiple);
@@ -82,6 +100,7 @@ const WkvKernel& select_wkv(std::string_view op, Device device, DType io, const 
     reasons.clear();
   }
   for (const WkvKernel* kernel : all_wkv_kernels()) {
+    if (kernel->op != op) continue;
     const bool named = kernel->name == wanted || kernel->family == wanted || wanted == "auto";
     if (!named) {
       reasons += str("\n  ", kernel->name, ": not asked for");
@@ -89,10 +108,10 @@ const WkvKernel& select_wkv(std::string_view op, Device device, DType io, const 
     }
     if (fits(*kernel)) return *kernel;
   }
-  throw ConfigError(
-      str("choosing a ", op, " kernel on ", device_name(device), " for ", shape_text(shape), ", ",
-          dtype_name(io), " vectors: '", wanted,
-          "' gives none; use auto, a family (serial, chunk) or a full name:", reasons));
+  throw ConfigError(str("choosing a ", op, " kernel on ", device_name(device), " for ",
+                        shape_text(shape), ", ", dtype_name(io), " vectors: '", wanted,
+                        "' gives none; use auto, a family (", families(op),
+                        ") or a full name:", reasons));
 }
 
 std::string list_wkv(const WkvShape& shape) {
@@ -108,13 +127,14 @@ std::string list_wkv(const WkvShape& shape) {
                 kernel->deterministic ? "  deterministic  " : "  not deterministic  ",
                 why.empty() ? "fits" : str("does not fit: ", why), "\n    ", kernel->note, "\n");
   }
-  for (const Device device : {Device::kCpu, Device::kCuda})
-    for (const DType io : {DType::kF32, DType::kBF16})
-      if (std::ranges::any_of(all_wkv_kernels(), [&](const WkvKernel* k) {
-            return k->device == device && k->io == io;
-          }))
-        text += str("on ", device_name(device), " with ", dtype_name(io), " vectors ",
-                    explain_wkv_auto("wkv7", device, io, shape), "\n");
+  for (const std::string_view op : {"wkv7", "wkv4"})
+    for (const Device device : {Device::kCpu, Device::kCuda})
+      for (const DType io : {DType::kF32, DType::kBF16})
+        if (std::ranges::any_of(all_wkv_kernels(), [&](const WkvKernel* k) {
+              return k->op == op && k->device == device && k->io == io;
+            }))
+          text += str(op, " on ", device_name(device), " with ", dtype_name(io),
+                      " vectors: ", explain_wkv_auto(op, device, io, shape), "\n");
   return text;
 }
 

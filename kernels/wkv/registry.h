@@ -19,5 +19,9 @@ std::string explain_wkv_auto(std::string_view op, Device device, DType io, const
 /// token and head forward, 24 N^2 backward. A variant may do more or less work than that.
 double wkv7_forward_flops(const WkvShape& shape);
 double wkv7_backward_flops(const WkvShape& shape);
+/// The same of WKV-4 (spec rwkv4 7): 12 per token and channel forward, 35 backward; exponentials
+/// and divisions count as 1.
+double wkv4_forward_flops(const WkvShape& shape);
+double wkv4_backward_flops(const WkvShape& shape);
 
 }  // namespace rwkv

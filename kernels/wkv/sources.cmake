@@ -1,6 +1,9 @@
 set(RWKV_WKV_SOURCES
   wkv/registry.cpp
+  wkv/wkv4_op.cpp
   wkv/wkv7_op.cpp
+  wkv/cpu/wkv4_common.cpp
+  wkv/cpu/wkv4_serial.cpp
   wkv/cpu/wkv7_common.cpp
   wkv/cpu/wkv7_serial.cpp
   wkv/cpu/wkv7_chunk16.cpp

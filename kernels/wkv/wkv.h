@@ -12,6 +12,8 @@
 namespace rwkv {
 
 /// Sizes of one call. WKV-7: N = head size, state (B, H, N, N) with rows = value, columns = key.
+/// WKV-4 has no heads: C = heads * head_size channels, however that product is made up; its own
+/// calls say heads = C, head_size = 1. State three times (B, C).
 struct WkvShape {
   int64_t batch = 1, tokens = 1, heads = 1, head_size = 64;
   bool has_state = false;  ///< an initial state comes in and the final one goes out
@@ -29,13 +31,17 @@ struct WkvKernel {
   int64_t t_multiple = 1;     ///< T must be a multiple of this
   int64_t min_tokens = 1;     ///< and at least this
   bool deterministic = true;
-  std::span<const int> head_sizes;
+  std::span<const int> head_sizes;  ///< empty: any
   /// Bytes that the forward leaves for the backward, and scratch of the larger of both.
   size_t (*saved_bytes)(const WkvShape&) = nullptr;
   size_t (*workspace_bytes)(const WkvShape&) = nullptr;
   KernelFn forward = nullptr, backward = nullptr;
   /// One token per sequence, T = 1, same OpCall as the forward, nothing saved; may equal forward.
   KernelFn step = nullptr;
+  /// Variants that replace their own algorithm by the recurrence where numbers would leave its
+  /// range: the share (0 to 1) of the work that was replaced in a forward that has run, given its
+  /// call, saved included. Null: never replaced. Waits for the device.
+  double (*replaced_share)(Context&, const OpCall&) = nullptr;
   std::string_view note;  ///< where it wins, for --list
 };
 
@@ -66,5 +72,27 @@ struct Wkv7Attrs {
 /// gradients are those of every input, s0 included, with the gradient of s_out as the last dout.
 /// source: spec rwkv7 3.4, 4.1-4.3; kernels/ref/wkv7_ref.h
 extern const Op kWkv7;
+
+struct Wkv4Attrs {
+  const WkvKernel* kernel = nullptr;  ///< resolved once, at plan time: select_wkv("wkv4", ...)
+};
+
+/// The WKV-4 average per sequence and channel (spec rwkv4 3). With rate = exp(time_decay), true
+/// sums A = a e^p and B = b e^p of what came before, and u = time_first:
+///   y = (A + e^(u + k) v) / (B + e^(u + k))
+///   A = e^-rate A + e^k v ;  B = e^-rate B + e^k
+/// in k, v (B, T, C) [, a0, b0, p0 (B, C) f32; all three or none]
+/// param time_decay, time_first (C) f32
+/// out y (B, T, C) [, a_out, b_out, p_out (B, C) f32, present iff the state comes in]
+/// A fresh state is a = b = 0, p = -1e38. The triple that leaves is one of many that mean the same
+/// sums: compare a / b and p + ln b.
+/// saved one f32 tensor of the variant's saved_bytes; null or absent where no backward follows (one
+/// token then takes the variant's step, and the outgoing state may lie where the incoming one
+/// does). backward reads: in, param, saved, y, p_out. Gradients: k, v, a0, b0, and the parameters'
+/// summed over the batch. Gradients arriving at a_out and b_out hold p_out fixed, those leaving at
+/// a0 and b0 hold p0 fixed. That loses nothing: a function of the true sums A and B has its whole
+/// gradient in a and b. A gradient at p_out is not read; that of p0 is zero. source: spec rwkv4 3,
+/// 4, 5.1, 6; kernels/ref/wkv4_ref.h
+extern const Op kWkv4;
 
 }  // namespace rwkv
