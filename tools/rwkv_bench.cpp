@@ -90,6 +90,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   step_app->add_flag("!--no-launch-graphs", step.launch_graphs, "CUDA: launch kernels one by one");
   step_app->add_option("--lanes", step.lanes, "CUDA: streams side by side; 0: by size")
+      ->check(CLI::Range(0, 16))
       ->capture_default_str();
   step_app->add_option("--peak-tflops", step.peak_tflops, "what the utilisation refers to");
   step_app->add_option("--wkv", step.wkv, "WKV variant")->capture_default_str();

@@ -81,6 +81,10 @@ int run(Flags& f) {
 
   if (f.find_lr) {
     const auto r = rwkv::find_lr(config, options, f.range);
+    if (r.stopped_early) {
+      std::printf("too few steps to judge a learning rate by; nothing was written\n");
+      return 0;
+    }
     if (!r.fell)
       std::printf("the loss never fell: take more --lr-steps, a larger batch or other data\n");
     std::printf("loss lowest at lr %.3g, falling fastest at %.3g: try optimizer.lr=%.2g\n%s %s\n",

@@ -95,7 +95,7 @@ void visit_fields(Config& c, F&& f) {
     "steps between lines when the output is not a terminal");
 
   f("limits.peak_tflops", c.limits.peak_tflops, from(0, 1e6),
-    "peak that the utilisation refers to; 0: measure a matrix product at the start");
+    "peak that the utilisation refers to; 0: measured on the CPU, 989 on CUDA");
   f("limits.memory_mib", c.limits.memory_mib, from(0),
     "refuse to start above this, of the device that trains; 0: what it has available");
 }

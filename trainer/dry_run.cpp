@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/core/arena.h"
+#include "kernels/core/backend.h"
 #include "kernels/core/parallel.h"
 #include "trainer/memory.h"
 #include "trainer/metrics.h"
@@ -26,6 +27,14 @@ std::string length_text(const TrainConfig& c) {
   return str(thousands(steps), " (",
              format_count(static_cast<double>(steps) * static_cast<double>(c.tokens_per_step())),
              " tokens)");
+}
+
+bool gpu_answers() {
+  try {
+    return backend::cuda_memory().total > 0;
+  } catch (const DeviceError&) {
+    return false;
+  }
 }
 
 }  // namespace
@@ -66,6 +75,9 @@ std::string dry_run_report(const TrainConfig& c, Device device) {
     row("fits", device == Device::kCuda
                     ? "unknown: there is no GPU here to ask"
                     : "unknown: this system does not say how much memory is available");
+  else if (device == Device::kCuda && !gpu_answers())
+    row("fits", str(total_bytes(items) <= limit ? "within" : "NOT within",
+                    " limits.memory_mib; there is no GPU here to ask"));
   else if (total_bytes(items) <= limit)
     row("fits", str("yes: ", format_bytes(limit), " are available"));
   else

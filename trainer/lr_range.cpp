@@ -101,12 +101,12 @@ LrRangeResult find_lr(const TrainConfig& config, const TrainerOptions& options,
   std::error_code ec;
   fs::create_directories(dir, ec);
   RWKV_CHECK(!ec, IoError, "making the run folder ", dir, ": ", ec.message());
+  const StopSignals stop;
   step.allocate();
   step.model().init_params(step.values(), static_cast<uint64_t>(config.train.seed));
   step.upload();
   prepare_step(step, "", [&](const std::string& text) { line.message(text); });
   const auto loader = make_loader(data, config, 0);
-  const StopSignals stop;
 
   LrRangeResult result;
   const double ratio =
@@ -132,6 +132,10 @@ LrRangeResult find_lr(const TrainConfig& config, const TrainerOptions& options,
   }
   if (stop.received() != 0)
     line.message(str("stopped by ", stop.name(), " after ", result.points.size(), " steps"));
+  if (stop.received() != 0 && result.points.size() < 3) {
+    result.stopped_early = true;
+    return result;
+  }
   judge_lr_range(result);
   result.json_path = (fs::path(dir) / "find_lr.json").string();
   write_file_atomic(result.json_path, to_json(result));

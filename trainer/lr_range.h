@@ -26,6 +26,8 @@ struct LrRangeResult {
   bool fell = false;          ///< the loss fell at all: otherwise nothing is suggested by it
   double suggestion = 0;      ///< a tenth of `lowest`
   std::string json_path, picture_path;  ///< picture: empty without gnuplot
+  /// Set, and nothing judged or written, if a signal came before there were three points.
+  bool stopped_early = false;
 };
 
 /// Trains from initial weights on the config's data and optimizer; stops early when the smooth loss

@@ -18,6 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr const char* kLanesAdvice = " On the GPU kernels.lanes=1 saves memory, too.";
 constexpr const char* kAdvice =
     "Lower train.batch or train.context (more train.micro_batches keep the tokens per step), set "
     "train.grad_checkpointing=block or train.loss_chunk_tokens, or take a smaller model";
@@ -132,10 +133,11 @@ void require_device_memory(std::span<const MemoryItem> items, const backend::Dev
   const bool shared = device.free < device.total - device.total / 16;
   RWKV_CHECK(needed <= device.free, DeviceError, "on the GPU the run ", describe_memory(items, 3),
              "; only ", format_bytes(device.free), " of its ", format_bytes(device.total),
-             " are free", shared ? " (see nvidia-smi for who holds the rest)" : "", ". ", kAdvice);
+             " are free", shared ? " (see nvidia-smi for who holds the rest)" : "", ". ", kAdvice,
+             ".", kLanesAdvice);
   RWKV_CHECK(limit == 0 || needed <= limit, ConfigError, "on the GPU the run ",
              describe_memory(items, 3), "; limits.memory_mib allows ", format_bytes(limit), ". ",
-             kAdvice);
+             kAdvice, ".", kLanesAdvice);
 }
 
 void require_memory(const TrainStep& step, int64_t limit_mib) {

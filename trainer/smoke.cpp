@@ -46,7 +46,8 @@ SmokeResult run_smoke(const TrainConfig& config, const TrainerOptions& options) 
   step.allocate();
   step.model().init_params(step.values(), static_cast<uint64_t>(config.train.seed));
   step.upload();
-  prepare_step(step, "", [&](const std::string& text) { line.message(text); });
+  const std::string algorithms =
+      prepare_step(step, "", [&](const std::string& text) { line.message(text); });
   const double peak = config.limits.peak_tflops > 0 ? config.limits.peak_tflops
                                                     : measure_peak_tflops(step.context());
   SmokeResult result;
@@ -96,6 +97,7 @@ SmokeResult run_smoke(const TrainConfig& config, const TrainerOptions& options) 
     state.data_tokens = data.source->size();
     state.wkv = step.wkv_name();
     state.code_version = code_version();
+    state.gemm_algorithms = algorithms;
     const std::string path = checkpoint_path(config.run_dir(), n);
     step.download();
     write_checkpoint(path,

@@ -95,6 +95,11 @@ double TrainStep::flops_per_step() const {
 
 void TrainStep::allocate() {
   const ParamRegistry& params = model_->params();
+  // What was recorded belongs to the context that goes.
+  first_graph_ = LaunchGraph();
+  later_graph_ = LaunchGraph();
+  eval_graph_ = LaunchGraph();
+  prepared_ = false;
   ctx_ = std::make_unique<Context>(options_.device);
   const bool cuda = options_.device == Device::kCuda;
   // On CUDA these are the host copies that initial values, checkpoints and samples go through.
@@ -186,6 +191,11 @@ void TrainStep::download() {
   if (device_) device_->download(*ctx_, values_, optimizer_->m(), optimizer_->v());
 }
 
+void TrainStep::replay(const LaunchGraph& graph) {
+  RWKV_ASSERT(ctx_->workspace_bytes() == recorded_workspace_, "the workspace moved");
+  graph.launch(*ctx_);
+}
+
 void TrainStep::accumulate(int64_t i) {
   RWKV_ASSERT(ctx_ != nullptr, "TrainStep::accumulate before allocate");
   if (!device_) {
@@ -199,8 +209,7 @@ void TrainStep::accumulate(int64_t i) {
   // A traced step shows its ops.
   if (const LaunchGraph& graph = i == 0 ? first_graph_ : later_graph_;
       graph && !ctx_->tracer().enabled()) {
-    RWKV_ASSERT(ctx_->workspace_bytes() == recorded_workspace_, "the workspace moved");
-    graph.launch(*ctx_);
+    replay(graph);
   } else {
     forward_backward(i == 0);
   }
@@ -240,7 +249,7 @@ double TrainStep::evaluate() {
     send_ids(*eval_plan_, host_slot(options_.micro_batches));
   }
   if (eval_graph_ && !ctx_->tracer().enabled())
-    eval_graph_.launch(*ctx_);
+    replay(eval_graph_);
   else
     eval_plan_->forward(*ctx_);
   return read_loss(*eval_plan_);

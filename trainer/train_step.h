@@ -101,6 +101,7 @@ class TrainStep {
   Plan build_plan(bool training) const;
   void bind_ids();
   void forward_backward(bool first);
+  void replay(const LaunchGraph& graph);
   void send_ids(Plan& plan, const TensorView& host);
   double read_loss(Plan& plan);
   /// Tokens, then targets, of one micro-batch in host_ids_; the validation's come last.

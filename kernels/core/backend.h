@@ -61,8 +61,10 @@ double cuda_event_seconds(void* begin, void* end);
 void cuda_event_release(void* event) noexcept;
 
 void cuda_gemm(Context& ctx, const GemmCall& call);
+/// Products of `lane` look up and keep their algorithms in `owner`, which must outlive it.
+void cuda_share_gemms(CudaState& lane, CudaState& owner);
 void cuda_measure_gemms(CudaState& state, bool on);
-std::string cuda_export_gemms(const CudaState& state, bool unused_too);
+std::string cuda_export_gemms(const CudaState& state, GemmChoices which);
 size_t cuda_import_gemms(CudaState& state, std::string_view text);
 
 }  // namespace rwkv::backend

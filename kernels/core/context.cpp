@@ -1,7 +1,6 @@
 #include "kernels/core/context.h"
 
 #include "kernels/core/backend.h"
-#include "kernels/core/gemm.h"
 
 namespace rwkv {
 
@@ -14,12 +13,12 @@ Context::Context(Device device)
 Context::~Context() = default;
 
 void Context::open_lanes(int count) {
-  if (device_ == Device::kCpu || count <= lanes()) return;
-  const std::string algorithms = export_gemm_algorithms(*this, true);
+  if (device_ == Device::kCpu) return;
   while (lanes() < count) {
-    Context& lane = *lanes_.emplace_back(std::make_unique<Context>(device_));
-    lane.reserve_workspace(workspace_bytes());
-    import_gemm_algorithms(lane, algorithms);
+    auto lane = std::make_unique<Context>(device_);
+    lane->reserve_workspace(workspace_bytes());
+    backend::cuda_share_gemms(*lane->cuda_, *cuda_);
+    lanes_.push_back(std::move(lane));
   }
 }
 

@@ -44,12 +44,15 @@ class Context {
   Stream stream() const { return stream_; }
   CudaState& cuda() const { return *cuda_; }  ///< CUDA contexts only
   /// CUDA: from now on lane(0 .. count - 1) exist: this context, and others on the same device with
-  /// streams, workspaces (as large as this one's now) and handles of their own. The algorithms of
-  /// products are this one's. Kernels of different lanes may run at the same time; who uses them
-  /// orders them. Throws DeviceError.
+  /// streams, workspaces (as large as this one's now) and handles of their own. They
+  /// share the algorithms of products. Kernels of different lanes may run at the same time; who
+  /// uses them orders them. Throws DeviceError.
   void open_lanes(int count);
   int lanes() const { return 1 + static_cast<int>(lanes_.size()); }
   Context& lane(int i) { return i == 0 ? *this : *lanes_[static_cast<size_t>(i - 1)]; }
+
+  /// CUDA: work is being recorded into a LaunchGraph and does not run.
+  bool recording() const { return recording_; }
 
   /// Waits until everything queued so far is done. `why` is counted and traced: a step synchronises
   /// only where it says so. Nothing to do on the CPU.
@@ -57,6 +60,7 @@ class Context {
   uint64_t synchronizations() const { return synchronizations_; }
 
  private:
+  friend class LaunchGraph;
   struct CudaDelete {
     void operator()(CudaState* state) const;
   };
@@ -67,6 +71,7 @@ class Context {
   Arena workspace_;
   std::vector<std::unique_ptr<Context>> lanes_;
   uint64_t synchronizations_ = 0;
+  bool recording_ = false;
 };
 
 }  // namespace rwkv

@@ -72,10 +72,13 @@ void cuda_event_release(void*) noexcept {}
 void cuda_gemm(Context&, const GemmCall&) {
   absent();
 }
+void cuda_share_gemms(CudaState&, CudaState&) {
+  absent();
+}
 void cuda_measure_gemms(CudaState&, bool) {
   absent();
 }
-std::string cuda_export_gemms(const CudaState&, bool) {
+std::string cuda_export_gemms(const CudaState&, GemmChoices) {
   absent();
 }
 size_t cuda_import_gemms(CudaState&, std::string_view) {

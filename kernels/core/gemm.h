@@ -42,9 +42,13 @@ void gemm(Context& ctx, const GemmCall& call);
 /// its result is garbage. Only for warm-up runs, before anything is recorded or kept. Algorithms
 /// whose sums are not in one fixed order of f32 additions are never proposed.
 void measure_gemm_algorithms(Context& ctx, bool on);
-/// The choices for the shapes that were used (or imported, with unused_too), one line per shape,
-/// after a line that names device and cuBLASLt. Empty on the CPU.
-std::string export_gemm_algorithms(const Context& ctx, bool unused_too = false);
+enum class GemmChoices : uint8_t {
+  kUsed,      ///< what products on this context have run with
+  kMeasured,  ///< what was measured by it
+};
+/// Choices of algorithms, one line per shape, after a line that names device and cuBLASLt. Empty on
+/// the CPU.
+std::string export_gemm_algorithms(const Context& ctx, GemmChoices which = GemmChoices::kUsed);
 /// Adds the choices of such a text for shapes that have none yet. Returns how many; 0 if it was
 /// made for another device or library. Throws IoError if it is damaged.
 size_t import_gemm_algorithms(Context& ctx, std::string_view text);

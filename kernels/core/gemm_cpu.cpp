@@ -189,8 +189,8 @@ void measure_gemm_algorithms(Context& ctx, bool on) {
   if (ctx.device() == Device::kCuda) backend::cuda_measure_gemms(ctx.cuda(), on);
 }
 
-std::string export_gemm_algorithms(const Context& ctx, bool unused_too) {
-  return ctx.device() == Device::kCuda ? backend::cuda_export_gemms(ctx.cuda(), unused_too) : "";
+std::string export_gemm_algorithms(const Context& ctx, GemmChoices which) {
+  return ctx.device() == Device::kCuda ? backend::cuda_export_gemms(ctx.cuda(), which) : "";
 }
 
 size_t import_gemm_algorithms(Context& ctx, std::string_view text) {

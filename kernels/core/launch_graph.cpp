@@ -10,12 +10,15 @@ namespace rwkv {
 LaunchGraph::LaunchGraph(Context& ctx, const std::function<void()>& work) {
   RWKV_ASSERT(ctx.device() == Device::kCuda, "launch graphs are CUDA's");
   backend::cuda_capture_begin(ctx.stream());
+  ctx.recording_ = true;
   try {
     work();
   } catch (...) {
+    ctx.recording_ = false;
     backend::cuda_capture_end(ctx.stream(), true, nullptr);
     throw;
   }
+  ctx.recording_ = false;
   graph_ = backend::cuda_capture_end(ctx.stream(), false, &nodes_);
 }
 

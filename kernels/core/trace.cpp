@@ -39,12 +39,17 @@ Tracer::Mark Tracer::mark() {
   return {0, event};
 }
 
-void Tracer::finish(std::string_view name, const Mark& begin, double flops) {
-  const Mark end = mark();
-  if (stream_ == nullptr)
-    add(name, end.seconds - begin.seconds, flops);
-  else
-    pending_.push_back({std::string(name), flops, begin.event, end.event});
+void Tracer::finish(std::string_view name, const Mark& begin, double flops) noexcept {
+  try {
+    const Mark end = mark();
+    if (stream_ == nullptr)
+      add(name, end.seconds - begin.seconds, flops);
+    else
+      pending_.push_back({std::string(name), flops, begin.event, end.event});
+  } catch (...) {
+    // Called by destructors: what is wrong with the device is reported by whoever uses it next.
+    if (begin.event != nullptr) backend::cuda_event_release(begin.event);
+  }
 }
 
 const std::map<std::string, Tracer::Row, std::less<>>& Tracer::rows() {

@@ -49,7 +49,7 @@ class Tracer {
     void *begin, *end;
   };
   Mark mark();
-  void finish(std::string_view name, const Mark& begin, double flops);
+  void finish(std::string_view name, const Mark& begin, double flops) noexcept;
 
   void* stream_;
   bool enabled_ = false;

@@ -90,6 +90,7 @@ void Plan::bind(Context& ctx, std::span<const TensorView> values,
   }
   if (!training_) forward_exec_ = exec_.size();
   forward_lanes_ = backward_lanes_ = {};
+  loss_scale_.reset();
 }
 
 namespace {
@@ -164,7 +165,9 @@ void Plan::backward(Context& ctx, float scale, bool first_micro_batch,
                     const std::function<void(int32_t)>& grads_ready) {
   RWKV_ASSERT(training_);
   if (loss_scale_ != scale || ctx.device() == Device::kCpu) {
-    // Stays in its buffer: later steps with the same scale copy nothing.
+    // Stays in its buffer: later steps with the same scale copy nothing. A recording must not
+    // contain the copy: it would read this frame of the stack at every replay.
+    RWKV_ASSERT(!ctx.recording(), "the loss scale changed within a launch graph");
     copy(ctx, view(loss_grad_), TensorView(&scale, TensorSpec{}));
     loss_scale_ = scale;
   }

@@ -6,6 +6,7 @@
 /// buffer and packs all of them into one arena. The executor walks the list and allocates nothing.
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -29,8 +30,8 @@ struct PlanOptions {
   GradCheckpointing grad_checkpointing = GradCheckpointing::kNone;
   std::string loss = "loss";  ///< name of the scalar output that is differentiated
   std::vector<bool> frozen;   ///< by ParamId; empty: every parameter is trained
-  /// Memory of gradients that were read for the last time is not reused for this many steps, so
-  /// that steps on several lanes do not wait for each other's memory.
+  /// Memory of buffers that were read for the last time is not reused for this many steps, so that
+  /// steps on several lanes do not wait for each other's memory.
   int32_t linger_steps = 0;
 };
 
@@ -138,7 +139,7 @@ class Plan {
   size_t arena_bytes_ = 0, workspace_bytes_ = 0;
   double model_flops_ = 0;
   bool training_ = false, check_finite_ = false;
-  float loss_scale_ = 0;  ///< what the loss gradient's buffer holds
+  std::optional<float> loss_scale_;  ///< what the loss gradient's buffer holds
 
   struct Lanes {
     int count = 1;

@@ -13,6 +13,7 @@
 #include "tools/bench/cuda_timing.h"
 #include "tools/bench/report.h"
 #include "trainer/gemm_choices.h"
+#include "trainer/memory.h"
 #include "trainer/train_step.h"
 
 namespace rwkv::bench {
@@ -94,6 +95,7 @@ int run_step(const StepOptions& o) {
     product_rate = cuda_gemm_flops(ctx, options.dtype, 8192, 8192, 8192);
   }
   TrainStep step(config, options);
+  require_memory(step, 0);
   step.allocate();
   const Model& model = step.model();
   // Cheap random values instead of the initial ones: nothing is zero, so that no work is saved.

@@ -1,4 +1,5 @@
 #include <cstdlib>
+#include <memory>
 
 #include "kernels/core/backend.h"
 #include "kernels/core/cuda/cuda_state.h"
@@ -29,19 +30,23 @@ void check_launch(const char* what, cudaStream_t stream, const char* file, int l
     return v != nullptr && v[0] == '1';
   }();
   if (!wait) return;
+  cudaStreamCaptureStatus recording = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &recording) != cudaSuccess ||
+      recording != cudaStreamCaptureStatusNone)
+    return;  // nothing runs now, so there is nothing to wait for
   const cudaError_t later = cudaStreamSynchronize(stream);
   if (later != cudaSuccess) throw_cuda(later, what, file, line);
 }
 
 }  // namespace cuda
 
-CudaState::CudaState() {
+void CudaState::open() {
   RWKV_CUDA(cudaGetDevice(&device));
   RWKV_CUDA(cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device));
   RWKV_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   RWKV_CUBLAS(cublasLtCreate(&lt));
-  RWKV_CUDA(cudaMalloc(&lt_workspace, lt_workspace_bytes));
-  RWKV_CUDA(cudaMalloc(&zero_one, 2 * sizeof(float)));
+  lt_workspace = backend::cuda_allocate(lt_workspace_bytes, "the workspace of cuBLASLt");
+  zero_one = static_cast<float*>(backend::cuda_allocate(2 * sizeof(float), "constants"));
   const float values[2] = {0, 1};
   RWKV_CUDA(cudaMemcpyAsync(zero_one, values, sizeof values, cudaMemcpyHostToDevice, stream));
   RWKV_CUDA(cudaStreamSynchronize(stream));
@@ -58,13 +63,31 @@ CudaState::~CudaState() {
 namespace backend {
 namespace {
 
+/// Code for sm_90a runs on no other compute capability.
+constexpr int kMajor = 9, kMinor = 0;
+
 void require_gpu() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   RWKV_CHECK(error == cudaSuccess && count > 0, DeviceError,
              "device 'cuda' was asked for, but no GPU can be used: ",
-             error == cudaSuccess ? "there is none" : cudaGetErrorString(error),
+             error == cudaSuccess                   ? "there is none"
+             : error == cudaErrorInsufficientDriver ? "no NVIDIA driver is installed, or one "
+                                                      "older than the CUDA toolkit of this "
+                                                      "build"
+                                                    : cudaGetErrorString(error),
              "; use --device cpu, or check nvidia-smi and CUDA_VISIBLE_DEVICES");
+  int device = 0, major = 0, minor = 0;
+  RWKV_CUDA(cudaGetDevice(&device));
+  RWKV_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  RWKV_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  if (major == kMajor && minor == kMinor) return;
+  cudaDeviceProp prop{};
+  RWKV_CUDA(cudaGetDeviceProperties(&prop, device));
+  throw DeviceError(str("GPU ", device, " is a ", prop.name, " of compute capability ", major, ".",
+                        minor, "; the kernels of this build are for ", kMajor, ".", kMinor,
+                        " (Hopper: H100, H200, GH200); choose another GPU with "
+                        "CUDA_VISIBLE_DEVICES, or use --device cpu"));
 }
 
 }  // namespace
@@ -87,7 +110,9 @@ std::string cuda_device_text() {
 
 CudaState* cuda_create() {
   require_gpu();
-  return new CudaState;
+  auto state = std::make_unique<CudaState>();
+  state->open();
+  return state.release();
 }
 
 void cuda_destroy(CudaState* state) noexcept {
@@ -125,8 +150,10 @@ void* cuda_allocate(size_t bytes, const std::string& purpose) {
   }
   // cudaMemset returns before the bytes are zero, and our streams do not wait for its stream:
   // without this wait it could wipe out what is copied here first.
-  RWKV_CUDA(cudaMemset(p, 0, bytes));
-  RWKV_CUDA(cudaStreamSynchronize(cudaStreamLegacy));
+  cudaError_t cleared = cudaMemset(p, 0, bytes);
+  if (cleared == cudaSuccess) cleared = cudaStreamSynchronize(cudaStreamLegacy);
+  if (cleared != cudaSuccess) cudaFree(p);
+  RWKV_CUDA(cleared);
   return p;
 }
 
@@ -173,8 +200,9 @@ void* cuda_capture_end(Stream stream, bool discard, size_t* nodes) {
   cudaError_t error = cudaGraphGetNodes(graph, nullptr, nodes);
   if (error == cudaSuccess) error = cudaGraphInstantiate(&ready, graph, 0);
   cudaGraphDestroy(graph);
+  if (error == cudaSuccess) error = cudaGraphUpload(ready, static_cast<cudaStream_t>(stream));
+  if (error != cudaSuccess && ready != nullptr) cudaGraphExecDestroy(ready);
   RWKV_CUDA(error);
-  RWKV_CUDA(cudaGraphUpload(ready, static_cast<cudaStream_t>(stream)));
   return ready;
 }
 

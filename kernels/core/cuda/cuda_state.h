@@ -18,10 +18,13 @@ struct CudaState {
   struct GemmChoice {
     cublasLtMatmulAlgo_t algorithm{};
     bool imported = false;  ///< to be checked before its first use
+    bool measured = false;  ///< by this process
     bool used = false;
   };
 
-  CudaState();
+  CudaState() = default;
+  /// On the current device. Throws DeviceError; the destructor then frees what was opened.
+  void open();
   ~CudaState();
   CudaState(const CudaState&) = delete;
   CudaState& operator=(const CudaState&) = delete;
@@ -35,6 +38,7 @@ struct CudaState {
   size_t lt_workspace_bytes = backend::kGemmWorkspaceBytes;
   bool measure_gemms = false;  ///< time the candidates of a new shape, else take cuBLASLt's first
   std::map<GemmKey, GemmChoice> gemm_choices;
+  CudaState* gemm_owner = this;  ///< whose choices count: lanes share those of their context
 };
 
 }  // namespace rwkv

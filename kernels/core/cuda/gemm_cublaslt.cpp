@@ -155,6 +155,12 @@ struct Product {
   }
 
   bool can_run(const cublasLtMatmulAlgo_t& algorithm) const {
+    uint32_t reduction = 0;
+    if (cublasLtMatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME,
+                                             &reduction, sizeof reduction,
+                                             nullptr) != CUBLAS_STATUS_SUCCESS ||
+        (reduction & ~static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)) != 0)
+      return false;
     cublasLtMatmulHeuristicResult_t result{};
     return cublasLtMatmulAlgoCheck(state.lt, desc.get(), first.get(), second.get(), out.get(),
                                    out.get(), &algorithm, &result) == CUBLAS_STATUS_SUCCESS &&
@@ -226,34 +232,39 @@ void cuda_gemm(Context& ctx, const GemmCall& g) {
       ctx.tracer(), "gemm",
       2.0 * static_cast<double>(g.m) * static_cast<double>(g.n) * static_cast<double>(g.k));
   CudaState& s = ctx.cuda();
+  CudaState& owner = *s.gemm_owner;
   const Product product(s, g);
   const CudaState::GemmKey key = product.key();
-  auto it = s.gemm_choices.find(key);
-  if (it != s.gemm_choices.end() && it->second.imported) {
+  auto it = owner.gemm_choices.find(key);
+  if (it != owner.gemm_choices.end() && it->second.imported) {
     it->second.imported = false;
     if (!product.can_run(it->second.algorithm)) {
-      s.gemm_choices.erase(it);
-      it = s.gemm_choices.end();
+      owner.gemm_choices.erase(it);
+      it = owner.gemm_choices.end();
     }
   }
-  if (it == s.gemm_choices.end())
-    it = s.gemm_choices
-             .emplace(key, CudaState::GemmChoice{s.measure_gemms ? fastest(product)
-                                                                 : product.proposals(1)[0]})
-             .first;
+  if (it == owner.gemm_choices.end()) {
+    CudaState::GemmChoice choice{.measured = owner.measure_gemms};
+    choice.algorithm = choice.measured ? fastest(product) : product.proposals(1)[0];
+    it = owner.gemm_choices.emplace(key, choice).first;
+  }
   it->second.used = true;
   RWKV_CUBLAS(product.run(it->second.algorithm));
+}
+
+void cuda_share_gemms(CudaState& lane, CudaState& owner) {
+  lane.gemm_owner = &owner;
 }
 
 void cuda_measure_gemms(CudaState& state, bool on) {
   state.measure_gemms = on;
 }
 
-std::string cuda_export_gemms(const CudaState& state, bool unused_too) {
+std::string cuda_export_gemms(const CudaState& state, GemmChoices which) {
   std::ostringstream out;
   out << gemm_place(state) << "\n";
   for (const auto& [key, choice] : state.gemm_choices) {
-    if (!choice.used && !unused_too) continue;
+    if (which == GemmChoices::kUsed ? !choice.used : !choice.measured) continue;
     for (const int64_t x : key) out << x << ' ';
     out << std::hex;
     for (const uint64_t x : choice.algorithm.data) out << ' ' << x;
@@ -266,7 +277,7 @@ size_t cuda_import_gemms(CudaState& state, std::string_view text) {
   std::istringstream in{std::string(text)};
   std::string line;
   if (!std::getline(in, line) || line != gemm_place(state)) return 0;
-  size_t taken = 0;
+  std::map<CudaState::GemmKey, CudaState::GemmChoice> found;
   for (int number = 2; std::getline(in, line); ++number) {
     std::istringstream fields(line);
     CudaState::GemmKey key{};
@@ -277,8 +288,11 @@ size_t cuda_import_gemms(CudaState& state, std::string_view text) {
     RWKV_CHECK(fields && (fields >> std::ws).eof(), IoError,
                "reading choices of matrix product algorithms: line ", number, " is '", line,
                "', expected 15 decimal and 8 hexadecimal numbers");
-    taken += state.gemm_choices.emplace(key, choice).second ? 1 : 0;
+    found.emplace(key, choice);
   }
+  size_t taken = 0;  // only now: a damaged text changes nothing
+  for (const auto& [key, choice] : found)
+    taken += state.gemm_choices.emplace(key, choice).second ? 1 : 0;
   return taken;
 }
 
