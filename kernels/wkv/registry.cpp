@@ -7,6 +7,7 @@
 #include "kernels/wkv/auto_table.h"
 #include "kernels/wkv/cpu/wkv4_cpu.h"
 #include "kernels/wkv/cpu/wkv7_chunk.h"
+#include "kernels/wkv/cpu/wkv7_fp16.h"
 #include "kernels/wkv/cpu/wkv7_serial.h"
 #include "kernels/wkv/cuda/wkv7_kernels.h"
 
@@ -58,6 +59,8 @@ std::span<const WkvKernel* const> all_wkv_kernels() {
     &cpu::kWkv7CpuChunk32,
     &cpu::kWkv7CpuChunk64,
     &cpu::kWkv4CpuSerial,
+    &cpu::kWkv7CpuFp16Dithered,
+    &cpu::kWkv7CpuFp16Plain,
 #if RWKV_HAVE_CUDA
     &cuda::kWkv7Chunk16,
     &cuda::kWkv7Scan16,
@@ -101,7 +104,9 @@ const WkvKernel& select_wkv(std::string_view op, Device device, DType io, const 
   }
   for (const WkvKernel* kernel : all_wkv_kernels()) {
     if (kernel->op != op) continue;
-    const bool named = kernel->name == wanted || kernel->family == wanted || wanted == "auto";
+    // A 16-bit state is another model of the arithmetic: never taken without being asked for.
+    const bool named = kernel->name == wanted || kernel->family == wanted ||
+                       (wanted == "auto" && kernel->state == DType::kF32);
     if (!named) {
       reasons += str("\n  ", kernel->name, ": not asked for");
       continue;

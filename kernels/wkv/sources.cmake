@@ -6,6 +6,7 @@ set(RWKV_WKV_SOURCES
   wkv/cpu/wkv4_serial.cpp
   wkv/cpu/wkv7_common.cpp
   wkv/cpu/wkv7_serial.cpp
+  wkv/cpu/wkv7_fp16.cpp
   wkv/cpu/wkv7_chunk16.cpp
   wkv/cpu/wkv7_chunk32.cpp
   wkv/cpu/wkv7_chunk64.cpp

@@ -25,11 +25,13 @@ struct WkvKernel {
   std::string_view op;      ///< "wkv7" or "wkv4"
   std::string_view family;  ///< short name: "serial", "chunk", "scan", ...
   Device device = Device::kCpu;
-  DType io = DType::kF32;     ///< element type of the vectors
-  DType state = DType::kF32;  ///< element type of the state
-  int min_sm = 0;             ///< lowest CUDA architecture, e.g. 90; 0 on the CPU
-  int64_t t_multiple = 1;     ///< T must be a multiple of this
-  int64_t min_tokens = 1;     ///< and at least this
+  DType io = DType::kF32;  ///< element type of the vectors
+  /// Numbers that the state holds; kF16: binary16 numbers (on the CPU in f32 tensors), a variant
+  /// that "auto" never takes and that counts tokens (`elapsed` of kWkv7).
+  DType state = DType::kF32;
+  int min_sm = 0;          ///< lowest CUDA architecture, e.g. 90; 0 on the CPU
+  int64_t t_multiple = 1;  ///< T must be a multiple of this
+  int64_t min_tokens = 1;  ///< and at least this
   bool deterministic = true;
   std::span<const int> head_sizes;  ///< empty: any
   /// Bytes that the forward leaves for the backward, and scratch of the larger of both.
@@ -65,12 +67,14 @@ struct Wkv7Attrs {
 /// The WKV-7 recurrence per sequence and head (spec rwkv7 2.3), state S (N x N):
 ///   u = S a;   S = S diag(decay) + u b^T + v k^T;   y = S r
 ///   decay = exp(-exp(-1/2) * sigmoid(w_logit))
-/// in r, w_logit, k, v, a, b (B, T, C) [, s0 (B, H, N, N) f32]
-/// out y (B, T, C) [, s_out (B, H, N, N) f32, present iff s0 is]
-/// saved one f32 tensor of the variant's saved_bytes; null or absent where no backward follows (one
-/// token then takes the variant's step, and s_out may be s0 itself). backward reads: in but s0; its
-/// gradients are those of every input, s0 included, with the gradient of s_out as the last dout.
-/// source: spec rwkv7 3.4, 4.1-4.3; kernels/ref/wkv7_ref.h
+/// in r, w_logit, k, v, a, b (B, T, C) [, s0 (B, H, N, N) f32 [, elapsed (B) i32]]
+/// out y (B, T, C) [, s_out (B, H, N, N) f32, present iff s0 is [, elapsed + T (B) i32, likewise]]
+/// elapsed: tokens that a sequence has seen before the call, for variants with a binary16 state
+/// only (they take 0 without it); may be updated in place, as s0. It has no gradient. saved one f32
+/// tensor of the variant's saved_bytes; null or absent where no backward follows (one token then
+/// takes the variant's step, and s_out may be s0 itself). backward reads: in but s0; its gradients
+/// are those of every input, s0 included, with the gradient of s_out as the last dout. source: spec
+/// rwkv7 3.4, 4.1-4.3; kernels/ref/wkv7_ref.h
 extern const Op kWkv7;
 
 struct Wkv4Attrs {

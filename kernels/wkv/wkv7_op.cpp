@@ -9,15 +9,15 @@ constexpr const char* kInputNames[] = {"r", "w_logit", "k", "v", "a", "b"};
 WkvShape shape_of(const ShapeCall& call) {
   const int64_t n = call.attr<Wkv7Attrs>().head_size;
   const TensorSpec& r = call.in[0];
-  return {r[0], r[1], r[2] / n, n, call.in.size() == 7};
+  return {r[0], r[1], r[2] / n, n, call.in.size() >= 7};
 }
 
 void infer(ShapeCall& call) {
   RWKV_CHECK(call.attrs != nullptr, ConfigError,
              "wkv7: attributes are missing; pass a Wkv7Attrs with head size and kernel");
   const auto& attrs = call.attr<Wkv7Attrs>();
-  RWKV_CHECK(call.in.size() == 6 || call.in.size() == 7, ShapeError, "wkv7: found ", call.in.size(),
-             " inputs, expected r, w_logit, k, v, a, b and optionally s0");
+  RWKV_CHECK(call.in.size() >= 6 && call.in.size() <= 8, ShapeError, "wkv7: found ", call.in.size(),
+             " inputs, expected r, w_logit, k, v, a, b and optionally s0 and elapsed");
   RWKV_CHECK(call.param.empty(), ShapeError, "wkv7: found ", call.param.size(),
              " parameters, expected none");
   const TensorSpec& r = call.in[0];
@@ -45,6 +45,14 @@ void infer(ShapeCall& call) {
              " cannot run this shape: ", misfit);
   call.out = {r};
   if (shape.has_state) call.out.push_back(state);
+  if (call.in.size() == 8) {
+    const TensorSpec elapsed({shape.batch}, DType::kI32);
+    RWKV_CHECK(attrs.kernel->state == DType::kF16, ConfigError, "wkv7: variant ",
+               attrs.kernel->name, " counts no tokens; leave elapsed away");
+    RWKV_CHECK(call.in[7] == elapsed, ShapeError, "wkv7: elapsed is ", to_string(call.in[7]),
+               ", expected ", to_string(elapsed), ", one counter per sequence");
+    call.out.push_back(elapsed);
+  }
   const auto floats = attrs.kernel->saved_bytes(shape) / sizeof(float);
   call.saved = {TensorSpec({static_cast<int64_t>(floats)}, DType::kF32)};
   call.workspace_bytes = attrs.kernel->workspace_bytes(shape);

@@ -86,11 +86,12 @@ struct Setup {
   }
 };
 
-/// Every type and variant that fits the shape (all must be fit for one file or another).
+/// Every type and variant with an f32 state that fits the shape (all must be fit for one file or
+/// another).
 inline std::vector<Setup> setups(const WkvShape& shape) {
   std::vector<Setup> found;
   for (const WkvKernel* k : all_wkv_kernels()) {
-    if (k->op != "wkv7" || k->device != test::kTestDevice) continue;
+    if (k->op != "wkv7" || k->device != test::kTestDevice || k->state != DType::kF32) continue;
     try {
       select_wkv("wkv7", k->device, k->io, shape, k->name);
       found.push_back({k->io, std::string(k->name)});

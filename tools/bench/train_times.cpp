@@ -56,7 +56,8 @@ std::vector<std::string> variants_for(const TrainConfig& config, const TrainTime
   for (const std::string& wanted : o.variants) add(try_one(wanted));
   if (!names.empty()) return names;
   for (const WkvKernel* k : all_wkv_kernels()) {
-    if (k->op != op || k->device != device || k->backward == nullptr) continue;
+    if (k->op != op || k->device != device || k->backward == nullptr || k->state != DType::kF32)
+      continue;
     try {
       add(try_one(std::string(k->name)));
     } catch (const ConfigError&) {  // another dtype, head size or length

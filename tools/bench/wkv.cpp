@@ -58,7 +58,8 @@ std::vector<const WkvKernel*> variants_for(const WkvShape& shape, Device device,
   std::vector<const WkvKernel*> found;
   if (wanted.empty()) {
     for (const WkvKernel* k : all_wkv_kernels())
-      if (wkv_misfit(*k, "wkv7", device, io, shape).empty()) found.push_back(k);
+      if (k->state == DType::kF32 && wkv_misfit(*k, "wkv7", device, io, shape).empty())
+        found.push_back(k);
   }
   for (const std::string& name : wanted)
     found.push_back(&select_wkv("wkv7", device, io, shape, name));

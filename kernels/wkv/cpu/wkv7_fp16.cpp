@@ -1,0 +1,298 @@
+// WKV-7 with a binary16 state. The order of operations is in the header.
+//
+// Work split: one (sequence, head) per worker item. The state is kept as floats, transposed to
+// [key j][value i]: the chains over j of u and y then run over vectors of rows, and no sum of the
+// forward crosses lanes. About 30 vector instructions stand for one binary16 fma.
+#include "kernels/wkv/cpu/wkv7_fp16.h"
+
+#include "kernels/wkv/cpu/wkv7_common.h"
+#include "kernels/wkv/dither.h"
+
+namespace rwkv::cpu {
+namespace {
+
+constexpr int kHead = 64;              // head size
+constexpr int kState = kHead * kHead;  // numbers of a state
+constexpr int kSegment = 16;           // tokens between two saved states
+constexpr int kHeadSizes[] = {kHead};
+
+constexpr size_t kForwardFloats = kState + 8 * kHead;
+// lambda, states, inputs r w' k v a b and u of a segment, one token's gradients, y
+constexpr size_t kBackwardFloats =
+    (kSegment + 2) * kState + 7 * kSegment * kHead + 7 * kHead + kHead * kLanes;
+
+int64_t segments(int64_t tokens) {
+  return (tokens + kSegment - 1) / kSegment;
+}
+// Two binary16 numbers to a float, after one float with the bits of the counter.
+constexpr int64_t kSavedStateFloats = kState / 2;
+int64_t saved_per_head(int64_t tokens) {
+  return 1 + segments(tokens) * kSavedStateFloats;
+}
+
+void round_row(const float* from, float* to) {
+  for (int j = 0; j < kHead; ++j) to[j] = round_to_half(from[j]);
+}
+
+// e = fma(x, s, e) for a row of the transposed state.
+RWKV_INLINE void chain(float* __restrict e, const float* __restrict s, float x) {
+  for (int i = 0; i < kHead; ++i) e[i] = half_fma(x, s[i], e[i]);
+}
+
+template <bool dithered>
+void decays(const float* w_logit, uint32_t t, int64_t head, float* w) {
+  for (int j = 0; j < kHead; ++j) {
+    const float x = round_to_half(w_logit[j]);
+    w[j] = dithered ? dithered_decay(
+                          x, dither_phase(t, static_cast<uint32_t>(head), static_cast<uint32_t>(j)))
+                    : plain_decay(x);
+  }
+}
+
+void pack(const float* state, float* saved) {
+  auto* half = reinterpret_cast<unsigned char*>(saved);
+  for (int64_t i = 0; i < kState; ++i) {
+    const F16 h = half_bits(state[i]);
+    std::memcpy(half + 2 * i, &h, 2);
+  }
+}
+
+void unpack(const float* saved, float* state) {
+  const auto* half = reinterpret_cast<const unsigned char*>(saved);
+  for (int64_t i = 0; i < kState; ++i) {
+    F16 h;
+    std::memcpy(&h, half + 2 * i, 2);
+    state[i] = to_float(h);
+  }
+}
+
+uint32_t elapsed_of(const OpCall& call, int64_t sequence) {
+  const bool given = call.in.size() > 7 && call.in[7];
+  return given ? static_cast<uint32_t>(call.in[7].as<int32_t>()[sequence]) : 0u;
+}
+
+template <bool dithered>
+void forward_head(const Wkv7Call& c, uint32_t elapsed, int64_t head, float* scratch) {
+  float* st = scratch;
+  float* x = st + kState;  // r, w', k, v, a, b, u, y
+  const auto row = [&](int i) { return x + i * kHead; };
+  const int64_t o = c.origin(head);
+  float* saved = c.saved == nullptr ? nullptr : c.saved + head * saved_per_head(c.tokens);
+  if (saved != nullptr) *saved++ = bits_float(elapsed);
+  if (c.s0 != nullptr) {
+    transpose<kHead, kHead>(c.s0 + head * kState, kHead, st, kHead);
+    for (int i = 0; i < kState; ++i) st[i] = round_to_half(st[i]);
+  } else {
+    std::fill(st, st + kState, 0.0f);
+  }
+  const float* const in[] = {c.r, nullptr, c.k, c.v, c.a, c.b};
+  for (int64_t t = 0; t < c.tokens; ++t) {
+    if (saved != nullptr && t % kSegment == 0) pack(st, saved + t / kSegment * kSavedStateFloats);
+    const int64_t at = o + t * c.stride;
+    for (int i = 0; i < 6; ++i)
+      if (in[i] != nullptr) round_row(in[i] + at, row(i));
+    decays<dithered>(c.w + at, elapsed + static_cast<uint32_t>(t), head % c.heads, row(1));
+    wkv7_fp16_token(st, row(1), row(0), row(2), row(3), row(4), row(5), row(6), row(7));
+    std::copy(row(7), row(7) + kHead, c.y + at);
+  }
+  if (c.s_out != nullptr) transpose<kHead, kHead>(st, kHead, c.s_out + head * kState, kHead);
+}
+
+// --- backward -----------------------------------------------------------------------------------
+
+// Sums over lanes of kHead vectors.
+void sum_rows(float* parts, float* sums) {
+  for (int j = 0; j < kHead; j += kLanes) {
+    Vec x[kLanes];
+    for (int l = 0; l < kLanes; ++l) x[l] = load(parts + (j + l) * kLanes);
+    store(sums + j, sum_lanes(x));
+  }
+}
+
+// sums[j] = sum over i of m[j][i] x[i]
+void row_dots(const float* m, const float* x, float* parts, float* sums) {
+  for (int j = 0; j < kHead; ++j) {
+    Vec dot{};
+    for (int i = 0; i < kHead; i += kLanes) dot += load(m + j * kHead + i) * load(x + i);
+    store(parts + j * kLanes, dot);
+  }
+  sum_rows(parts, sums);
+}
+
+// sums[i] = sum over j of m[j][i] x[j]
+void column_dots(const float* m, const float* x, float* sums) {
+  for (int i = 0; i < kHead; i += kLanes) {
+    Vec dot{};
+    for (int j = 0; j < kHead; ++j) dot += load(m + j * kHead + i) * splat(x[j]);
+    store(sums + i, dot);
+  }
+}
+
+struct Token {  // rows of one token
+  const float *r, *w, *k, *v, *a, *b, *u, *dy;
+};
+
+// spec 3.4 with transposed matrices; `out`: dr, d(1 + w'), dk, dv, da, db and e, kHead floats each
+void token_backward(const Token& x, const float* before, const float* after, float* lambda,
+                    float* out, float* parts) {
+  float *dr = out, *dw = out + kHead, *dk = out + 2 * kHead, *dv = out + 3 * kHead,
+        *da = out + 4 * kHead, *db = out + 5 * kHead, *e = out + 6 * kHead;
+  row_dots(after, x.dy, parts, dr);
+  for (int j = 0; j < kHead; ++j) {
+    const Vec rj = splat(x.r[j]);
+    Vec dot{};
+    for (int i = 0; i < kHead; i += kLanes) {
+      float* cell = lambda + j * kHead + i;
+      const Vec l = load(cell) + load(x.dy + i) * rj;
+      store(cell, l);
+      dot += l * load(before + j * kHead + i);
+    }
+    store(parts + j * kLanes, dot);
+  }
+  sum_rows(parts, dw);
+  row_dots(lambda, x.v, parts, dk);
+  row_dots(lambda, x.u, parts, db);
+  column_dots(lambda, x.k, dv);
+  column_dots(lambda, x.b, e);
+  row_dots(before, e, parts, da);
+  for (int j = 0; j < kHead; ++j) {
+    const Vec decay = splat(1.0f + x.w[j]), aj = splat(x.a[j]);
+    for (int i = 0; i < kHead; i += kLanes) {
+      float* cell = lambda + j * kHead + i;
+      store(cell, load(cell) * decay + load(e + i) * aj);
+    }
+  }
+}
+
+template <bool dithered>
+void backward_head(const Wkv7Call& c, int64_t head, float* scratch) {
+  float* lambda = scratch;
+  float* states = lambda + kState;                 // of the segment, transposed
+  float* rows = states + (kSegment + 1) * kState;  // [7][kSegment][kHead]
+  float* grads = rows + 7 * kSegment * kHead;      // dr, dw', dk, dv, da, db, e
+  float* parts = grads + 7 * kHead;                // kHead vectors, or one y
+  const auto row = [&](int i, int64_t t) { return rows + (i * kSegment + t) * kHead; };
+  const int64_t o = c.origin(head);
+  const float* saved = c.saved + head * saved_per_head(c.tokens);
+  const uint32_t elapsed = float_bits(*saved++);
+  if (c.ds_out != nullptr)
+    transpose<kHead, kHead>(c.ds_out + head * kState, kHead, lambda, kHead);
+  else
+    std::fill(lambda, lambda + kState, 0.0f);
+  const float* const in[] = {c.r, nullptr, c.k, c.v, c.a, c.b};
+
+  for (int64_t seg = segments(c.tokens) - 1; seg >= 0; --seg) {
+    const int64_t t0 = seg * kSegment, n = std::min<int64_t>(kSegment, c.tokens - t0);
+    unpack(saved + seg * kSavedStateFloats, states);
+    for (int64_t t = 0; t < n; ++t) {
+      const int64_t at = o + (t0 + t) * c.stride;
+      for (int i = 0; i < 6; ++i)
+        if (in[i] != nullptr) round_row(in[i] + at, row(i, t));
+      decays<dithered>(c.w + at, elapsed + static_cast<uint32_t>(t0 + t), head % c.heads,
+                       row(1, t));
+      float* to = states + (t + 1) * kState;
+      std::copy(to - kState, to, to);
+      wkv7_fp16_token(to, row(1, t), row(0, t), row(2, t), row(3, t), row(4, t), row(5, t),
+                      row(6, t), parts);
+    }
+    for (int64_t t = n - 1; t >= 0; --t) {
+      const int64_t at = o + (t0 + t) * c.stride;
+      const Token x{row(0, t), row(1, t), row(2, t), row(3, t),
+                    row(4, t), row(5, t), row(6, t), c.dy + at};
+      token_backward(x, states + t * kState, states + (t + 1) * kState, lambda, grads, parts);
+      float* dw = grads + kHead;
+      for (int j = 0; j < kHead; j += kLanes) {
+        Vec s, rest;
+        alignas(64) float logit[kLanes];
+        for (int l = 0; l < kLanes; ++l) logit[l] = round_to_half(c.w[at + j + l]);
+        vsigmoid(load(logit), s, rest);
+        store(dw + j, load(dw + j) * vexp(-kDecayScale * s) * -kDecayScale * s * rest);
+      }
+      for (int g = 0; g < 6; ++g)
+        if (c.mode[g] != Accum::kSkip)
+          put_rows<kHead>(c.grad[g] + at, c.stride, c.mode[g], grads + g * kHead, 1);
+    }
+  }
+  if (c.mode[6] == Accum::kSkip) return;
+  transpose<kHead, kHead>(lambda, kHead, states, kHead);
+  put_rows<kHead>(c.grad[6] + head * kState, kHead, c.mode[6], states, kHead);
+}
+
+template <bool dithered>
+void forward(Context& ctx, const OpCall& call) {
+  const Wkv7Call c = unpack_forward(call);
+  for_each_head(ctx, c.batch * c.heads, kForwardFloats, [&](int64_t head, float* scratch) {
+    forward_head<dithered>(c, elapsed_of(call, head / c.heads), head, scratch);
+  });
+  // Last, because the counter may be replaced in place.
+  if (call.out.size() > 2 && call.out[2])
+    for (int64_t i = 0; i < c.batch; ++i)
+      call.out[2].as<int32_t>()[i] =
+          static_cast<int32_t>(elapsed_of(call, i) + static_cast<uint32_t>(c.tokens));
+}
+
+template <bool dithered>
+void backward(Context& ctx, const OpCall& call) {
+  const Wkv7Call c = unpack_backward(call);
+  for_each_head(ctx, c.batch * c.heads, kBackwardFloats,
+                [&](int64_t head, float* scratch) { backward_head<dithered>(c, head, scratch); });
+}
+
+size_t saved_bytes(const WkvShape& s) {
+  return static_cast<size_t>(s.batch * s.heads * saved_per_head(s.tokens)) * sizeof(float);
+}
+
+size_t workspace_bytes(const WkvShape& s) {
+  return workers_bytes(s, kBackwardFloats);
+}
+
+template <bool dithered>
+constexpr WkvKernel variant(std::string_view name, std::string_view family, std::string_view note) {
+  return {.name = name,
+          .op = "wkv7",
+          .family = family,
+          .state = DType::kF16,
+          .head_sizes = kHeadSizes,
+          .saved_bytes = saved_bytes,
+          .workspace_bytes = workspace_bytes,
+          .forward = forward<dithered>,
+          .backward = backward<dithered>,
+          .step = forward<dithered>,
+          .note = note};
+}
+
+}  // namespace
+
+// Not inlined: vector code over rows, the same for every caller.
+__attribute__((noinline)) void wkv7_fp16_token(float* __restrict state, const float* __restrict w,
+                                               const float* __restrict r, const float* __restrict k,
+                                               const float* __restrict v, const float* __restrict a,
+                                               const float* __restrict b, float* __restrict u,
+                                               float* __restrict y) {
+  float even[kHead] = {}, odd[kHead] = {};
+  for (int j = 0; j < kHead; j += 2) {
+    chain(even, state + j * kHead, a[j]);
+    chain(odd, state + (j + 1) * kHead, a[j + 1]);
+  }
+  for (int i = 0; i < kHead; ++i) {
+    u[i] = half_add(even[i], odd[i]);
+    even[i] = odd[i] = 0.0f;
+  }
+  for (int j = 0; j < kHead; ++j) {
+    float* __restrict s = state + j * kHead;
+    const float wj = w[j], kj = k[j], bj = b[j];
+    for (int i = 0; i < kHead; ++i)
+      s[i] = half_fma(s[i], wj, half_fma(kj, v[i], half_fma(u[i], bj, s[i])));
+    chain(j % 2 == 0 ? even : odd, s, r[j]);
+  }
+  for (int i = 0; i < kHead; ++i) y[i] = half_add(even[i], odd[i]);
+}
+
+constinit const WkvKernel kWkv7CpuFp16Dithered =
+    variant<true>("wkv7.cpu.fp16-dithered", "fp16-dithered",
+                  "binary16 state, dithered decays, exact emulation; only when asked for");
+constinit const WkvKernel kWkv7CpuFp16Plain =
+    variant<false>("wkv7.cpu.fp16-plain", "fp16-plain",
+                   "binary16 state without dither, for comparison; only when asked for");
+
+}  // namespace rwkv::cpu

@@ -1,0 +1,300 @@
+// WKV-7 with a binary16 state on the CPU: bits against exact integer arithmetic, gradients against
+// straight-through gradients in double, resuming, batch slots, checks of the counter.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+
+#include "kernels/core/error.h"
+#include "kernels/core/parallel.h"
+#include "tests/ops/wkv7_fp16_harness.h"
+
+namespace rwkv::test {
+namespace {
+
+constexpr const char* kNames[] = {"dr", "dw_logit", "dk", "dv", "da", "db", "ds0"};
+
+double distance(const std::vector<float>& got, const std::vector<double>& want) {
+  if (got.size() != want.size()) return NAN;
+  double diff = 0, norm = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double e = static_cast<double>(got[i]) - want[i];
+    diff += e * e;
+    norm += want[i] * want[i];
+  }
+  return diff == 0 ? 0 : std::sqrt(diff / norm);
+}
+
+std::vector<double> widened(const std::vector<float>& x) {
+  return {x.begin(), x.end()};
+}
+
+/// Tokens [begin, end) of every vector; s0 and ds_out as they are.
+Wkv7Data tokens_of(const Wkv7Data& d, const WkvShape& s, int64_t begin, int64_t end) {
+  Wkv7Data part = d;
+  const int64_t width = s.heads * 64;
+  for (auto* x : {&part.r, &part.w_logit, &part.k, &part.v, &part.a, &part.b, &part.dy}) {
+    std::vector<float> rows;
+    for (int64_t b = 0; b < s.batch; ++b)
+      rows.insert(rows.end(), x->begin() + (b * s.tokens + begin) * width,
+                  x->begin() + (b * s.tokens + end) * width);
+    *x = rows;
+  }
+  return part;
+}
+
+/// spec 5.4: 3.4 in double with the states, u and 1 + w' that the binary16 forward went through.
+std::vector<std::vector<double>> straight_through(const WkvShape& s, const Wkv7Data& d,
+                                                  const std::vector<Fp16Trace>& traces) {
+  constexpr size_t n = 64;
+  std::vector<std::vector<double>> g(7, std::vector<double>(d.r.size(), 0.0));
+  g[6].assign(static_cast<size_t>(s.batch * s.heads) * n * n, 0.0);
+  for (size_t head = 0; head < traces.size(); ++head) {
+    std::vector<double> lambda(n * n, 0.0), e(n);
+    if (s.has_state)
+      for (size_t i = 0; i < n * n; ++i) lambda[i] = d.ds_out[head * n * n + i];
+    for (int64_t t = s.tokens - 1; t >= 0; --t) {
+      const auto at_t = static_cast<size_t>(t);
+      const size_t o = fp16_row(s, static_cast<int64_t>(head), t);
+      const auto &before = traces[head].state[at_t], &after = traces[head].state[at_t + 1],
+                 &u = traces[head].u[at_t], &w = traces[head].w[at_t];
+      const auto half = [&](const std::vector<float>& x, size_t j) {
+        return static_cast<double>(round_to_half(x[o + j]));
+      };
+      std::fill(e.begin(), e.end(), 0.0);
+      for (size_t i = 0; i < n; ++i)
+        for (size_t j = 0; j < n; ++j) {
+          const auto dy = static_cast<double>(d.dy[o + i]);
+          double& l = lambda[i * n + j];
+          g[0][o + j] += static_cast<double>(after[i * n + j]) * dy;
+          l += dy * half(d.r, j);
+          g[1][o + j] += l * static_cast<double>(before[i * n + j]);
+          g[2][o + j] += l * half(d.v, i);
+          g[3][o + i] += l * half(d.k, j);
+          g[5][o + j] += l * static_cast<double>(u[i]);
+          e[i] += l * half(d.b, j);
+        }
+      for (size_t j = 0; j < n; ++j) {
+        for (size_t i = 0; i < n; ++i) {
+          g[4][o + j] += static_cast<double>(before[i * n + j]) * e[i];
+          double& l = lambda[i * n + j];
+          l = l * (1 + static_cast<double>(w[j])) + e[i] * half(d.a, j);
+        }
+        const double x = half(d.w_logit, j), up = std::exp(-std::fabs(x));
+        g[1][o + j] *= ref::wkv7_decay(x) * -ref::kWkv7DecayScale * up / ((1 + up) * (1 + up));
+      }
+    }
+    std::copy(lambda.begin(), lambda.end(), g[6].begin() + static_cast<int64_t>(head * n * n));
+  }
+  return g;
+}
+
+class Wkv7Fp16 : public testing::TestWithParam<const char*> {
+ protected:
+  const WkvKernel& kernel() const { return fp16_kernel(GetParam()); }
+  bool dithered() const { return kernel().family == "fp16-dithered"; }
+};
+
+TEST_P(Wkv7Fp16, BitsAndGradientsMatchExactArithmetic) {
+  using enum Wkv7Kind;
+  const struct {
+    Wkv7Case c;
+    std::vector<int32_t> elapsed;
+  } cases[] = {
+      {{"model", kModel, {2, 19, 2, 64, true}, 31}, {5, 2147483640}},
+      {{"no state", kModel, {1, 33, 1, 64, false}, 32}, {}},
+      {{"floor", kFloor, {1, 17, 1, 64, true}, 33}, {1000}},
+      {{"near one", kNearOne, {1, 18, 1, 64, true}, 34}, {77}},
+      {{"one token", kZeroKey, {2, 1, 1, 64, true}, 35}, {}},
+  };
+  for (const auto& [c, elapsed] : cases) {
+    SCOPED_TRACE(c.name);
+    const WkvShape& s = c.shape;
+    const Wkv7Data d = make_wkv7_data(c);
+    const Fp16Result got = run_fp16(kernel(), s, d, elapsed, true);
+    std::vector<Fp16Trace> traces(static_cast<size_t>(s.batch * s.heads));
+    for (size_t head = 0; head < traces.size(); ++head) {
+      const auto h = static_cast<int64_t>(head);
+      const auto b = static_cast<size_t>(h / s.heads);
+      traces[head] = fp16_trace(s, d, h, elapsed.empty() ? 0 : elapsed[b], dithered());
+      for (int64_t t = 0; t < s.tokens; ++t)
+        for (size_t i = 0; i < 64; ++i)
+          ASSERT_EQ(float_bits(got.y[fp16_row(s, h, t) + i]),
+                    float_bits(traces[head].y[static_cast<size_t>(t)][i]))
+              << "y, head " << h << ", token " << t << ", row " << i;
+      for (size_t i = 0; s.has_state && i < 64 * 64; ++i)
+        ASSERT_EQ(float_bits(got.s_out[head * 4096 + i]), float_bits(traces[head].state.back()[i]));
+    }
+    for (size_t b = 0; b < elapsed.size(); ++b)
+      EXPECT_EQ(static_cast<uint32_t>(got.elapsed[b]),
+                static_cast<uint32_t>(elapsed[b]) + static_cast<uint32_t>(s.tokens));
+    const auto want = straight_through(s, d, traces);
+    for (size_t i = 0; i < (s.has_state ? 7u : 6u); ++i)
+      EXPECT_LE(distance(got.grad[i], want[i]), 1e-5) << kNames[i];
+  }
+}
+
+TEST_P(Wkv7Fp16, ResumedRunsGiveTheSameBits) {
+  const WkvShape s{2, 50, 2, 64, true};
+  const Wkv7Data d = make_wkv7_data({"resumed", Wkv7Kind::kNearOne, s, 41});
+  const std::vector<int32_t> elapsed = {3, 99000};
+  const Fp16Result whole = run_fp16(kernel(), s, d, elapsed, true);
+  for (const int64_t cut : {1, 16, 23, 49}) {
+    SCOPED_TRACE(cut);
+    WkvShape first = s, second = s;
+    first.tokens = cut;
+    second.tokens = s.tokens - cut;
+    Wkv7Data d1 = tokens_of(d, s, 0, cut), d2 = tokens_of(d, s, cut, s.tokens);
+    const Fp16Result one = run_fp16(kernel(), first, d1, elapsed);
+    d2.s0 = one.s_out;
+    const Fp16Result two = run_fp16(kernel(), second, d2, one.elapsed, true);
+    EXPECT_EQ(two.s_out, whole.s_out);
+    EXPECT_EQ(two.elapsed, whole.elapsed);
+    Wkv7Data outputs = d;
+    outputs.r = whole.y;
+    EXPECT_EQ(one.y, tokens_of(outputs, s, 0, cut).r);
+    EXPECT_EQ(two.y, tokens_of(outputs, s, cut, s.tokens).r);
+    // The gradients too, but for rounding (other tokens share a segment).
+    d1.ds_out = two.grad[6];
+    const Fp16Result back = run_fp16(kernel(), first, d1, elapsed, true);
+    for (size_t i = 0; i < 6; ++i) {
+      outputs.r = whole.grad[i];
+      EXPECT_LE(distance(back.grad[i], widened(tokens_of(outputs, s, 0, cut).r)), 1e-6);
+      EXPECT_LE(distance(two.grad[i], widened(tokens_of(outputs, s, cut, s.tokens).r)), 1e-6);
+    }
+    EXPECT_LE(distance(back.grad[6], widened(whole.grad[6])), 1e-6);
+    if (!dithered()) continue;
+    // A counter that is not restored changes the dither.
+    EXPECT_NE(run_fp16(kernel(), second, d2, elapsed).s_out, whole.s_out);
+  }
+}
+
+TEST_P(Wkv7Fp16, BatchSlotsDoNotMatter) {
+  const WkvShape s{3, 21, 2, 64, true}, one{1, 21, 2, 64, true};
+  const Wkv7Data d = make_wkv7_data({"slots", Wkv7Kind::kModel, s, 42});
+  const std::vector<int32_t> elapsed = {0, 7, 123457};
+  const Fp16Result all = run_fp16(kernel(), s, d, elapsed, true);
+  for (size_t b = 0; b < 3; ++b) {
+    Wkv7Data alone = d;
+    const auto slot = [&](const std::vector<float>& x) {
+      const auto n = static_cast<int64_t>(x.size() / 3), first = n * static_cast<int64_t>(b);
+      return std::vector<float>(x.begin() + first, x.begin() + first + n);
+    };
+    for (auto* x : {&alone.r, &alone.w_logit, &alone.k, &alone.v, &alone.a, &alone.b, &alone.dy,
+                    &alone.s0, &alone.ds_out})
+      *x = slot(*x);
+    const Fp16Result got = run_fp16(kernel(), one, alone, {elapsed[b]}, true);
+    EXPECT_EQ(got.y, slot(all.y));
+    EXPECT_EQ(got.s_out, slot(all.s_out));
+    for (size_t i = 0; i < 7; ++i) EXPECT_EQ(got.grad[i], slot(all.grad[i])) << kNames[i];
+  }
+}
+
+// As decoding does it: state and counter replaced in place by single tokens.
+TEST_P(Wkv7Fp16, StepsInPlaceEqualForward) {
+  const WkvShape s{2, 9, 2, 64, true};
+  const Wkv7Data d = make_wkv7_data({"steps", Wkv7Kind::kModel, s, 43});
+  std::vector<int32_t> elapsed = {12, 5};
+  const Fp16Result whole = run_fp16(kernel(), s, d, elapsed);
+  const Wkv7Attrs attrs{64, &kernel()};
+  std::vector<float> state = d.s0;
+  Context ctx(Device::kCpu);
+  ctx.reserve_workspace(kernel().workspace_bytes({2, 1, 2, 64, true}));
+  for (int64_t t = 0; t < s.tokens; ++t) {
+    Wkv7Data x = tokens_of(d, s, t, t + 1);
+    std::vector<float> y(x.r.size(), NAN);
+    const TensorSpec vec({2, 1, 128});
+    const TensorView st(state.data(), {2, 2, 64, 64}),
+        counter(elapsed.data(), TensorSpec({2}, DType::kI32));
+    std::vector<TensorView> in;
+    for (auto* p : {&x.r, &x.w_logit, &x.k, &x.v, &x.a, &x.b}) in.emplace_back(p->data(), vec);
+    in.insert(in.end(), {st, counter});
+    const std::vector<TensorView> out = {{y.data(), vec}, st, counter};
+    OpCall call;
+    call.in = in;
+    call.out = out;
+    call.attrs = &attrs;
+    run_forward(ctx, kWkv7, call);
+    Wkv7Data outputs = d;
+    outputs.r = whole.y;
+    EXPECT_EQ(y, tokens_of(outputs, s, t, t + 1).r) << t;
+  }
+  EXPECT_EQ(state, whole.s_out);
+  EXPECT_EQ(elapsed, whole.elapsed);
+}
+
+TEST_P(Wkv7Fp16, ThreadsAndSavingDoNotChangeBits) {
+  const WkvShape s{2, 20, 3, 64, true};
+  const Wkv7Data d = make_wkv7_data({"threads", Wkv7Kind::kModel, s, 44});
+  const int before = num_threads();
+  set_num_threads(1);
+  const Fp16Result one = run_fp16(kernel(), s, d, {1, 2}, true);
+  set_num_threads(2);
+  const Fp16Result two = run_fp16(kernel(), s, d, {1, 2}, true);
+  set_num_threads(before);
+  const Fp16Result unsaved = run_fp16(kernel(), s, d, {1, 2});
+  for (const Fp16Result* other : {&two, &unsaved}) {
+    EXPECT_EQ(one.y, other->y);
+    EXPECT_EQ(one.s_out, other->s_out);
+  }
+  for (size_t i = 0; i < 7; ++i) EXPECT_EQ(one.grad[i], two.grad[i]) << kNames[i];
+}
+
+TEST_P(Wkv7Fp16, GradientModes) {
+  const WkvShape s{1, 18, 2, 64, true};
+  const Wkv7Data d = make_wkv7_data({"modes", Wkv7Kind::kModel, s, 45});
+  const Fp16Result written = run_fp16(kernel(), s, d, {4}, true);
+  constexpr float base = 0.75f;
+  for (int shift = 0; shift < 3; ++shift) {
+    std::vector<Accum> modes;
+    for (int i = 0; i < 7; ++i) modes.push_back(static_cast<Accum>((i + shift) % 3));
+    const Fp16Result got = run_fp16(kernel(), s, d, {4}, true, modes, base);
+    for (size_t i = 0; i < 7; ++i) {
+      std::vector<float> want = written.grad[i];
+      if (modes[i] == Accum::kSkip) want.assign(want.size(), base);
+      if (modes[i] == Accum::kAdd)
+        for (float& x : want) x += base;
+      EXPECT_EQ(got.grad[i], want) << kNames[i];
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Cpu, Wkv7Fp16, testing::Values("fp16-dithered", "fp16-plain"), [](const auto& param) {
+      return std::string(param.param == std::string_view("fp16-plain") ? "plain" : "dithered");
+    });
+
+TEST(Wkv7Fp16Registry, AutoNeverTakesIt) {
+  for (const int64_t tokens : {1, 2, 16, 512, 4096})
+    for (const int64_t n : {32, 64, 128}) {
+      const WkvShape s{1, tokens, 2, n, true};
+      EXPECT_EQ(select_wkv("wkv7", Device::kCpu, DType::kF32, s, "auto").state, DType::kF32);
+    }
+  EXPECT_EQ(fp16_kernel("fp16-dithered").name, "wkv7.cpu.fp16-dithered");
+  EXPECT_EQ(fp16_kernel("wkv7.cpu.fp16-plain").state, DType::kF16);
+}
+
+TEST(Wkv7Fp16Registry, TheCounterIsChecked) {
+  std::vector<TensorSpec> specs(6, TensorSpec({2, 3, 64}));
+  specs.push_back(TensorSpec({2, 1, 64, 64}));
+  specs.push_back(TensorSpec({2}, DType::kI32));
+  const auto infer = [&](std::string_view wanted) {
+    const Wkv7Attrs attrs{64, &fp16_kernel(wanted)};
+    ShapeCall call;
+    call.in = specs;
+    call.attrs = &attrs;
+    kWkv7.infer(call);
+    return call.out;
+  };
+  const auto out = infer("fp16-dithered");
+  ASSERT_EQ(out.size(), 3u);
+  EXPECT_EQ(out[2], specs[7]);
+  EXPECT_THROW(infer("serial"), ConfigError);
+  specs[7] = TensorSpec({3}, DType::kI32);
+  EXPECT_THROW(infer("fp16-dithered"), ShapeError);
+  specs[7] = TensorSpec({2}, DType::kF32);
+  EXPECT_THROW(infer("fp16-dithered"), ShapeError);
+}
+
+}  // namespace
+}  // namespace rwkv::test
