@@ -58,9 +58,12 @@ std::span<const WkvKernel* const> all_wkv_kernels() {
     &cpu::kWkv7CpuChunk16,
     &cpu::kWkv7CpuChunk32,
     &cpu::kWkv7CpuChunk64,
-    &cpu::kWkv4CpuSerial,
     &cpu::kWkv7CpuFp16Dithered,
     &cpu::kWkv7CpuFp16Plain,
+    &cpu::kWkv4CpuSerial,
+    &cpu::kWkv4CpuScan,
+    &cpu::kWkv4CpuCumsum,
+    &cpu::kWkv4CpuCumsumNaive,
 #if RWKV_HAVE_CUDA
     &cuda::kWkv7Chunk16,
     &cuda::kWkv7Scan16,

@@ -4,6 +4,8 @@ set(RWKV_WKV_SOURCES
   wkv/wkv7_op.cpp
   wkv/cpu/wkv4_common.cpp
   wkv/cpu/wkv4_serial.cpp
+  wkv/cpu/wkv4_scan.cpp
+  wkv/cpu/wkv4_cumsum.cpp
   wkv/cpu/wkv7_common.cpp
   wkv/cpu/wkv7_serial.cpp
   wkv/cpu/wkv7_fp16.cpp

@@ -79,6 +79,42 @@ TEST_P(Wkv4Variant, LongSequence) {
   }
 }
 
+// The share of pieces that the recurrence takes over: none, some, all.
+TEST_P(Wkv4Variant, ReplacedShareFollowsTheRates) {
+  if (kernel().replaced_share == nullptr) GTEST_SKIP() << "replaces nothing";
+  const WkvShape s{2, 100, 48, 1, false};
+  EXPECT_EQ(run_wkv4(kernel(), s, data(slow(s, 3))).replaced, 0);
+  const Wkv4Result some = run_wkv4(kernel(), s, data({"some", Wkv4Kind::kModel, s, 3}));
+  EXPECT_GT(some.replaced, 0.1);
+  EXPECT_LT(some.replaced, 0.9);
+  Wkv4Data fast = data(slow(s, 3));
+  fast.tau.assign(fast.tau.size(), 3.0f);
+  // Pieces are 32 tokens; the last has 4, which fit the range at a rate of 20.
+  const Wkv4Result most = run_wkv4(kernel(), s, fast);
+  EXPECT_NEAR(most.replaced, 1, 0.1);
+  const Wkv4Expected want = reference(s, fast, most.p);
+  EXPECT_LE(max_error(most.y, want.y), wkv4_limits(false, kernel().io).y);
+}
+
+// What does not fit f32 as one sum is refused, and the message says why.
+TEST_P(Wkv4Variant, NaiveRefusesWhatOverflows) {
+  if (!naive()) GTEST_SKIP() << "takes everything";
+  const WkvShape s{1, 1024, 20, 1, false};
+  Wkv4Data d = data(slow(s, 3));
+  d.tau.assign(d.tau.size(), std::log(0.05f));
+  EXPECT_LE(max_error(run_wkv4(kernel(), s, d).y, reference(s, d, {}).y), 2e-5);
+  d.tau[17] = std::log(0.5f);
+  try {
+    run_wkv4(kernel(), s, d);
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const ConfigError& e) {
+    const std::string text = e.what();
+    for (const char* part : {"cumsum-naive", "channel 17", "1024 tokens", "rate of 0.5",
+                             "f32 can hold", "use cumsum, scan or serial"})
+      EXPECT_NE(text.find(part), std::string::npos) << text;
+  }
+}
+
 TEST_P(Wkv4Variant, OneTokenIsExact) {
   const WkvShape s{2, 1, 21, 1, false};
   const Wkv4Data d = data(slow(s, 3));

@@ -5,8 +5,9 @@
 namespace rwkv::cpu {
 namespace {
 
-Wkv4Call unpack_inputs(const OpCall& call) {
+Wkv4Call unpack_inputs(const OpCall& call, int segment) {
   Wkv4Call c{};
+  c.segment = segment;
   const TensorView& k = call.in[0];
   c.batch = k.dim(0);
   c.tokens = k.dim(1);
@@ -27,15 +28,15 @@ constexpr int kAhead = 8;
 
 }  // namespace
 
-Wkv4Call unpack_wkv4_forward(const OpCall& call) {
-  Wkv4Call c = unpack_inputs(call);
+Wkv4Call unpack_wkv4_forward(const OpCall& call, int segment) {
+  Wkv4Call c = unpack_inputs(call, segment);
   if (call.out.size() > 1)
     for (size_t i = 0; i < 3; ++i) c.state_out[i] = call.out[1 + i].f32();
   return c;
 }
 
-Wkv4Call unpack_wkv4_backward(const OpCall& call) {
-  Wkv4Call c = unpack_inputs(call);
+Wkv4Call unpack_wkv4_backward(const OpCall& call, int segment) {
+  Wkv4Call c = unpack_inputs(call, segment);
   RWKV_ASSERT(c.saved != nullptr, "wkv4 backward without the tensor that the forward saved");
   c.dy = call.dout[0].f32();
   if (c.has_state()) {
@@ -98,19 +99,25 @@ Future last_future(const Wkv4Call& c, const Lanes& lanes, int64_t b) {
 }
 
 Past load_saved(const Wkv4Call& c, const Lanes& lanes, int64_t b, int64_t s) {
-  const float* p = c.saved + (b * wkv4_segments(c.tokens) + s) * 3 * c.channels;
+  const float* p = c.saved + (b * c.segments() + s) * 3 * c.channels;
   return load_past(lanes, p, p + c.channels, p + 2 * c.channels);
 }
 
 void store_saved(const Wkv4Call& c, const Lanes& lanes, int64_t b, int64_t s, const Past& past,
                  Vec d) {
-  float* p = c.saved + (b * wkv4_segments(c.tokens) + s) * 3 * c.channels;
+  float* p = c.saved + (b * c.segments() + s) * 3 * c.channels;
   store_past(lanes, past, d, p, p + c.channels, p + 2 * c.channels);
 }
 
-size_t wkv4_saved_bytes(const WkvShape& s) {
-  return static_cast<size_t>(s.batch * wkv4_segments(s.tokens) * 3 * s.heads * s.head_size) *
-         sizeof(float);
+size_t wkv4_saved_bytes(const WkvShape& s, int segment) {
+  const int64_t segments = (s.tokens + segment - 1) / segment;
+  return static_cast<size_t>(s.batch * segments * 3 * s.heads * s.head_size) * sizeof(float);
+}
+
+void store_last(const Wkv4Call& c, const Lanes& lanes, int64_t b, const Past& past, Vec d) {
+  if (c.state_out[0] == nullptr) return;
+  const int64_t o = b * c.channels;
+  store_past(lanes, past, d, c.state_out[0] + o, c.state_out[1] + o, c.state_out[2] + o);
 }
 
 void wkv4_forward_span(const Wkv4Call& c, const Lanes& lanes, const Wkv4Params& param,
@@ -167,12 +174,6 @@ void wkv4_backward_state(const Wkv4Call& c, const Lanes& lanes, const Wkv4Params
   lanes.put(c.dstate[1] + o, c.mode_state[1], f * future.z);
   if (c.mode_state[2] == Accum::kWrite) lanes.set(c.dstate[2] + o, Vec{});
 }
-
-ParamPartials::ParamPartials(Context& ctx, const Wkv4Call& c, int64_t parts)
-    : at_(reinterpret_cast<double*>(
-          ctx.workspace(bytes({c.batch, c.tokens, c.channels, 1, false}, parts)))),
-      parts_(parts),
-      channels_(c.channels) {}
 
 size_t ParamPartials::bytes(const WkvShape& s, int64_t parts) {
   return static_cast<size_t>(2 * parts * s.heads * s.head_size) * sizeof(double);

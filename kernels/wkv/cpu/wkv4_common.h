@@ -15,6 +15,7 @@ namespace rwkv::cpu {
 /// One call with typed pointers.
 struct Wkv4Call {
   int64_t batch, tokens, channels;
+  int segment;  ///< tokens between two saved states, at most kWkv4Segment
   const float *k, *v, *tau, *u;
   const float* state[3];  ///< a0, b0, p0 (B, C); null without a state
   float* y;               ///< written by the forward, read by the backward
@@ -27,10 +28,11 @@ struct Wkv4Call {
 
   bool has_state() const { return state[0] != nullptr; }
   int64_t blocks() const { return (channels + kLanes - 1) / kLanes; }
+  int64_t segments() const { return (tokens + segment - 1) / segment; }
 };
 
-Wkv4Call unpack_wkv4_forward(const OpCall& call);
-Wkv4Call unpack_wkv4_backward(const OpCall& call);
+Wkv4Call unpack_wkv4_forward(const OpCall& call, int segment);
+Wkv4Call unpack_wkv4_backward(const OpCall& call, int segment);
 
 /// A block of up to kLanes neighbouring channels. Lanes beyond the last channel hold zeros.
 struct Lanes {
@@ -148,16 +150,17 @@ struct Future {
   }
 };
 
-/// Tokens between two saved states; what scan and cumsum cut sequences into.
+/// Segment length of serial and scan.
 inline constexpr int kWkv4Segment = 64;
-inline int64_t wkv4_segments(int64_t tokens) {
-  return (tokens + kWkv4Segment - 1) / kWkv4Segment;
-}
 
 /// Some tokens of one sequence in one block of channels.
 struct Wkv4Span {
   int64_t b, t0;
   int n;
+  Wkv4Span(const Wkv4Call& c, int64_t sequence, int64_t segment)
+      : b(sequence),
+        t0(segment * c.segment),
+        n(static_cast<int>(std::min<int64_t>(c.segment, c.tokens - t0))) {}
   int64_t origin(const Wkv4Call& c, const Lanes& lanes) const {
     return (b * c.tokens + t0) * c.channels + lanes.first;
   }
@@ -174,7 +177,9 @@ Future last_future(const Wkv4Call& c, const Lanes& lanes, int64_t b);
 Past load_saved(const Wkv4Call& c, const Lanes& lanes, int64_t b, int64_t s);
 void store_saved(const Wkv4Call& c, const Lanes& lanes, int64_t b, int64_t s, const Past& past,
                  Vec d);
-size_t wkv4_saved_bytes(const WkvShape& shape);
+size_t wkv4_saved_bytes(const WkvShape& shape, int segment);
+/// The state that leaves sequence b.
+void store_last(const Wkv4Call& c, const Lanes& lanes, int64_t b, const Past& past, Vec d);
 
 /// y of a span, and `past` moves behind it.
 void wkv4_forward_span(const Wkv4Call& c, const Lanes& lanes, const Wkv4Params& param,
@@ -202,7 +207,8 @@ void wkv4_backward_state(const Wkv4Call& c, const Lanes& lanes, const Wkv4Params
 /// Where parts (a sequence or a segment of one) put their parameter gradients.
 class ParamPartials {
  public:
-  ParamPartials(Context& ctx, const Wkv4Call& c, int64_t parts);
+  ParamPartials(void* memory, const Wkv4Call& c, int64_t parts)
+      : at_(static_cast<double*>(memory)), parts_(parts), channels_(c.channels) {}
   static size_t bytes(const WkvShape& shape, int64_t parts);
   void put(const Lanes& lanes, int64_t part, const double (&d)[kLanes], const double (&u)[kLanes]);
   /// Sums in the order of the parts; time_decay gets d(loss)/dd * d.

@@ -7,5 +7,8 @@
 namespace rwkv::cpu {
 
 extern const WkvKernel kWkv4CpuSerial;
+extern const WkvKernel kWkv4CpuScan;
+extern const WkvKernel kWkv4CpuCumsum;
+extern const WkvKernel kWkv4CpuCumsumNaive;
 
 }  // namespace rwkv::cpu

@@ -12,9 +12,18 @@
 namespace rwkv::cpu {
 namespace {
 
+size_t saved_bytes(const WkvShape& s) {
+  return wkv4_saved_bytes(s, kWkv4Segment);
+}
+
+size_t workspace_bytes(const WkvShape& s) {
+  return ParamPartials::bytes(s, s.batch);
+}
+
 void backward(Context& ctx, const OpCall& call) {
-  const Wkv4Call c = unpack_wkv4_backward(call);
-  ParamPartials partials(ctx, c, c.batch);
+  const Wkv4Call c = unpack_wkv4_backward(call, kWkv4Segment);
+  ParamPartials partials(ctx.workspace(workspace_bytes({c.batch, c.tokens, c.channels, 1})), c,
+                         c.batch);
   parallel_for(c.batch * c.blocks(), 1, [&](int64_t item, int64_t) {
     const int64_t b = item / c.blocks();
     const Lanes lanes(c, item % c.blocks());
@@ -22,9 +31,8 @@ void backward(Context& ctx, const OpCall& call) {
     Future future = last_future(c, lanes, b);
     ParamTotals totals;
     Readouts read;
-    for (int64_t s = wkv4_segments(c.tokens) - 1; s >= 0; --s) {
-      const int64_t t0 = s * kWkv4Segment;
-      const Wkv4Span span{b, t0, static_cast<int>(std::min<int64_t>(kWkv4Segment, c.tokens - t0))};
+    for (int64_t s = c.segments() - 1; s >= 0; --s) {
+      const Wkv4Span span(c, b, s);
       Past past = load_saved(c, lanes, b, s);
       wkv4_readouts(c, lanes, param, span, past, read);
       ParamSums sums;
@@ -37,30 +45,20 @@ void backward(Context& ctx, const OpCall& call) {
   partials.reduce(c);
 }
 
-size_t workspace_bytes(const WkvShape& s) {
-  return ParamPartials::bytes(s, s.batch);
-}
-
 }  // namespace
 
 void wkv4_serial_forward(Context&, const OpCall& call) {
-  const Wkv4Call c = unpack_wkv4_forward(call);
+  const Wkv4Call c = unpack_wkv4_forward(call, kWkv4Segment);
   parallel_for(c.batch * c.blocks(), 1, [&](int64_t item, int64_t) {
     const int64_t b = item / c.blocks();
     const Lanes lanes(c, item % c.blocks());
     const Wkv4Params param(c, lanes);
     Past past = first_past(c, lanes, b);
-    for (int64_t s = 0; s < wkv4_segments(c.tokens); ++s) {
-      const int64_t t0 = s * kWkv4Segment;
+    for (int64_t s = 0; s < c.segments(); ++s) {
       if (c.saved != nullptr) store_saved(c, lanes, b, s, past, param.d);
-      wkv4_forward_span(c, lanes, param,
-                        {b, t0, static_cast<int>(std::min<int64_t>(kWkv4Segment, c.tokens - t0))},
-                        past);
+      wkv4_forward_span(c, lanes, param, Wkv4Span(c, b, s), past);
     }
-    if (c.state_out[0] != nullptr) {
-      const int64_t o = b * c.channels;
-      store_past(lanes, past, param.d, c.state_out[0] + o, c.state_out[1] + o, c.state_out[2] + o);
-    }
+    store_last(c, lanes, b, past, param.d);
   });
 }
 
@@ -68,7 +66,7 @@ constinit const WkvKernel kWkv4CpuSerial = {
     .name = "wkv4.cpu.serial.f32",
     .op = "wkv4",
     .family = "serial",
-    .saved_bytes = wkv4_saved_bytes,
+    .saved_bytes = saved_bytes,
     .workspace_bytes = workspace_bytes,
     .forward = wkv4_serial_forward,
     .backward = backward,
