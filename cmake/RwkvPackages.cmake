@@ -1,5 +1,5 @@
-# Third-party packages. Required: HDF5, Eigen, nlohmann/json, CLI11. Optional: OpenMP, zstd, CUDA,
-# NCCL, MPI, GoogleTest (tests), each reported in the configure summary.
+# Third-party packages. Required: HDF5, Eigen, nlohmann/json, CLI11. Optional: OpenMP, zstd,
+# PCRE2 and utf8proc, CUDA, NCCL, MPI, GoogleTest (tests), each reported in the configure summary.
 
 find_package(OpenMP COMPONENTS CXX)
 find_package(Threads REQUIRED)
@@ -36,6 +36,28 @@ if(RWKV_ZSTD_LIBRARY AND RWKV_ZSTD_INCLUDE)
   target_include_directories(rwkv_zstd SYSTEM INTERFACE ${RWKV_ZSTD_INCLUDE})
   target_link_libraries(rwkv_zstd INTERFACE ${RWKV_ZSTD_LIBRARY})
   target_compile_definitions(rwkv_zstd INTERFACE RWKV_HAVE_ZSTD=1)
+endif()
+
+if(NOT RWKV_NEOX MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "RWKV_NEOX=${RWKV_NEOX}: expected AUTO, ON or OFF")
+endif()
+set(RWKV_HAVE_NEOX OFF)
+if(NOT RWKV_NEOX STREQUAL "OFF")
+  find_library(RWKV_PCRE2_LIBRARY pcre2-8)
+  find_path(RWKV_PCRE2_INCLUDE pcre2.h)
+  find_library(RWKV_UTF8PROC_LIBRARY utf8proc)
+  find_path(RWKV_UTF8PROC_INCLUDE utf8proc.h)
+  if(RWKV_PCRE2_LIBRARY AND RWKV_PCRE2_INCLUDE AND RWKV_UTF8PROC_LIBRARY AND RWKV_UTF8PROC_INCLUDE)
+    set(RWKV_HAVE_NEOX ON)
+    add_library(rwkv_neox_libraries INTERFACE)
+    target_include_directories(rwkv_neox_libraries SYSTEM INTERFACE
+      ${RWKV_PCRE2_INCLUDE} ${RWKV_UTF8PROC_INCLUDE})
+    target_link_libraries(rwkv_neox_libraries INTERFACE
+      ${RWKV_PCRE2_LIBRARY} ${RWKV_UTF8PROC_LIBRARY})
+  elseif(RWKV_NEOX STREQUAL "ON")
+    message(FATAL_ERROR "RWKV_NEOX=ON, but PCRE2 (8 bit) or utf8proc was not found "
+      "(Debian/Ubuntu: libpcre2-dev, libutf8proc-dev). Install them, or configure with -DRWKV_NEOX=OFF.")
+  endif()
 endif()
 
 find_package(MPI COMPONENTS CXX QUIET)

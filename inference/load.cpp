@@ -12,7 +12,7 @@ std::shared_ptr<const Tokenizer> model_tokenizer(Hdf5File& file, const std::stri
   if (!vocab.empty()) {
     RWKV_CHECK(stored.name != "bytes", IoError, "opening ", file.path(), " with --vocab ", vocab,
                ": the model was trained on bytes and needs no vocabulary; leave --vocab out");
-    auto given = load_tokenizer(stored.name.empty() ? "world" : stored.name, {.file = vocab});
+    auto given = load_tokenizer(stored.name.empty() ? "auto" : stored.name, {.file = vocab});
     RWKV_CHECK(stored.hash.empty() || given->hash() == stored.hash, IoError, "opening ",
                file.path(), " with --vocab ", vocab, ": the model was trained with another ",
                "vocabulary (sha256 ", stored.hash, ", the file's is ", given->hash(),

@@ -20,6 +20,8 @@ build libeigen3-dev       /usr/include/eigen3/Eigen/Core /usr/local/include/eige
 build nlohmann-json3-dev  /usr/include/nlohmann/json.hpp /usr/local/include/nlohmann/json.hpp
 build libcli11-dev        /usr/include/CLI/CLI.hpp /usr/local/include/CLI/CLI.hpp
 build libzstd-dev         /usr/include/zstd.h /usr/local/include/zstd.h
+build libpcre2-dev        /usr/include/pcre2.h /usr/local/include/pcre2.h
+build libutf8proc-dev     /usr/include/utf8proc.h /usr/local/include/utf8proc.h
 test  libgtest-dev        /usr/include/gtest/gtest.h /usr/local/include/gtest/gtest.h
 test  clang-format        clang-format
 test  shellcheck          shellcheck

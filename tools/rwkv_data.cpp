@@ -131,13 +131,14 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
 
   PrepareOptions prepare;
-  std::string tokenizer = "world", vocab, format = "auto", on_error = "stop", path;
+  std::string tokenizer = "auto", vocab, format = "auto", on_error = "stop", path;
   bool no_end = false;
   auto* t = app.add_subcommand("tokenize", "Text, folders, JSON lines (also .zst) to a token file");
   t->add_option("inputs", prepare.inputs, "Files, folders, or - for standard input")->required();
   t->add_option("-o,--output", prepare.output, "Token file to write")->required();
-  t->add_option("--tokenizer", tokenizer, "world or bytes")->capture_default_str();
-  t->add_option("--vocab", vocab, "Vocabulary file of the World tokenizer");
+  t->add_option("--tokenizer", tokenizer, "world, neox, bytes; auto: by --vocab, else world")
+      ->capture_default_str();
+  t->add_option("--vocab", vocab, "Vocabulary file: World's text, or NeoX' JSON");
   t->add_option("--format", format, "auto, text or jsonl")->capture_default_str();
   t->add_option("--field", prepare.field, "JSON member with the text")->capture_default_str();
   t->add_option("--split-at", prepare.split_at, "Separator of documents in plain text");

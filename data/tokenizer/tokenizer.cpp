@@ -8,6 +8,9 @@
 #include "data/io/sha256.h"
 #include "data/tokenizer/world_tokenizer.h"
 #include "kernels/core/error.h"
+#ifdef RWKV_HAVE_NEOX
+#include "data/tokenizer/neox_tokenizer.h"
+#endif
 
 namespace fs = std::filesystem;
 
@@ -40,11 +43,38 @@ void ByteTokenizer::encode_to(std::string_view text, std::vector<int32_t>& ids) 
   for (const char c : text) ids.push_back(static_cast<unsigned char>(c) + 1);
 }
 
+bool has_neox_tokenizer() {
+#ifdef RWKV_HAVE_NEOX
+  return true;
+#else
+  return false;
+#endif
+}
+
+std::string_view tokenizer_of_vocabulary(std::string_view vocabulary) {
+  const size_t first = vocabulary.find_first_not_of(" \t\r\n");
+  return first != std::string_view::npos && vocabulary[first] == '{' ? "neox" : "world";
+}
+
 std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name, std::string vocabulary,
                                                 const std::string& origin) {
   if (name == "bytes") return std::make_shared<ByteTokenizer>();
+  RWKV_CHECK(name == "world" || name == "neox", ConfigError, "unknown tokenizer \"", name,
+             "\"; known are bytes, world and neox");
+  const std::string_view kind = tokenizer_of_vocabulary(vocabulary);
+  RWKV_CHECK(vocabulary.empty() || kind == name, IoError, "reading the vocabulary ", origin,
+             " of the tokenizer ", name, ": found ", kind == "neox" ? "a JSON file" : "a text file",
+             ", expected ",
+             name == "neox" ? "JSON, as 20B_tokenizer.json is" : "lines ID 'LITERAL' LENGTH",
+             "; this looks like a vocabulary of the tokenizer ", kind);
   if (name == "world") return std::make_shared<WorldTokenizer>(std::move(vocabulary), origin);
-  throw ConfigError(str("unknown tokenizer \"", name, "\"; known are bytes and world"));
+#ifdef RWKV_HAVE_NEOX
+  return std::make_shared<NeoxTokenizer>(std::move(vocabulary), origin);
+#else
+  throw ConfigError(
+      str("reading the vocabulary ", origin, ": this program was built without the ",
+          "tokenizer neox; install libpcre2-dev and libutf8proc-dev and build again"));
+#endif
 }
 
 namespace {
@@ -57,11 +87,13 @@ fs::path cache_folder() {
   return {};
 }
 
-std::string find_world_vocabulary(const VocabularyPlaces& places) {
+std::string find_vocabulary(std::string_view name, const VocabularyPlaces& places) {
   if (!places.file.empty()) return places.file;
+  const std::string_view published =
+      name == "world" ? kWorldVocabularyFile : std::string_view("20B_tokenizer.json");
   std::string tried;
   const auto here = [&](const fs::path& folder) {
-    const fs::path file = folder / kWorldVocabularyFile;
+    const fs::path file = folder / published;
     std::error_code ec;
     if (fs::is_regular_file(file, ec)) return file.string();
     tried += (tried.empty() ? "" : ", ") + file.string();
@@ -75,6 +107,10 @@ std::string find_world_vocabulary(const VocabularyPlaces& places) {
     const std::string found = here(cache);
     if (!found.empty()) return found;
   }
+  if (name == "neox")
+    throw IoError(str("the GPT-NeoX tokenizer was not found; looked for ", tried,
+                      ". It is not part of this program: it is published with the Pile models. "
+                      "Give the file with --vocab"));
   throw IoError(str("the World vocabulary was not found; looked for ", tried,
                     ". It is not part of this program: the Python package rwkv ships it. Run "
                     "tools/fetch_vocab.sh once, or give the file with --vocab"));
@@ -84,9 +120,12 @@ std::string find_world_vocabulary(const VocabularyPlaces& places) {
 
 std::shared_ptr<const Tokenizer> load_tokenizer(std::string_view name,
                                                 const VocabularyPlaces& places) {
-  if (name != "world") return make_tokenizer(name, "");
-  const std::string path = find_world_vocabulary(places);
-  return make_tokenizer(name, read_file(path), path);
+  if (name == "auto" && places.file.empty()) name = "world";
+  if (name != "world" && name != "neox" && name != "auto") return make_tokenizer(name, "");
+  const std::string path = find_vocabulary(name, places);
+  std::string vocabulary = read_file(path);
+  if (name == "auto") name = tokenizer_of_vocabulary(vocabulary);
+  return make_tokenizer(name, std::move(vocabulary), path);
 }
 
 void write_tokenizer(Hdf5File& file, std::string_view group, const Tokenizer& tokenizer) {

@@ -20,16 +20,18 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  /// "bytes" or "world": what `make_tokenizer` understands.
+  /// "bytes", "world" or "neox": what `make_tokenizer` understands.
   virtual std::string_view name() const = 0;
   /// SHA-256 of the vocabulary, 64 hex digits: equal hashes give equal ids.
   virtual const std::string& hash() const = 0;
   /// Largest id + 1. A model may have more rows (the World models have 65536), never fewer.
   virtual int32_t vocab_size() const = 0;
-  /// The bytes that id stands for, valid as long as the tokenizer; empty for kEndOfDocument and
-  /// for ids that the vocabulary leaves unused (also those at or above vocab_size()).
+  /// The bytes that id stands for, valid as long as the tokenizer; empty for kEndOfDocument, other
+  /// special tokens, and ids that the vocabulary leaves unused (also those at or above
+  /// vocab_size()).
   virtual std::string_view token_bytes(int32_t id) const = 0;
-  /// Appends the ids of `text`, which may be any bytes. Never emits kEndOfDocument.
+  /// Appends the ids of `text`, which may be any bytes. Emits kEndOfDocument only where a tokenizer
+  /// gives that meaning to a text: "neox" does for "<|endoftext|>", the others never.
   virtual void encode_to(std::string_view text, std::vector<int32_t>& ids) const = 0;
   /// The largest position p <= text.size() at which a longer text that starts like this may be cut,
   /// that is: encode(text up to p) followed by encode(the rest) is encode(all), whatever follows.
@@ -60,8 +62,15 @@ class ByteTokenizer final : public Tokenizer {
   std::string hash_, bytes_;
 };
 
-/// Builds a tokenizer from its name and vocabulary. Throws ConfigError for an unknown name, IoError
-/// for a vocabulary that cannot be parsed; `origin` names its source in messages.
+/// Whether this build has the tokenizer "neox"; it needs PCRE2 and utf8proc.
+bool has_neox_tokenizer();
+
+/// "neox" for what begins like a JSON object, else "world".
+std::string_view tokenizer_of_vocabulary(std::string_view vocabulary);
+
+/// Builds a tokenizer from its name and vocabulary. Throws ConfigError for an unknown name and for
+/// one that this build lacks, IoError for a vocabulary that cannot be parsed or is another
+/// tokenizer's; `origin` names its source in messages.
 std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name, std::string vocabulary,
                                                 const std::string& origin = "memory");
 
@@ -71,10 +80,10 @@ struct VocabularyPlaces {
   std::string beside;  ///< a model or data file: its folder is tried first
 };
 
-/// A tokenizer by name. Vocabulary files are looked for at `places.file`; else beside
+/// A tokenizer by name; "auto" is the one whose vocabulary `places.file` is, and "world" without a
+/// file. Vocabulary files are looked for at `places.file`; else beside
 /// `places.beside`; else in the user's cache, $XDG_CACHE_HOME/greylag or ~/.cache/greylag.
-/// Throws IoError that lists the places, names the package that ships the file and the script
-/// that fetches it.
+/// Throws IoError that lists the places and says where the file comes from.
 std::shared_ptr<const Tokenizer> load_tokenizer(std::string_view name,
                                                 const VocabularyPlaces& places = {});
 

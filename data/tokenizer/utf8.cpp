@@ -89,6 +89,19 @@ std::string Utf8Stream::finish() {
   return std::exchange(held_, {}).empty() ? std::string() : std::string(kReplacement);
 }
 
+bool is_valid_utf8(std::string_view bytes) {
+  for (size_t at = 0; at < bytes.size();) {
+    if (static_cast<unsigned char>(bytes[at]) < 0x80) {
+      ++at;
+      continue;
+    }
+    const Sequence s = scan(bytes.substr(at));
+    if (s.kind != Sequence::kValid) return false;
+    at += s.length;
+  }
+  return true;
+}
+
 std::string to_valid_utf8(std::string_view bytes) {
   Utf8Stream stream;
   std::string out = stream.push(bytes);

@@ -24,6 +24,9 @@ class Utf8Stream {
   std::string held_;
 };
 
+/// Whether all of it is UTF-8.
+bool is_valid_utf8(std::string_view bytes);
+
 /// The whole at once.
 std::string to_valid_utf8(std::string_view bytes);
 

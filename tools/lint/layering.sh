@@ -43,6 +43,7 @@ BEGIN {
   confine("^CLI/", "^tools/", "tools")
   confine("^(nccl|mpi)\\.h", "^trainer/comm/", "trainer/comm")
   confine("^(zstd|zlib|lzma)\\.h", "^data/", "data")
+  confine("^(pcre2|utf8proc)\\.h", "^data/tokenizer/gpt2_split\\.cpp$", "data/tokenizer/gpt2_split.cpp")
   confine("^omp\\.h", "^kernels/core/", "kernels/core")
   confine("^(immintrin|x86intrin|arm_neon|cpuid)\\.h", "^kernels/", "kernels")
   confine("^(cuda|cublas|cub/|cooperative_groups|mma\\.h|nvtx3/|curand|thrust/)",
