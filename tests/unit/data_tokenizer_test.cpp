@@ -136,7 +136,7 @@ TEST(Tokenizer, TravelsInsideAFile) {
   out.write_string("broken/name", "world");
   out.write_string("broken/hash", world.hash());
   out.write<uint8_t>("broken/vocabulary", {3}, {1, 2, 3});
-  out.write_string("future/name", "neox");
+  out.write_string("future/name", "klingon");
   out.write_string("future/hash", "00");
   out.close();
   const auto in = Hdf5File::open(dir.file("t.h5"));
@@ -148,7 +148,15 @@ TEST(Tokenizer, TravelsInsideAFile) {
   EXPECT_THROW(read_tokenizer(in, "broken"), IoError);
   EXPECT_THROW(read_tokenizer(in, "absent"), IoError);
   const std::string unknown = error_of<IoError>([&] { read_tokenizer(in, "future"); });
-  EXPECT_NE(unknown.find("neox"), std::string::npos);
+  EXPECT_NE(unknown.find("klingon"), std::string::npos);
+}
+
+TEST(Tokenizer, SaysWhenTheBuildLacksOne) {
+  if (has_neox_tokenizer()) GTEST_SKIP() << "this build has all; data_neox_test tests the rest";
+  const std::string text =
+      error_of<ConfigError>([] { make_tokenizer("neox", "{}", "some/file.json"); });
+  for (const char* part : {"some/file.json", "built without", "libpcre2-dev", "libutf8proc-dev"})
+    EXPECT_NE(text.find(part), std::string::npos) << part << " in " << text;
 }
 
 TEST(Tokenizer, FindsTheVocabularyFile) {
