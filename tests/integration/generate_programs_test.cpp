@@ -243,6 +243,44 @@ TEST_F(Programs, ModelsCarryTheirVocabulary) {
   expect_failure(eval("loss --model MODEL/world.h5 MODEL/byte_tokens.h5"), 3, "was made with");
 }
 
+TEST_F(Programs, NeoxModelsCarryTheirTokenizer) {
+  if (!has_neox_tokenizer()) GTEST_SKIP() << "built without the tokenizer neox";
+  const std::string json = str(RWKV_SOURCE_DIR, "/tests/unit/tiny_neox.json");
+  const auto tokenizer = load_tokenizer("neox", {.file = json});
+  const int32_t hello = tokenizer->encode("hello")[0], accent = tokenizer->encode("\u00e9")[0];
+  // hello, the two bytes of a letter, the letter, two spaces, hello, ...
+  const test::TestModel m = test::bigram_model(
+      [&](int32_t t) {
+        if (t == hello) return 0xC3;  // ids of bytes from C2 on are the bytes
+        if (t == 0xC3) return 0xA9 + 2;
+        if (t == 0xA9 + 2) return accent;
+        return t == accent ? 272 : hello;
+      },
+      tokenizer->vocab_size());
+  const std::string_view v = tokenizer->vocabulary();
+  Hdf5File file = Hdf5File::create(path("neox.h5"));
+  write_model(file, m.model->config(), m.model->params(), *m.weights,
+              {.name = "neox", .hash = tokenizer->hash(), .blob = {v.begin(), v.end()}});
+  file.close();
+  Hdf5File bare = Hdf5File::create(path("neox_bare.h5"));
+  write_model(bare, m.model->config(), m.model->params(), *m.weights, {});
+  bare.close();
+  for (const std::string& model :
+       {std::string("neox.h5"), "neox.h5 --vocab " + json, "neox_bare.h5 --vocab " + json}) {
+    const Output o =
+        generate("--temperature 0 --prompt hello --max-tokens 5 --model MODEL/" + model);
+    EXPECT_EQ(o.code, 0) << o.err;
+    EXPECT_EQ(o.out, "\u00e9\u00e9  hello") << model;
+  }
+  put("world.txt", small_vocabulary({"hello"}));
+  expect_failure(generate("--prompt a --model MODEL/neox.h5 --vocab MODEL/world.txt"), 3,
+                 "looks like a vocabulary of the tokenizer world");
+  put("plain.txt", "hello  hello");
+  const Output loss = eval("loss --text --model MODEL/neox.h5 MODEL/plain.txt");
+  EXPECT_EQ(loss.code, 0) << loss.err;
+  EXPECT_NE(loss.out.find("12 bytes"), std::string::npos) << loss.out;
+}
+
 TEST_F(Programs, ACorruptTensorIsFound) {
   std::string bytes = slurp(path("random.h5"));
   // Some byte in the middle of a large tensor: the middle of the file is one.
