@@ -31,7 +31,8 @@ std::vector<OpCase> token_shift_cases(std::span<const BenchShape> bench) {
   add(2, 17, 300, 1, true, false, Use::kTest);  // more than one block of channels
   add(2, 17, 65, 4, true, true, Use::kTest);
   add(2, 3, 20, 2, false, true, Use::kTest);
-  add(2, 21, 64, 3, true, false, Use::kTest);    // chunks of rows that cross sequences
+  add(2, 21, 64, 3, true, false, Use::kTest);  // chunks of rows that cross sequences
+  add(3, 43, 160, 3, true, true, Use::kTest);
   add(3, 130, 160, 6, true, false, Use::kTest);  // runs of rows that cross sequences
   for (const BenchShape& m : bench)
     for (const int mixes : {6, 1}) add(m.batch, m.tokens, m.width, mixes, false, false, m.use);

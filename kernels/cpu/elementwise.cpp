@@ -64,6 +64,38 @@ void squared_relu_backward(Context&, const OpCall& call) {
   });
 }
 
+void gate_forward(Context&, const OpCall& call) {
+  const float* r = call.in[0].f32();
+  const float* x = call.in[1].f32();
+  const float* residual = call.in.size() == 3 ? call.in[2].f32() : nullptr;
+  float* y = call.out[0].f32();
+  parallel_elements(call.out[0].numel(), [&](int64_t begin, int64_t end) {
+    if (residual != nullptr)
+      for (int64_t i = begin; i < end; ++i) y[i] = residual[i] + sigmoid(r[i]) * x[i];
+    else
+      for (int64_t i = begin; i < end; ++i) y[i] = sigmoid(r[i]) * x[i];
+  });
+}
+
+void gate_backward(Context&, const OpCall& call) {
+  const float* r = call.in[0].f32();
+  const float* x = call.in[1].f32();
+  const float* dy = call.dout[0].f32();
+  const bool residual = call.din.size() == 3;
+  blocks(call.dout[0].numel(), [&](int64_t begin, int64_t n) {
+    float dr[kBlock], dx[kBlock];
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t j = begin + i;
+      const Logistic gate = logistic(r[j]);
+      dr[i] = dy[j] * x[j] * gate.slope;
+      dx[i] = dy[j] * gate.value;
+    }
+    emit(at(call.din[0], begin), dr, n, call.din_mode[0]);
+    emit(at(call.din[1], begin), dx, n, call.din_mode[1]);
+    if (residual) emit(at(call.din[2], begin), dy + begin, n, call.din_mode[2]);
+  });
+}
+
 void value_residual_forward(Context&, const OpCall& call) {
   const float* v0 = call.in[0].f32();
   const float* v_first = call.in[1].f32();

@@ -19,6 +19,8 @@ void add_forward(Context& ctx, const OpCall& call);
 void add_backward(Context& ctx, const OpCall& call);
 void squared_relu_forward(Context& ctx, const OpCall& call);
 void squared_relu_backward(Context& ctx, const OpCall& call);
+void gate_forward(Context& ctx, const OpCall& call);
+void gate_backward(Context& ctx, const OpCall& call);
 void key_prepare_forward(Context& ctx, const OpCall& call);
 void key_prepare_backward(Context& ctx, const OpCall& call);
 void value_residual_forward(Context& ctx, const OpCall& call);

@@ -70,6 +70,44 @@ struct SquaredReluBackward {
 };
 
 template <class T>
+struct Gate {
+  const T *r, *x, *residual;  ///< residual: null means none
+  T* y;
+  template <int N>
+  __device__ void operator()(int64_t i) const {
+    float a[N], b[N], c[N] = {};
+    load<N>(r + i, a);
+    load<N>(x + i, b);
+    if (residual != nullptr) load<N>(residual + i, c);
+#pragma unroll
+    for (int e = 0; e < N; ++e) a[e] = c[e] + logistic<T>(a[e]).value * b[e];
+    store<N>(y + i, a);
+  }
+};
+
+template <class T>
+struct GateBackward {
+  const T *r, *x, *dy;
+  Grad<T> dr, dx, dresidual;
+  template <int N>
+  __device__ void operator()(int64_t i) const {
+    float a[N], b[N], d[N];
+    load<N>(r + i, a);
+    load<N>(x + i, b);
+    load<N>(dy + i, d);
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      const Logistic gate = logistic<T>(a[e]);
+      a[e] = d[e] * b[e] * gate.slope;
+      b[e] = d[e] * gate.value;
+    }
+    emit<N>(dr, i, a);
+    emit<N>(dx, i, b);
+    emit<N>(dresidual, i, d);
+  }
+};
+
+template <class T>
 struct ValueResidual {
   const T *v0, *v_first, *logit;
   T* v;
@@ -191,6 +229,33 @@ void squared_relu_backward(Context& ctx, const OpCall& call) {
               SquaredReluBackward<T>{call.in[0].as<T>(), call.dout[0].as<T>(),
                                      grad_of<T>(call.din[0], call.din_mode[0])},
               n, packs<T>(n, {call.in, call.dout, call.din}));
+  });
+}
+
+void gate_forward(Context& ctx, const OpCall& call) {
+  by_type("gate", call.in[0], [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t n = call.out[0].numel();
+    launch<T>(ctx, "gate forward",
+              Gate<T>{call.in[0].as<T>(), call.in[1].as<T>(),
+                      call.in.size() == 3 ? call.in[2].as<T>() : nullptr, call.out[0].as<T>()},
+              n, packs<T>(n, {call.in, call.out}));
+  });
+}
+
+void gate_backward(Context& ctx, const OpCall& call) {
+  if (all_skipped(call)) return;
+  by_type("gate", call.dout[0], [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t n = call.dout[0].numel();
+    GateBackward<T> f{call.in[0].as<T>(),
+                      call.in[1].as<T>(),
+                      call.dout[0].as<T>(),
+                      grad_of<T>(call.din[0], call.din_mode[0]),
+                      grad_of<T>(call.din[1], call.din_mode[1]),
+                      {}};
+    if (call.din.size() == 3) f.dresidual = grad_of<T>(call.din[2], call.din_mode[2]);
+    launch<T>(ctx, "gate backward", f, n, packs<T>(n, {call.in.first(2), call.dout, call.din}));
   });
 }
 

@@ -31,6 +31,8 @@ RWKV_CUDA_KERNEL(add_forward);
 RWKV_CUDA_KERNEL(add_backward);
 RWKV_CUDA_KERNEL(squared_relu_forward);
 RWKV_CUDA_KERNEL(squared_relu_backward);
+RWKV_CUDA_KERNEL(gate_forward);
+RWKV_CUDA_KERNEL(gate_backward);
 RWKV_CUDA_KERNEL(key_prepare_forward);
 RWKV_CUDA_KERNEL(key_prepare_backward);
 RWKV_CUDA_KERNEL(value_residual_forward);

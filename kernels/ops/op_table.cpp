@@ -20,7 +20,7 @@ std::span<const Op* const> all_ops() {
   static constexpr const Op* kOps[] = {
       &kEmbedding, &kLayerNorm,   &kTokenShift,         &kLinear,        &kLowRank,
       &kAdd,       &kSquaredRelu, &kKeyPrepare,         &kValueResidual, &kWkv7,
-      &kWkv4,      &kWkv7Output,  &kLinearCrossEntropy, &kLastToken,
+      &kWkv4,      &kWkv7Output,  &kLinearCrossEntropy, &kLastToken,     &kGate,
   };
   return kOps;
 }

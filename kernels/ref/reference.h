@@ -36,6 +36,7 @@ Reference<S> reference_of(std::string_view op) {
       {"low_rank", low_rank_forward<S>, low_rank_backward<S>},
       {"add", add_forward<S>, add_backward<S>},
       {"squared_relu", squared_relu_forward<S>, squared_relu_backward<S>},
+      {"gate", gate_forward<S>, gate_backward<S>},
       {"key_prepare", key_prepare_forward<S>, key_prepare_backward<S>},
       {"value_residual", value_residual_forward<S>, value_residual_backward<S>},
       {"wkv7_output", wkv7_output_forward<S>, wkv7_output_backward<S>},
