@@ -126,4 +126,44 @@ void init_orthogonal(std::span<float> out, int64_t rows, int64_t cols, double ga
   });
 }
 
+ParamId Initializer::id(const std::string& name) const {
+  const auto found = params_.find(name);
+  RWKV_ASSERT(found.has_value(), name);
+  return *found;
+}
+
+std::span<float> Initializer::tensor(const std::string& name) const {
+  const TensorView t = values_[id(name)];
+  return {t.f32(), static_cast<size_t>(t.numel())};
+}
+
+void Initializer::fill(const std::string& name, const std::function<double(double)>& f) const {
+  const std::span<float> t = tensor(name);
+  for (size_t i = 0; i < t.size(); ++i) t[i] = static_cast<float>(f(static_cast<double>(i)));
+}
+
+void Initializer::constant(const std::string& name, double value) const {
+  std::ranges::fill(tensor(name), static_cast<float>(value));
+}
+
+void Initializer::layer_norm(const std::string& name) const {
+  constant(name + ".weight", 1);
+  constant(name + ".bias", 0);
+}
+
+void Initializer::uniform(const std::string& name, double low, double high) const {
+  init_uniform(tensor(name), low, high, seed_, name);
+}
+
+void Initializer::orthogonal(const std::string& name, double gain) const {
+  const TensorSpec& s = params_[id(name)].spec;
+  init_orthogonal(tensor(name), s[0], s[1], gain, seed_, name);
+}
+
+void Initializer::orthogonal_by_shape(const std::string& name, double scale) const {
+  const TensorSpec& s = params_[id(name)].spec;
+  const double tall = static_cast<double>(s[0]) / static_cast<double>(s[1]);
+  orthogonal(name, scale * (tall > 1 ? std::sqrt(tall) : 1));
+}
+
 }  // namespace rwkv

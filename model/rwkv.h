@@ -34,6 +34,13 @@ struct GraphOptions {
   int64_t expose_layer = -1;
 };
 
+/// What initial values depend on besides the architecture and its sizes.
+struct InitOptions {
+  uint64_t seed = 1;
+  /// The learning rate that training starts from: the embedding of RWKV-4 is uniform in +-lr.
+  double lr = 6e-4;
+};
+
 /// One architecture at one size. Inputs of every graph: "tokens" (B, T) i32.
 class Model {
  public:
@@ -45,17 +52,19 @@ class Model {
   /// the options do not fit (no WKV variant, say).
   virtual Graph build(const GraphOptions& options) const = 0;
 
-  /// Recurrent state of `batch` sequences, by name, in a fixed order; zero for a fresh sequence.
+  /// Recurrent state of `batch` sequences, by name, in a fixed order.
   struct StateSpec {
     std::string name;
-    TensorSpec spec;  ///< leading dimension = batch
+    TensorSpec spec;    ///< leading dimension = batch
+    float initial = 0;  ///< every element of a fresh sequence's
   };
-  /// Vectors have the type of the activations, matrices (the WKV state) are f32.
+  /// Shift states have the type of the activations, the WKV state is f32.
   virtual std::vector<StateSpec> state_specs(int64_t batch,
                                              DType activations = DType::kF32) const = 0;
 
-  /// Writes the initial values of spec section 1.3 (a pure function of seed and tensor name).
-  virtual void init_params(ParamStore& values, uint64_t seed) const = 0;
+  /// Writes the initial values of spec rwkv7 1.3 or rwkv4 1, a pure function of options and tensor
+  /// name.
+  virtual void init_params(ParamStore& values, const InitOptions& options) const = 0;
 
   /// Name of the WKV variant that build() resolves to.
   virtual std::string wkv_name(const GraphOptions& options) const = 0;

@@ -21,6 +21,21 @@ void RnnState::allocate(Device device) {
   for (const auto& s : specs_) bytes += align_up(s.spec.bytes());
   arena_ = Arena(device, bytes, "recurrent state");
   for (const auto& s : specs_) views_.push_back(arena_.take(s.spec, s.name));
+  set_initial();
+}
+
+void RnnState::set_initial() {
+  std::vector<float> values;
+  for (size_t i = 0; i < specs_.size(); ++i) {
+    if (specs_[i].initial == 0) continue;
+    RWKV_ASSERT(specs_[i].spec.dtype == DType::kF32, specs_[i].name);
+    values.assign(static_cast<size_t>(specs_[i].spec.numel()), specs_[i].initial);
+    const TensorView host(values.data(), specs_[i].spec);
+    if (ctx_ != nullptr)
+      copy(*ctx_, views_[i], host);  // memory that is not pinned has been read when it returns
+    else
+      std::memcpy(views_[i].data, values.data(), specs_[i].spec.bytes());
+  }
 }
 
 TensorView RnnState::whole() const {
@@ -32,6 +47,7 @@ void RnnState::reset() {
     fill_zero(*ctx_, whole());
   else
     std::memset(arena_.data(), 0, arena_.bytes());
+  set_initial();
 }
 
 RnnState RnnState::clone() const {

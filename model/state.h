@@ -6,7 +6,7 @@
 
 namespace rwkv {
 
-/// Owns the tensors of Model::state_specs; zero (a fresh sequence) at first. Move-only.
+/// Owns the tensors of Model::state_specs, those of fresh sequences at first. Move-only.
 class RnnState {
  public:
   /// In host memory, for f32 activations.
@@ -26,6 +26,7 @@ class RnnState {
  private:
   RnnState() = default;
   void allocate(Device device);
+  void set_initial();  ///< what is not zero at first
   TensorView whole() const;
   Context* ctx_ = nullptr;  ///< null in host memory
   std::vector<Model::StateSpec> specs_;

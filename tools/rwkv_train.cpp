@@ -39,7 +39,7 @@ void add_options(CLI::App& app, Flags& f) {
   app.add_flag("--dry-run", f.dry_run, "print sizes, memory and plan summary, start nothing");
   app.add_flag("--print-config", f.print_config, "print every value with its origin");
   app.add_flag("--dump-plan", f.dump_plan, "print every step of the plan");
-  app.add_option("--wkv", f.wkv, "WKV variant, as --set kernels.wkv7=NAME");
+  app.add_option("--wkv", f.wkv, "WKV variant, as --set kernels.wkv7=NAME or kernels.wkv4=NAME");
   app.add_option("--device", f.device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
   rwkv::add_threads_flag(app, f.threads);
   app.add_flag("--quiet", f.quiet, "nothing on stdout but errors on stderr");
@@ -58,7 +58,9 @@ std::string draw_sample(const rwkv::SampleRequest& r) {
 
 int run(Flags& f) {
   rwkv::use_threads(f.threads);
-  if (!f.wkv.empty()) f.settings.push_back("kernels.wkv7=" + f.wkv);
+  // The model's architecture decides which of the two counts.
+  if (!f.wkv.empty())
+    for (const char* key : {"kernels.wkv7=", "kernels.wkv4="}) f.settings.push_back(key + f.wkv);
   rwkv::TrainConfig config = rwkv::load_config(f.config, f.settings);
   rwkv::TrainerOptions options;
   options.resume = f.resume;

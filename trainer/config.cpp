@@ -230,6 +230,21 @@ std::optional<fs::path> installed_folder() {
   return exe.parent_path().parent_path() / "share" / "greylag" / "configs";
 }
 
+/// What RWKV-4's reference recipe has instead of the general defaults (spec rwkv4 8).
+void use_recipe(TrainConfig& c) {
+  if (c.model.architecture != "rwkv4") return;
+  const auto set = [&](const char* key, auto& member, const auto& value) {
+    if (c.origin.contains(key)) return;
+    member = value;
+    c.origin[key] = "default of rwkv4";
+  };
+  auto& o = c.optimizer;
+  set("optimizer.schedule", o.schedule, "exponential");
+  set("optimizer.lr_final", o.lr_final, 1e-5);
+  set("optimizer.eps", o.eps, 1e-8);
+  set("optimizer.weight_decay", o.weight_decay, 0);
+}
+
 void check_together(const TrainConfig& c, const std::string& where) {
   RWKV_CHECK(c.optimizer.lr > 0 || c.optimizer.schedule == "exponential", ConfigError, where,
              ": optimizer.lr is 0, expected a positive learning rate");
@@ -281,6 +296,7 @@ TrainConfig parse_config(const std::string& json_text, const std::string& where,
   loader.file(json_text, where);
   for (const auto& s : settings) loader.setting(s);
   loader.finish(where);
+  use_recipe(config);
   check_together(config, where);
   return config;
 }

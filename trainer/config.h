@@ -1,6 +1,7 @@
 #pragma once
-/// The configuration of a training run: defaults, then a JSON file, then --set, with the origin of
-/// every value. docs/training.md lists the keys.
+/// The configuration of a training run: defaults (those of RWKV-7; for RWKV-4 its own recipe where
+/// it differs), then a JSON file, then --set, with the origin of every value. docs/training.md
+/// lists the keys.
 
 #include <cstdint>
 #include <map>
@@ -45,7 +46,7 @@ struct TrainConfig {
     double beta1 = 0.9, beta2 = 0.99, eps = 1e-18, weight_decay = 0.1;
   } optimizer;
   struct Kernels {
-    std::string wkv7 = "auto";
+    std::string wkv7 = "auto", wkv4 = "auto";
     std::string dtype = "auto";  ///< of activations: auto, f32, bf16
     std::string gemm = "measured";
     bool launch_graphs = true;
@@ -73,14 +74,18 @@ struct TrainConfig {
     int64_t memory_mib = 0;
   } limits;
 
-  /// By dotted key: "default", "file PATH" or "--set". Keys of the model are "model.n_layer", ...
+  /// By dotted key: "default", "default of rwkv4", "file PATH" or "--set". Keys of the model are
+  /// "model.n_layer", ...
   std::map<std::string, std::string> origin;
   bool set_by_user(std::string_view key) const;  ///< the value came from --set
 
   int64_t tokens_per_step() const { return train.context * train.batch * train.micro_batches; }
   std::string run_dir() const;  ///< checkpoint.dir, or runs/NAME
   GradCheckpointing grad_checkpointing() const;
-  std::string wkv() const { return kernels.wkv7; }
+  /// Asks for a WKV variant, whatever the architecture.
+  void set_wkv(const std::string& wanted) { kernels.wkv7 = kernels.wkv4 = wanted; }
+  /// The WKV variant that is asked for, of the model's architecture.
+  std::string wkv() const { return model.architecture == "rwkv4" ? kernels.wkv4 : kernels.wkv7; }
   /// auto: bf16 on CUDA, f32 on the CPU. Throws ConfigError for bf16 on the CPU.
   DType dtype(Device device) const;
   /// Optimiser steps of the whole run, and the learning rate over them. `data_tokens` is the size

@@ -63,7 +63,7 @@ void visit_fields(Config& c, F&& f) {
     "decoupled decay of the matrices; 0: plain Adam");
 
   f("kernels.wkv7", c.kernels.wkv7, any, "WKV-7 variant: auto, a family or a full name");
-
+  f("kernels.wkv4", c.kernels.wkv4, any, "WKV-4 variant: auto, a family or a full name");
   f("kernels.dtype", c.kernels.dtype, FieldRules{0, 0, {"auto", "f32", "bf16"}},
     "type of activations and matrices: auto is bf16 on CUDA, f32 on the CPU");
   f("kernels.gemm", c.kernels.gemm, FieldRules{0, 0, {"measured", "heuristic"}},

@@ -50,10 +50,12 @@ std::string dry_run_report(const TrainConfig& c, Device device) {
     out += label + value + "\n";
   };
   row("config", c.name);
-  row("model", str(c.model.architecture, " L", c.model.n_layer, " D", c.model.n_embd, " V",
-                   c.model.vocab_size, ", head size ", c.model.head_size));
+  row("model",
+      str(c.model.architecture, " L", c.model.n_layer, " D", c.model.n_embd, " V",
+          c.model.vocab_size, c.model.head_size > 0 ? str(", head size ", c.model.head_size) : ""));
   row("parameters", thousands(count.used));
-  row("  with unused tensors", str(thousands(count.total), " (layer 0's v0, v1, v2)"));
+  row("  with unused tensors",
+      str(thousands(count.total), count.used < count.total ? " (layer 0's v0, v1, v2)" : ""));
   row("tokens per step", str(thousands(c.tokens_per_step()), " = ", c.train.micro_batches,
                              " micro-batches x ", c.train.batch, " sequences x ", c.train.context));
   row("steps", length_text(c));

@@ -103,7 +103,7 @@ LrRangeResult find_lr(const TrainConfig& config, const TrainerOptions& options,
   RWKV_CHECK(!ec, IoError, "making the run folder ", dir, ": ", ec.message());
   const StopSignals stop;
   step.allocate();
-  step.model().init_params(step.values(), static_cast<uint64_t>(config.train.seed));
+  step.model().init_params(step.values(), init_options(config));
   step.upload();
   prepare_step(step, "", [&](const std::string& text) { line.message(text); });
   const auto loader = make_loader(data, config, 0);

@@ -44,7 +44,7 @@ SmokeResult run_smoke(const TrainConfig& config, const TrainerOptions& options) 
   const TrainData data = open_train_data(config.data.train, config);
   const Schedule schedule = config.schedule(data.source->size());
   step.allocate();
-  step.model().init_params(step.values(), static_cast<uint64_t>(config.train.seed));
+  step.model().init_params(step.values(), init_options(config));
   step.upload();
   const std::string algorithms =
       prepare_step(step, "", [&](const std::string& text) { line.message(text); });

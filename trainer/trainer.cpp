@@ -137,7 +137,7 @@ class Run {
       if (!options_.init_file.empty())
         line_.message(str("--init ", options_.init_file, " is for new runs and was not read"));
     } else {
-      step_.model().init_params(step_.values(), static_cast<uint64_t>(config_.train.seed));
+      step_.model().init_params(step_.values(), init_options(config_));
       if (!options_.init_file.empty())
         read_initial_weights(options_.init_file, config_.model, step_.model().params(),
                              step_.values());
@@ -372,6 +372,10 @@ TrainStepOptions step_options(const TrainConfig& config, Device device) {
   o.launch_graphs = config.kernels.launch_graphs;
   o.lanes = static_cast<int>(config.kernels.lanes);
   return o;
+}
+
+InitOptions init_options(const TrainConfig& config) {
+  return {.seed = static_cast<uint64_t>(config.train.seed), .lr = config.optimizer.lr};
 }
 
 double measure_peak_tflops(Context& ctx) {

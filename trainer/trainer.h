@@ -58,6 +58,7 @@ RunResult run_training(const TrainConfig& config, const TrainerOptions& options)
 
 /// How a config becomes a step: shared by training, smoke runs, --find-lr and --dry-run.
 TrainStepOptions step_options(const TrainConfig& config, Device device);
+InitOptions init_options(const TrainConfig& config);
 
 /// Rate of one large f32 matrix product on this machine with the current threads, in TFLOP/s: what
 /// the model-flops utilisation refers to unless limits.peak_tflops says otherwise. Takes about

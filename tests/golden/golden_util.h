@@ -30,6 +30,13 @@ inline int64_t scalar(const Hdf5File& file, const std::string& name) {
   return file.read_scalar<int64_t>(name);
 }
 
+#ifdef RWKV_TEST_ARCHITECTURE  // tests/golden.cmake
+/// The file of that kind ("tiny", "train") for the architecture that the program was made for.
+inline std::string model_file(const std::string& kind) {
+  return path(RWKV_TEST_ARCHITECTURE "_" + kind + ".h5");
+}
+#endif
+
 /// 2-norm of the difference over the 2-norm of the reference; 0/0 counts as 0, NaN stays NaN.
 template <class A, class B>
 double rel(const A& reference, const B& got) {
@@ -86,14 +93,19 @@ struct Setup {
   }
 };
 
-/// Every type and variant with an f32 state that fits the shape (all must be fit for one file or
-/// another).
-inline std::vector<Setup> setups(const WkvShape& shape) {
+/// Every type and variant with an f32 state that fits the model (all must be fit for one file or
+/// another), but not cumsum-naive, which refuses the decays of these models.
+inline std::vector<Setup> setups(const ModelConfig& c, int64_t batch, int64_t tokens,
+                                 bool state = false) {
+  const bool v4 = c.architecture == "rwkv4";
+  const std::string op = v4 ? "wkv4" : "wkv7";
+  const WkvShape shape{batch, tokens, v4 ? c.n_embd : c.n_head(), v4 ? 1 : c.head_size, state};
   std::vector<Setup> found;
   for (const WkvKernel* k : all_wkv_kernels()) {
-    if (k->op != "wkv7" || k->device != test::kTestDevice || k->state != DType::kF32) continue;
+    if (k->op != op || k->device != test::kTestDevice || k->state != DType::kF32) continue;
+    if (k->family == "cumsum-naive") continue;
     try {
-      select_wkv("wkv7", k->device, k->io, shape, k->name);
+      select_wkv(op, k->device, k->io, shape, k->name);
       found.push_back({k->io, std::string(k->name)});
     } catch (const ConfigError&) {
       // Does not fit this shape (a multiple of T, say); the other files cover it.
@@ -122,15 +134,18 @@ inline std::vector<double> project(std::span<const float> m, int64_t rows, int64
 /// Sizes from config/ of a model file.
 inline ModelConfig model_config(const Hdf5File& file) {
   ModelConfig c;
+  c.architecture = str("rwkv", scalar(file, "config/version"));
   c.n_layer = scalar(file, "config/L");
   c.n_embd = scalar(file, "config/D");
   c.vocab_size = scalar(file, "config/V");
-  c.head_size = scalar(file, "config/N");
   c.dim_ffn = scalar(file, "config/F");
-  c.rank_w = scalar(file, "config/Rw");
-  c.rank_a = scalar(file, "config/Ra");
-  c.rank_v = scalar(file, "config/Rv");
-  c.rank_g = scalar(file, "config/Rg");
+  if (c.architecture == "rwkv7") {
+    c.head_size = scalar(file, "config/N");
+    c.rank_w = scalar(file, "config/Rw");
+    c.rank_a = scalar(file, "config/Ra");
+    c.rank_v = scalar(file, "config/Rv");
+    c.rank_g = scalar(file, "config/Rg");
+  }
   c.finish();
   return c;
 }

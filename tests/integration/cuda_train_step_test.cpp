@@ -60,7 +60,7 @@ std::unique_ptr<TrainStep> started(const ModelConfig& model, const TrainStepOpti
   if (like != nullptr) {
     EXPECT_GT(import_gemm_algorithms(step->context(), export_gemm_algorithms(like->context())), 0u);
   }
-  step->model().init_params(step->values(), 3);
+  step->model().init_params(step->values(), {.seed = 3});
   // Behind the initial zeros most gradients are zero: give every tensor some.
   const Rng rng(5, hash_name("noise"));
   uint64_t draw = 0;

@@ -43,6 +43,7 @@ class Programs : public testing::Test {
     fs::create_directories(dir_);
     write("alphabet.h5", test::bigram_model(test::alphabet), true);
     write("random.h5", test::random_model(30, 2, 128, 257), true);
+    write("rwkv4.h5", test::random_rwkv4(30, 2, 128, 257), true);
     write("no_tokenizer.h5", test::random_model(31, 2, 64, 100), false);
     write("small_rows.h5", test::random_model(31, 2, 64, 100), true);
   }
@@ -124,6 +125,38 @@ TEST_F(Programs, GenerateReproducesSeeds) {
   std::set<int> seen;
   for (int id; ids >> id;) EXPECT_TRUE(seen.insert(id).second) << id;
   EXPECT_GE(seen.size(), 2u);
+}
+
+TEST_F(Programs, Rwkv4ModelsGenerateAndAreEvaluated) {
+  const std::string base = "--model MODEL/rwkv4.h5 --temperature 0 --ids --max-tokens 12 ";
+  const Output whole = generate(base + "--prompt 'hello you'");
+  EXPECT_EQ(whole.code, 0) << whole.err;
+  // The tokens that the engine's recurrent form finds likeliest.
+  const test::TestModel m = test::random_rwkv4(30, 2, 128, 257);
+  Engine engine(*m.model, *m.weights, {.wkv = "serial"});
+  RnnState state = engine.new_state();
+  TensorView logits = engine.decode(state, std::vector<int32_t>{kEndOfDocument});
+  for (const int32_t id : ByteTokenizer().encode("hello you"))
+    logits = engine.decode(state, {&id, 1});
+  std::string want;
+  for (int i = 0; i < 12; ++i) {
+    const auto id =
+        static_cast<int32_t>(std::max_element(logits.f32(), logits.f32() + 257) - logits.f32());
+    want += str(id, "\n");
+    if (id == kEndOfDocument) break;
+    logits = engine.decode(state, {&id, 1});
+  }
+  EXPECT_EQ(whole.out, want);
+  expect_failure(generate(base + "--prompt a --wkv nonsense"), 2, "wkv4");
+
+  TokenFileWriter out(path("rwkv4_tokens.h5"), std::make_shared<ByteTokenizer>(), "{}");
+  auto ids = ByteTokenizer().encode("hello you");
+  ids.push_back(kEndOfDocument);
+  out.add_document(ids);
+  out.finish();
+  const Output loss = eval("loss --model MODEL/rwkv4.h5 MODEL/rwkv4_tokens.h5");
+  EXPECT_EQ(loss.code, 0) << loss.err;
+  EXPECT_NE(loss.out.find("9 tokens, 8 bytes"), std::string::npos) << loss.out;
 }
 
 TEST_F(Programs, GenerateExplainsMistakes) {

@@ -78,7 +78,7 @@ TEST_P(Allocation, StepsAllocateNothing) {
                                             std::string("train.grad_checkpointing=") + GetParam()});
   TrainStep step(c.model, step_options(c, Device::kCpu));
   step.allocate();
-  step.model().init_params(step.values(), 1);
+  step.model().init_params(step.values(), {});
   const TrainData data = open_train_data(c.data.train, c);
   ValidationSet valid(data.source, c.train.batch, c.train.context, 2);
   // Batches are copied beforehand: the loader's thread reads HDF5 in its own time.

@@ -97,7 +97,7 @@ TEST_F(TrainRun, OverfitsOneBatch) {
   const TrainConfig c = config("a", {"optimizer.schedule=constant", "optimizer.lr=5e-3"});
   TrainStep step(c.model, step_options(c, Device::kCpu));
   step.allocate();
-  step.model().init_params(step.values(), 1);
+  step.model().init_params(step.values(), {});
   const TrainData data = open_train_data(c.data.train, c);
   const auto loader = make_loader(data, c, 0);
   const Batch& batch = loader->next();
@@ -126,6 +126,39 @@ TEST_F(TrainRun, KilledAndResumedEqualsUndisturbed) {
   run_training(config("broken", settings), resume);
   EXPECT_EQ(losses_of("whole"), losses_of("broken"));
   EXPECT_EQ(final_bytes("whole"), final_bytes("broken"));
+}
+
+TEST_F(TrainRun, Rwkv4LearnsResumesAndStartsFromTheRate) {
+  const std::vector<std::string> settings = {
+      R"(model={"architecture": "rwkv4", "n_layer": 2, "n_embd": 64, "vocab_size": 257})",
+      "optimizer.lr=5e-3",
+      "train.batch=4",
+      "checkpoint.every=5",
+      "sample.every=20",
+      "sample.tokens=5"};
+  run_training(config("whole", settings), quiet_);
+  TrainerOptions dies = quiet_;
+  dies.on_gradients = [](int64_t step, ParamStore&) {
+    if (step == 18) throw Killed{};
+  };
+  EXPECT_THROW(run_training(config("broken", settings), dies), Killed);
+  TrainerOptions resume = quiet_;
+  resume.resume = true;
+  run_training(config("broken", settings), resume);
+  const auto losses = losses_of("whole");
+  EXPECT_EQ(losses, losses_of("broken"));
+  EXPECT_EQ(final_bytes("whole"), final_bytes("broken"));
+  EXPECT_NEAR(losses.front(), std::log(257.0), 0.3);
+  EXPECT_LT(losses.back(), losses.front() - 2);
+  // The embedding starts in the range of the learning rate.
+  const auto c = config("whole", settings);
+  EXPECT_EQ(init_options(c).lr, 5e-3);
+  EXPECT_EQ(step_options(c, Device::kCpu).optimizer.eps, 1e-8);
+  // Recomputing blocks changes no bit.
+  auto block = settings;
+  block.push_back("train.grad_checkpointing=block");
+  run_training(config("block", block), quiet_);
+  EXPECT_EQ(losses, losses_of("block"));
 }
 
 TEST_F(TrainRun, ResumeFallsBackToTheNewestGoodCheckpoint) {

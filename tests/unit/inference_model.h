@@ -25,23 +25,26 @@ struct TestModel {
   }
 };
 
-inline TestModel make_test_model(int64_t layers, int64_t width, int64_t vocab, int64_t head_size) {
+inline TestModel make_test_model(int64_t layers, int64_t width, int64_t vocab, int64_t head_size,
+                                 const std::string& architecture = "rwkv7") {
   ModelConfig c;
+  c.architecture = architecture;
   c.n_layer = layers;
   c.n_embd = width;
   c.vocab_size = vocab;
   c.head_size = head_size;
   TestModel m{make_model(c), nullptr};
   m.weights = std::make_unique<ParamStore>(Device::kCpu, m.model->params(), "weights");
-  m.model->init_params(*m.weights, 1);
+  m.model->init_params(*m.weights, {});
   return m;
 }
 
 /// Every tensor away from its initial value: fresh models ignore their blocks (output matrices are
 /// zero), and gates and decays hardly depend on the input.
 inline TestModel random_model(uint64_t seed, int64_t layers = 3, int64_t width = 128,
-                              int64_t vocab = 300, int64_t head_size = 64) {
-  TestModel m = make_test_model(layers, width, vocab, head_size);
+                              int64_t vocab = 300, int64_t head_size = 64,
+                              const std::string& architecture = "rwkv7") {
+  TestModel m = make_test_model(layers, width, vocab, head_size, architecture);
   for (size_t i = 0; i < m.model->params().size(); ++i) {
     const ParamSpec& p = m.model->params().specs()[i];
     Rng rng(seed, hash_name(p.name));
@@ -51,6 +54,11 @@ inline TestModel random_model(uint64_t seed, int64_t layers = 3, int64_t width =
     for (float& x : m.tensor(p.name)) x += static_cast<float>(scale * rng.normal(rng.next_u64()));
   }
   return m;
+}
+
+inline TestModel random_rwkv4(uint64_t seed, int64_t layers = 3, int64_t width = 128,
+                              int64_t vocab = 300) {
+  return random_model(seed, layers, width, vocab, 0, "rwkv4");
 }
 
 /// A model that always continues token t with next(t): blocks add nothing (their initial value),

@@ -72,8 +72,8 @@ TEST(Init, FollowsTheSpecification) {
   const auto model = make_model(small());
   ParamStore p(Device::kCpu, model->params(), "parameters"),
       q(Device::kCpu, model->params(), "parameters");
-  model->init_params(p, 1);
-  model->init_params(q, 2);
+  model->init_params(p, {.seed = 1});
+  model->init_params(q, {.seed = 2});
   const auto get = [&](const std::string& name) { return tensor(*model, p, name); };
   EXPECT_EQ(get("blocks.1.att.k_a")[5], 1.02f);
   EXPECT_EQ(get("blocks.1.att.r_k")[5], -0.04f);
@@ -97,6 +97,74 @@ TEST(Init, FollowsTheSpecification) {
   // Another seed changes what is random, and only that.
   EXPECT_NE(get("emb.weight")[0], tensor(*model, q, "emb.weight")[0]);
   EXPECT_EQ(get("blocks.1.att.w0")[3], tensor(*model, q, "blocks.1.att.w0")[3]);
+}
+
+TEST(Init, Rwkv4FollowsTheSpecification) {
+  ModelConfig c = small();
+  c.architecture = "rwkv4";
+  const auto model = make_model(c);
+  ParamStore p(Device::kCpu, model->params(), "parameters"),
+      q(Device::kCpu, model->params(), "parameters");
+  constexpr double kLr = 0.02;
+  model->init_params(p, {.seed = 1, .lr = kLr});
+  model->init_params(q, {.seed = 2, .lr = kLr});
+  const auto get = [&](const std::string& name) { return tensor(*model, p, name); };
+  const auto expect = [&](const std::string& name, size_t i, double value) {
+    EXPECT_FLOAT_EQ(get(name)[i], static_cast<float>(value)) << name << " " << i;
+  };
+  // Rates from e^-5 to e^3; n = 64 of D = 128; rho0 = 0, 1/2, 1 and rho1 = 1, 2/3, 1/3.
+  for (int l = 0; l < 3; ++l) {
+    const std::string block = str("blocks.", l, ".");
+    const double rho0 = l / 2.0, rho1 = 1 - l / 3.0;
+    expect(block + "att.time_decay", 0, -5);
+    expect(block + "att.time_decay", 64, -5 + 8 * std::pow(64 / 127.0, 0.7 + 1.3 * rho0));
+    expect(block + "att.time_decay", 127, 3);
+    for (const size_t i : {0, 1, 2, 3, 127})
+      expect(block + "att.time_first", i,
+             std::log(0.3) + (i % 3 == 0   ? 0
+                              : i % 3 == 1 ? 0.5
+                                           : -0.5));
+    expect(block + "att.time_mix_k", 64, std::pow(0.5, rho1));
+    expect(block + "att.time_mix_v", 64, std::pow(0.5, rho1) + 0.3 * rho0);
+    expect(block + "att.time_mix_r", 64, std::pow(0.5, rho1 / 2));
+    expect(block + "ffn.time_mix_k", 64, std::pow(0.5, rho1));
+    expect(block + "ffn.time_mix_r", 64, std::pow(0.5, rho1));
+    expect(block + "att.time_mix_k", 0, 0);
+    EXPECT_LE(orthogonality_error(get(block + "att.value.weight"), 128, 128, 1), 1e-6);
+    EXPECT_LE(orthogonality_error(get(block + "ffn.key.weight"), 512, 128, 2), 1e-6);
+    for (const char* name :
+         {"att.key", "att.receptance", "att.output", "ffn.value", "ffn.receptance"})
+      for (const float x : get(block + name + ".weight")) ASSERT_EQ(x, 0.0f) << name;
+    for (const char* name : {"ln1", "ln2"}) {
+      expect(block + name + ".weight", 7, 1);
+      expect(block + name + ".bias", 7, 0);
+    }
+  }
+  expect("blocks.0.ln0.weight", 0, 1);
+  expect("ln_out.bias", 0, 0);
+  EXPECT_LE(orthogonality_error(get("head.weight"), 300, 128, 0.5 * std::sqrt(300.0 / 128)), 1e-6);
+  // The embedding fills the range of the learning rate.
+  const auto [low, high] = std::ranges::minmax(get("emb.weight"));
+  EXPECT_GE(low, -kLr);
+  EXPECT_LE(low, -0.99 * kLr);
+  EXPECT_LE(high, kLr);
+  EXPECT_GE(high, 0.99 * kLr);
+  EXPECT_NE(get("emb.weight")[0], tensor(*model, q, "emb.weight")[0]);
+}
+
+TEST(Params, Rwkv4GroupsFollowTheSpecification) {
+  ModelConfig c = small();
+  c.architecture = "rwkv4";
+  const auto model = make_model(c);
+  for (const ParamSpec& s : model->params().specs()) {
+    const float scale = s.name.ends_with("time_decay") ? 2 : s.name.ends_with("time_first") ? 3 : 1;
+    EXPECT_EQ(s.lr_scale, scale) << s.name;
+    EXPECT_EQ(s.weight_decay, s.spec.rank == 2) << s.name;
+    EXPECT_EQ(s.matrix, s.spec.rank == 2) << s.name;
+  }
+  // 2 V D + 4 D + L (13 D^2 + 11 D)
+  EXPECT_EQ(model->params().numel(), 2 * 300 * 128 + 4 * 128 + 3 * (13 * 128 * 128 + 11 * 128));
+  EXPECT_EQ(model->params().numel(), count_parameters(model->config()).used);
 }
 
 TEST(Params, GroupsFollowTheSpecification) {
@@ -140,6 +208,18 @@ TEST(Config, CountsOfTheSpecification) {
   EXPECT_EQ(count_parameters(c).used, 191034624);
 }
 
+TEST(Config, CountsOfRwkv4) {
+  ModelConfig c;
+  c.architecture = "rwkv4";
+  c.n_layer = 24;
+  c.n_embd = 1024;
+  c.vocab_size = 50277;
+  c.finish();
+  EXPECT_EQ(c.dim_ffn, 4096);
+  EXPECT_EQ(count_parameters(c).total, 430397440);
+  EXPECT_EQ(count_parameters(c).used, 430397440);
+}
+
 TEST(Config, LowRankWidthsRoundHalfToEven) {
   const int64_t d[] = {256, 384, 512, 768, 1024, 1536, 2048, 2560, 4096};
   const int64_t w[] = {32, 64, 64, 64, 64, 96, 128, 128, 160};
@@ -156,6 +236,11 @@ TEST(Config, JsonRoundTripAndErrors) {
   ModelConfig c = small();
   c.finish();
   EXPECT_EQ(parse_model_config(model_config_json(c), "test"), c);
+  c = small();
+  c.architecture = "rwkv4";
+  c.finish();
+  EXPECT_EQ(parse_model_config(model_config_json(c), "test"), c);
+  EXPECT_EQ(model_config_json(c).find("head_size"), std::string::npos);
   const auto message = [](const char* json) -> std::string {
     try {
       parse_model_config(json, "some.json");
@@ -171,6 +256,10 @@ TEST(Config, JsonRoundTripAndErrors) {
   EXPECT_NE(message(R"({"n_layer": 2, "n_embd": 100, "vocab_size": 9})").find("multiple of"),
             std::string::npos);
   EXPECT_NE(message(R"({"n_layer": 2, "n_embd": 64})").find("vocab_size is 0"), std::string::npos);
+  EXPECT_NE(message(R"({"architecture": "rwkv4", "n_layer": 2, "n_embd": 64, "vocab_size": 9,
+                       "head_size": 64})")
+                .find("head_size is 64, but rwkv4"),
+            std::string::npos);
   EXPECT_NE(message("[1]").find("expected an object"), std::string::npos);
   EXPECT_NE(message("{").find("not JSON"), std::string::npos);
   EXPECT_NE(message(R"({"architecture": "rwkv9"})").find("rwkv9"), std::string::npos);
@@ -182,7 +271,7 @@ class WeightFile : public testing::Test {
       : model(make_model(small())),
         values(Device::kCpu, model->params(), "parameters"),
         path((std::filesystem::temp_directory_path() / str("weights_", getpid(), ".h5")).string()) {
-    model->init_params(values, 3);
+    model->init_params(values, {.seed = 3});
   }
   ~WeightFile() override { std::filesystem::remove(path); }
   void save() {
@@ -249,6 +338,25 @@ TEST_F(WeightFile, AFlippedBitIsFound) {
   std::fputc(byte ^ 1, f);
   std::fclose(f);
   EXPECT_NE(load_error().find("checksum"), std::string::npos) << load_error();
+}
+
+TEST(State, Rwkv4StartsFromNothing) {
+  ModelConfig c = small();
+  c.architecture = "rwkv4";
+  const auto model = make_model(c);
+  RnnState s(*model, 2);
+  EXPECT_EQ(s.specs().size(), 15u);  // five vectors per layer
+  const RnnState fresh = s.clone();
+  for (size_t i = 0; i < s.specs().size(); ++i) {
+    EXPECT_EQ(s[i].spec, (TensorSpec{2, 128})) << s.specs()[i].name;
+    const float initial = s.specs()[i].name.ends_with("wkv_p_state") ? -1e38f : 0.0f;
+    for (const RnnState* state : {&std::as_const(s), &fresh})
+      for (int64_t k = 0; k < 256; ++k) ASSERT_EQ((*state)[i].f32()[k], initial);
+    s[i].f32()[255] = 3;
+  }
+  s.reset();
+  for (size_t i = 0; i < s.specs().size(); ++i)
+    EXPECT_EQ(s[i].f32()[255], s.specs()[i].initial) << s.specs()[i].name;
 }
 
 TEST(State, ClonesAndResets) {

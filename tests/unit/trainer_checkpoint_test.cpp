@@ -32,11 +32,12 @@ struct Content {
   TrainerState state;
   TokenizerBlob tokenizer;
 
-  explicit Content(uint64_t seed, int64_t vocab = 24) {
+  explicit Content(uint64_t seed, int64_t vocab = 24, const std::string& architecture = "rwkv7") {
     ModelConfig c;
+    c.architecture = architecture;
     c.n_layer = 2;
     c.n_embd = 32;
-    c.head_size = 32;
+    c.head_size = architecture == "rwkv7" ? 32 : 0;
     c.vocab_size = vocab;
     c.finish();
     model = make_model(c);
@@ -85,6 +86,16 @@ std::string message_of(const std::function<void()>& f) {
     return e.what();
   }
   return "no error";
+}
+
+TEST(Checkpoint, Rwkv4RoundTripKeepsEveryBit) {
+  const ScratchDir dir("checkpoint");
+  Content a(1, 24, "rwkv4"), b(2, 24, "rwkv4"), other(2);
+  a.write(dir / "c.h5");
+  read_checkpoint(dir / "c.h5", b.ref());
+  EXPECT_TRUE(a.same_numbers(b));
+  EXPECT_NE(message_of([&] { read_checkpoint(dir / "c.h5", other.ref()); }).find("rwkv4"),
+            std::string::npos);
 }
 
 TEST(Checkpoint, RoundTripKeepsEveryBit) {

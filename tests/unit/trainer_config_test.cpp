@@ -53,6 +53,29 @@ TEST(Config, DefaultsFileAndSettings) {
   EXPECT_FALSE(c.set_by_user("train.context"));
 }
 
+TEST(Config, Rwkv4HasDefaultsOfItsOwn) {
+  const std::string model =
+      R"("model": {"architecture": "rwkv4", "n_layer": 2, "n_embd": 64, "vocab_size": 300})";
+  const TrainConfig c = parse_config("{" + model + "}", "small.json", {"train.steps=9"});
+  EXPECT_EQ(c.optimizer.schedule, "exponential");
+  EXPECT_EQ(c.optimizer.eps, 1e-8);
+  EXPECT_EQ(c.optimizer.weight_decay, 0);
+  EXPECT_EQ(c.optimizer.lr_final, 1e-5);
+  EXPECT_EQ(c.schedule(0).warmup_start, 0.2);
+  EXPECT_EQ(c.origin.at("optimizer.eps"), "default of rwkv4");
+  // What a file or --set says stays.
+  const TrainConfig own =
+      parse_config("{" + model + R"(, "optimizer": {"eps": 1e-6}})", "small.json",
+                   {"optimizer.schedule=cosine", "kernels.wkv4=serial"});
+  EXPECT_EQ(own.optimizer.eps, 1e-6);
+  EXPECT_EQ(own.optimizer.schedule, "cosine");
+  EXPECT_EQ(own.wkv(), "serial");
+  // Read back from what a checkpoint stores.
+  const TrainConfig again = parse_config(config_json(c), "small.json", {});
+  EXPECT_EQ(config_json(again), config_json(c));
+  EXPECT_EQ(parse("").optimizer.eps, 1e-18);
+}
+
 TEST(Config, LaterSettingsWin) {
   EXPECT_EQ(parse("", {"train.batch=2", "train.batch=7"}).train.batch, 7);
 }

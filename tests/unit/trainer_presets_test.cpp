@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "model/rwkv.h"
 #include "trainer/config.h"
 #include "trainer/dry_run.h"
 
@@ -26,6 +27,22 @@ TEST(Presets, PileIsTheReferenceRecipe) {
   EXPECT_DOUBLE_EQ(c.optimizer.weight_decay, 0.1);
   EXPECT_EQ(c.optimizer.warmup, 10);
   EXPECT_EQ(c.model.rank_g, 128);
+}
+
+TEST(Presets, Rwkv4PileIsTheReferenceRecipe) {
+  const TrainConfig c = load_config("rwkv4-pile169m", {});
+  EXPECT_EQ(c.model.architecture, "rwkv4");
+  const ParameterCount n = count_parameters(c.model);
+  EXPECT_EQ(n.total, 169342464);
+  EXPECT_EQ(n.used, 169342464);
+  EXPECT_EQ(make_model(c.model)->params().numel(), 169342464);
+  EXPECT_EQ(c.train.context, 1024);
+  EXPECT_DOUBLE_EQ(c.optimizer.lr, 6e-4);
+  EXPECT_DOUBLE_EQ(c.optimizer.lr_final, 1e-5);
+  EXPECT_DOUBLE_EQ(c.optimizer.eps, 1e-8);
+  EXPECT_DOUBLE_EQ(c.optimizer.weight_decay, 0);
+  EXPECT_EQ(c.schedule(0).kind, ScheduleKind::kExponential);
+  EXPECT_DOUBLE_EQ(c.schedule(0).warmup_start, 0.2);
 }
 
 TEST(Presets, MiniPileIsTheDemo) {

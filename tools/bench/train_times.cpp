@@ -46,7 +46,7 @@ std::vector<std::string> variants_for(const TrainConfig& config, const TrainTime
   const std::string op = config.model.architecture == "rwkv4" ? "wkv4" : "wkv7";
   const auto try_one = [&](const std::string& name) {
     TrainConfig c = config;
-    c.kernels.wkv7 = name;
+    c.set_wkv(name);
     return TrainStep(c.model, step_options(c, device)).wkv_name();
   };
   std::vector<std::string> names;
@@ -170,7 +170,7 @@ int run_train_times(const TrainTimesOptions& o) {
               .variant = variant,
               .result = {},
               .run = config};
-      row.run.kernels.wkv7 = variant;
+      row.run.set_wkv(variant);
       TrainerOptions options;
       options.device = device;
       options.quiet = true;

@@ -1,6 +1,6 @@
-// Forty optimiser steps of a small RWKV-7 against rwkv7_train.h5 by the training step of the
-// trainer, on the device under test and in every type of activations: loss, gradient norms,
-// learning rate and parameters. Limits: tests/golden/README.md, column of the type.
+// Forty optimiser steps of a small model against rwkv7_train.h5 or rwkv4_train.h5 by the training
+// step of the trainer, on the device under test and in every type of activations: loss, gradient
+// norms, learning rate and parameters. Limits: tests/golden/README.md, column of the type.
 
 #include <algorithm>
 #include <cstdio>
@@ -44,7 +44,7 @@ struct Cosine {
 class TrainFile : public testing::Test {
  protected:
   TrainFile()
-      : file(Hdf5File::open(golden::path("rwkv7_train.h5"))),
+      : file(Hdf5File::open(golden::model_file("train"))),
         model(make_model(golden::model_config(file))),
         values(Device::kCpu, model->params(), "parameters"),
         init(Device::kCpu, model->params(), "initial parameters") {
@@ -59,10 +59,9 @@ class TrainFile : public testing::Test {
 
   /// The first variant of each family and type.
   std::vector<golden::Setup> setups() const {
-    const ModelConfig& c = model->config();
     std::vector<golden::Setup> found;
     std::set<std::string> seen;
-    for (const auto& s : golden::setups({batch, tokens, c.n_head(), c.head_size, false})) {
+    for (const auto& s : golden::setups(model->config(), batch, tokens)) {
       const std::string rest = s.wkv.substr(s.wkv.find('.', s.wkv.find('.') + 1) + 1);
       const std::string family = rest.substr(0, rest.find_first_of("0123456789."));
       if (seen.insert(str(dtype_name(s.dtype), family)).second) found.push_back(s);
@@ -70,7 +69,7 @@ class TrainFile : public testing::Test {
     return found;
   }
 
-  double recipe(const char* name) const {
+  double recipe(const std::string& name) const {
     const std::string n = str("recipe/", name);
     return file.type(n) == H5Type::kI64 ? static_cast<double>(file.read_scalar<int64_t>(n))
                                         : file.read_scalar<double>(n);
@@ -182,6 +181,33 @@ class TrainFile : public testing::Test {
     EXPECT_EQ(compared, stored);
   }
 
+  /// The file's factors of the learning rate are those of the model's tensors, and all others 1.
+  void check_lr_factors() {
+    for (const ParamSpec& spec : model->params().specs()) {
+      const std::string factor = "lr_factor_" + spec.name.substr(spec.name.rfind('.') + 1);
+      EXPECT_EQ(spec.lr_scale, file.exists("recipe/" + factor) ? recipe(factor) : 1) << spec.name;
+    }
+    size_t scaled = 0, factors = 0;
+    for (const ParamSpec& spec : model->params().specs()) scaled += spec.lr_scale != 1;
+    for (const std::string& name : file.list_datasets("recipe"))
+      factors += name.starts_with("lr_factor_");
+    EXPECT_EQ(scaled, factors * static_cast<size_t>(model->config().n_layer));
+  }
+
+  Schedule schedule() const {
+    const bool v4 = model->config().architecture == "rwkv4";
+    Schedule s{.kind = v4 ? ScheduleKind::kExponential : ScheduleKind::kCosine,
+               .lr = recipe("lr_init"),
+               .lr_final = recipe("lr_final"),
+               .warmup = static_cast<int64_t>(recipe("warmup")),
+               .warmup_start = v4 ? 0.2 : 0.01,
+               .tokens_per_step = batch * tokens};
+    s.exit_tokens =
+        static_cast<int64_t>(v4 ? recipe("total_steps") * static_cast<double>(s.tokens_per_step)
+                                : recipe("exit_tokens"));
+    return s;
+  }
+
   void follow(const golden::Setup& setup);
 
   Hdf5File file;
@@ -238,7 +264,7 @@ void TrainFile::follow(const golden::Setup& setup) {
   for (const std::string& name : file.list_datasets("train/grad_norm_of"))
     norm_of[name] = file.read<double>("train/grad_norm_of/" + name);
   ASSERT_EQ(norm_of.size(), model->params().size());
-  ASSERT_EQ(recipe("lr_factor_w0"), 2);
+  check_lr_factors();
 
   TrainStepOptions options;
   options.batch = batch;
@@ -263,13 +289,7 @@ void TrainFile::follow(const golden::Setup& setup) {
                    .wkv = setup.wkv,
                    .device = options.device,
                    .dtype = options.dtype});
-  const Schedule schedule{.kind = ScheduleKind::kCosine,
-                          .lr = recipe("lr_init"),
-                          .lr_final = recipe("lr_final"),
-                          .warmup = static_cast<int64_t>(recipe("warmup")),
-                          .warmup_start = 0.01,
-                          .tokens_per_step = batch * tokens,
-                          .exit_tokens = static_cast<int64_t>(recipe("exit_tokens"))};
+  const Schedule schedule = this->schedule();
 
   double worst_loss = 0, worst_norm = 0;
   for (int64_t n = 0; n < steps; ++n) {

@@ -1,0 +1,105 @@
+#include "model/block_model.h"
+
+#include "kernels/ops/embedding.h"
+#include "kernels/ops/last_token.h"
+#include "kernels/ops/layer_norm.h"
+#include "kernels/ops/linear.h"
+#include "kernels/ops/linear_cross_entropy.h"
+
+namespace rwkv {
+namespace {
+
+Value layer_norm(Graph& g, Value x, ParamId weight, ParamId bias, std::string label) {
+  return g.apply(kLayerNorm, {x}, {weight, bias}, LayerNormAttrs{}, std::move(label))[0];
+}
+
+}  // namespace
+
+void BlockModel::add_embedding() {
+  emb_ = params_.add({.name = "emb.weight",
+                      .spec = {config_.vocab_size, config_.n_embd},
+                      .weight_decay = true,
+                      .matrix = true,
+                      .bucket = "emb"});
+}
+
+void BlockModel::add_block_norms(int64_t layer) {
+  const std::string block = str("blocks.", layer);
+  if (layer == 0) ln0_ = add_layer_norm(block + ".ln0", block);
+  ln1_.push_back(add_layer_norm(block + ".ln1", block));
+  ln2_.push_back(add_layer_norm(block + ".ln2", block));
+}
+
+void BlockModel::add_head() {
+  ln_out_ = add_layer_norm("ln_out", "head");
+  head_ = params_.add({.name = "head.weight",
+                       .spec = {config_.vocab_size, config_.n_embd},
+                       .weight_decay = true,
+                       .matrix = true,
+                       .bucket = "head"});
+}
+
+BlockModel::LayerNormParams BlockModel::add_layer_norm(const std::string& name,
+                                                       const std::string& bucket) {
+  const ParamId w =
+      params_.add({.name = name + ".weight", .spec = {config_.n_embd}, .bucket = bucket});
+  const ParamId b =
+      params_.add({.name = name + ".bias", .spec = {config_.n_embd}, .bucket = bucket});
+  return {w, b};
+}
+
+Value BlockModel::block_norm(Graph& g, size_t layer, int which, Value x) const {
+  const LayerNormParams& p = (which == 1 ? ln1_ : ln2_)[layer];
+  return layer_norm(g, x, p.weight, p.bias, str("blocks.", layer, ".ln", which));
+}
+
+std::string BlockModel::wkv_name(const GraphOptions& o) const {
+  return std::string(select(o).name);
+}
+
+Graph BlockModel::build(const GraphOptions& o) const {
+  RWKV_CHECK(o.batch >= 1 && o.tokens >= 1, ConfigError, "recording the model: batch ", o.batch,
+             " and tokens ", o.tokens, " must be at least 1");
+  const WkvKernel& wkv = select(o);
+  Graph g(params_.graph_params(o.dtype));
+  const Value tokens = g.input("tokens", {{o.batch, o.tokens}, DType::kI32});
+  std::vector<Value> state;
+  if (o.state)
+    for (const StateSpec& s : state_specs(o.batch, o.dtype))
+      state.push_back(g.input(s.name, s.spec));
+  const size_t per_block = state.size() / ln1_.size();
+
+  Value x = g.apply(kEmbedding, {tokens}, {emb_}, "emb")[0];
+  x = layer_norm(g, x, ln0_.weight, ln0_.bias, "ln0");
+  Value v_first;
+  for (size_t l = 0; l < ln1_.size(); ++l) {
+    const auto scope = g.block(str("blocks.", l));
+    const BlockCall call{.layer = l,
+                         .state = std::span<const Value>(state).subspan(l * per_block, per_block),
+                         .wkv = wkv,
+                         .expose = o.expose_layer == static_cast<int64_t>(l),
+                         .v_first = v_first};
+    x = build_block(g, call, x);
+  }
+
+  if (o.mode == GraphOptions::Mode::kLastLogits) x = g.apply(kLastToken, {x}, {}, "last")[0];
+  x = layer_norm(g, x, ln_out_.weight, ln_out_.bias, "ln_out");
+  if (o.mode == GraphOptions::Mode::kLoss) {
+    const Value targets = g.input("targets", {{o.batch, o.tokens}, DType::kI32});
+    const Values loss = g.apply(kLinearCrossEntropy, {x, targets}, {head_},
+                                LinearCrossEntropyAttrs{o.l2wrap, o.loss_chunk_tokens}, "loss");
+    g.output("loss", loss[0]);
+    g.output("token_loss", loss[1]);
+  } else {
+    g.output("logits", g.apply(kLinear, {x}, {head_}, LinearAttrs{o.f32_logits}, "head")[0]);
+  }
+  return g;
+}
+
+std::unique_ptr<Model> make_model(const ModelConfig& config) {
+  ModelConfig finished = config;
+  finished.finish();
+  return finished.architecture == "rwkv4" ? make_rwkv4(finished) : make_rwkv7(finished);
+}
+
+}  // namespace rwkv
