@@ -84,7 +84,7 @@ Engine::Entry& Engine::plan_for(int64_t batch, int64_t tokens, Mode mode) {
   e.tokens_in = e.plan.input("tokens");
   if (mode == Mode::kLoss) e.targets_in = e.plan.input("targets");
   e.result = e.plan.output(mode == Mode::kLoss ? "token_loss" : "logits");
-  for (const auto& s : model_.state_specs(batch, options_.dtype)) {
+  for (const auto& s : model_.state_specs(batch, options_.dtype, options_.wkv)) {
     e.state_in.push_back(e.plan.input(s.name));
     e.state_out.push_back(e.plan.output(s.name));
   }
@@ -95,6 +95,8 @@ Engine::Entry& Engine::plan_for(int64_t batch, int64_t tokens, Mode mode) {
 int64_t Engine::check_ids(const RnnState& state, std::span<const int32_t> ids,
                           const char* doing) const {
   const int64_t batch = batch_of(state), n = std::ssize(ids), v = model_.config().vocab_size;
+  RWKV_ASSERT(state.specs().size() == model_.state_specs(1, options_.dtype, options_.wkv).size(),
+              doing, ": the state is of an engine with another WKV variant");
   RWKV_ASSERT(state.device() == ctx_.device(), doing, ": the state is of another engine");
   RWKV_CHECK(n > 0 && n % batch == 0, ShapeError, doing, ": ", n, " token ids for a state of ",
              batch, " sequences, expected a positive multiple");

@@ -50,7 +50,9 @@ class Engine {
   const Model& model() const { return model_; }
   const EngineOptions& options() const { return options_; }
   /// A fresh state for this engine, which must outlive it.
-  RnnState new_state(int64_t batch = 1) { return RnnState(ctx_, model_, batch, options_.dtype); }
+  RnnState new_state(int64_t batch = 1) {
+    return RnnState(ctx_, model_, batch, options_.dtype, options_.wkv);
+  }
 
   /// Parallel form: advances the state by T >= 1 tokens per sequence.
   /// Returns the logits after the last one, (B, V) f32, valid until the next call.

@@ -13,7 +13,19 @@ Value layer_norm(Graph& g, Value x, ParamId weight, ParamId bias, std::string la
   return g.apply(kLayerNorm, {x}, {weight, bias}, LayerNormAttrs{}, std::move(label))[0];
 }
 
+/// One counter for all layers: they see the same tokens.
+Model::StateSpec elapsed_spec(int64_t batch) {
+  return {"elapsed", {{batch}, DType::kI32}};
+}
+
 }  // namespace
+
+std::vector<Model::StateSpec> Model::state_specs(int64_t batch, DType activations,
+                                                 std::string_view wkv) const {
+  std::vector<StateSpec> specs = state_specs(batch, activations);
+  if (wkv_counts_tokens(wkv)) specs.push_back(elapsed_spec(batch));
+  return specs;
+}
 
 void BlockModel::add_embedding() {
   emb_ = params_.add({.name = "emb.weight",
@@ -67,6 +79,9 @@ Graph BlockModel::build(const GraphOptions& o) const {
   if (o.state)
     for (const StateSpec& s : state_specs(o.batch, o.dtype))
       state.push_back(g.input(s.name, s.spec));
+  Value elapsed, elapsed_out;
+  if (o.state && wkv.state == DType::kF16)
+    elapsed = g.input(elapsed_spec(o.batch).name, elapsed_spec(o.batch).spec);
   const size_t per_block = state.size() / ln1_.size();
 
   Value x = g.apply(kEmbedding, {tokens}, {emb_}, "emb")[0];
@@ -78,9 +93,12 @@ Graph BlockModel::build(const GraphOptions& o) const {
                          .state = std::span<const Value>(state).subspan(l * per_block, per_block),
                          .wkv = wkv,
                          .expose = o.expose_layer == static_cast<int64_t>(l),
-                         .v_first = v_first};
+                         .v_first = v_first,
+                         .elapsed = elapsed,
+                         .elapsed_out = elapsed_out};
     x = build_block(g, call, x);
   }
+  if (elapsed) g.output(elapsed_spec(o.batch).name, elapsed_out);
 
   if (o.mode == GraphOptions::Mode::kLastLogits) x = g.apply(kLastToken, {x}, {}, "last")[0];
   x = layer_norm(g, x, ln_out_.weight, ln_out_.bias, "ln_out");

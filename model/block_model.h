@@ -28,6 +28,8 @@ class BlockModel : public Model {
     const WkvKernel& wkv;
     bool expose;     ///< name the intermediates as outputs
     Value& v_first;  ///< RWKV-7: layer 0's value
+    Value elapsed;   ///< "elapsed" of state_specs, if the variant counts tokens
+    Value& elapsed_out;
   };
 
   using Model::Model;

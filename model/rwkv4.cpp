@@ -28,6 +28,7 @@ class Rwkv4 final : public BlockModel {
     add_head();
   }
 
+  using Model::state_specs;
   std::vector<StateSpec> state_specs(int64_t batch, DType activations) const override {
     const int64_t d = config_.n_embd;
     std::vector<StateSpec> specs;

@@ -25,6 +25,7 @@ class Rwkv7 final : public BlockModel {
     add_head();
   }
 
+  using Model::state_specs;
   std::vector<StateSpec> state_specs(int64_t batch, DType activations) const override {
     const int64_t d = config_.n_embd, n = config_.head_size;
     std::vector<StateSpec> specs;
@@ -62,11 +63,13 @@ class Rwkv7 final : public BlockModel {
       in.shift = call.state[0];
       in.wkv = call.state[1];
       ffn_shift = call.state[2];
+      in.elapsed = call.elapsed;
     }
     // What the layers add is a value of its own only where it is to be seen.
     if (!call.expose) in.residual = x;
     const TimeMixV7::Outputs att = b.att->build(g, in, call.wkv);
     call.v_first = att.v_first;
+    call.elapsed_out = att.elapsed;
     const Value x_mid = call.expose ? g.apply(kAdd, {x, att.out}, {}, n + "add_att")[0] : att.out;
     const ChannelMixV7::Outputs ffn = b.ffn->build(g, block_norm(g, call.layer, 2, x_mid),
                                                    ffn_shift, call.expose ? Value{} : x_mid);

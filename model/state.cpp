@@ -6,13 +6,15 @@
 
 namespace rwkv {
 
-RnnState::RnnState(const Model& model, int64_t batch) : specs_(model.state_specs(batch)) {
+RnnState::RnnState(const Model& model, int64_t batch, std::string_view wkv)
+    : specs_(model.state_specs(batch, DType::kF32, wkv)) {
   allocate(Device::kCpu);
 }
 
-RnnState::RnnState(Context& ctx, const Model& model, int64_t batch, DType activations)
+RnnState::RnnState(Context& ctx, const Model& model, int64_t batch, DType activations,
+                   std::string_view wkv)
     : ctx_(ctx.device() == Device::kCpu ? nullptr : &ctx),
-      specs_(model.state_specs(batch, activations)) {
+      specs_(model.state_specs(batch, activations, wkv)) {
   allocate(ctx.device());
 }
 

@@ -9,11 +9,12 @@ namespace rwkv {
 /// Owns the tensors of Model::state_specs, those of fresh sequences at first. Move-only.
 class RnnState {
  public:
-  /// In host memory, for f32 activations.
-  RnnState(const Model& model, int64_t batch);
+  /// In host memory, for f32 activations. `wkv`: the variant of the graphs (GraphOptions::wkv).
+  RnnState(const Model& model, int64_t batch, std::string_view wkv = "auto");
   /// Where `ctx` computes, for graphs with these activations. On CUDA all work on the state is
   /// queued on the context, which must outlive it. Throws DeviceError if the memory cannot be had.
-  RnnState(Context& ctx, const Model& model, int64_t batch, DType activations = DType::kF32);
+  RnnState(Context& ctx, const Model& model, int64_t batch, DType activations = DType::kF32,
+           std::string_view wkv = "auto");
 
   void reset();  ///< back to a fresh sequence
   RnnState clone() const;

@@ -7,6 +7,7 @@ rwkv_test(wkv7_fp16_test LABEL ops
   SOURCES ops/half_test.cpp ops/wkv7_fp16_test.cpp
           ${PROJECT_SOURCE_DIR}/kernels/cases/wkv7_cases.cpp
   DEPS rwkv_kernels)
+rwkv_test(fp16_state_test LABEL unit SOURCES unit/fp16_state_test.cpp DEPS rwkv_inference)
 rwkv_test(golden_dither LABEL golden SOURCES golden/dither_test.cpp DEPS rwkv_kernels rwkv_data)
 rwkv_test(golden_wkv7_ops LABEL golden SOURCES golden/wkv7_ops_test.cpp DEPS rwkv_kernels rwkv_data)
 rwkv_gpu_test(cuda_wkv7_test

@@ -122,6 +122,12 @@ const WkvKernel& select_wkv(std::string_view op, Device device, DType io, const 
                         ") or a full name:", reasons));
 }
 
+bool wkv_counts_tokens(std::string_view wanted) {
+  return std::ranges::any_of(all_wkv_kernels(), [&](const WkvKernel* k) {
+    return k->state == DType::kF16 && (k->name == wanted || k->family == wanted);
+  });
+}
+
 std::string list_wkv(const WkvShape& shape) {
   std::string text = str("for ", shape_text(shape), ":\n");
   const auto pad = [](std::string s, size_t width) {

@@ -59,6 +59,10 @@ const WkvKernel& select_wkv(std::string_view op, Device device, DType io, const 
 /// Table of all variants with what each supports and, for `shape`, whether it fits and why not.
 std::string list_wkv(const WkvShape& shape);
 
+/// Whether `wanted` (as in select_wkv) means a variant that counts tokens: one with a binary16
+/// state.
+bool wkv_counts_tokens(std::string_view wanted);
+
 struct Wkv7Attrs {
   int64_t head_size = 64;
   const WkvKernel* kernel = nullptr;  ///< resolved once, at plan time

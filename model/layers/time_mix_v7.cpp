@@ -91,9 +91,11 @@ TimeMixV7::Outputs TimeMixV7::build(Graph& g, const Inputs& in, const WkvKernel&
 
   Values wkv_in = {o.r, o.w_logit, o.k, o.v, o.a, o.b};
   if (state) wkv_in.push_back(in.wkv);
+  if (in.elapsed) wkv_in.push_back(in.elapsed);
   const Values wkv_out = g.apply(kWkv7, wkv_in, {}, Wkv7Attrs{head_size_, &wkv}, n + "wkv");
   o.y = wkv_out[0];
   if (state) o.wkv = wkv_out[1];
+  if (in.elapsed) o.elapsed = wkv_out[2];
 
   const Value mixed =
       g.apply(kWkv7Output, {o.y, o.r, o.k, o.v, o.gate}, {ln_x_weight_, ln_x_bias_, r_k_},
