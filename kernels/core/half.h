@@ -47,9 +47,10 @@ RWKV_HOST_DEVICE float round_to_half(float x) {
   const uint32_t small = float_bits((bits_float(mag) + 0.75f) - 0.75f);
   // Otherwise 13 of the 23 stored bits go; a carry moves on into the exponent as it should.
   uint32_t large = (mag + 0xfffu + (mag >> 13 & 1u)) & ~0x1fffu;
-  large = large > 0x477fe000u ? 0x7f800000u : large;      // above 65504
-  large = mag > 0x7f800000u ? (mag | 0x400000u) : large;  // NaN, made quiet
-  return bits_float((mag < 0x38800000u ? small : large) | sign);
+  large = large > 0x477fe000u ? 0x7f800000u : large;                        // above 65504
+  large = mag > 0x7f800000u ? (mag | 0x400000u) : large;                    // NaN, made quiet
+  const uint32_t is_small = 0u - static_cast<uint32_t>(mag < 0x38800000u);  // all bits or none
+  return bits_float((small & is_small) | (large & ~is_small) | sign);
 }
 
 /// Bits of a half-valued number.
@@ -85,7 +86,8 @@ RWKV_HOST_DEVICE float half_fma(float a, float b, float c) {
   const float c_seen = s - p;
   const float err = (p - (s - c_seen)) + (c - c_seen);  // NaN if s is not finite
   const uint32_t s_bits = float_bits(s);
-  const uint32_t inexact = static_cast<uint32_t>(err > 0.0f) | static_cast<uint32_t>(err < 0.0f);
+  // Not zero and not NaN, asked of the bits: floating-point comparisons keep loops from vectors.
+  const auto inexact = static_cast<uint32_t>((float_bits(err) & 0x7fffffffu) - 1u < 0x7f800000u);
   const uint32_t inward = (float_bits(err) ^ s_bits) >> 31;
   const uint32_t odd = s_bits + (inexact & ~s_bits & 1u) * (1u - 2u * inward);
   return round_to_half(bits_float(odd));
