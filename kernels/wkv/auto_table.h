@@ -56,7 +56,25 @@ inline constexpr std::string_view kIdle =
 ///
 /// serial takes as long as chunk16 at 2 tokens and ten times as long from 64 on. What is equal goes
 /// to chunk16, which saves less.
+///
+/// WKV-4 on the CPU: two threads of a Sapphire Rapids Xeon (AVX-512), rates and keys of an
+/// initialised model, milliseconds forward + backward (medians of 15):
+///
+///   B, T, C         serial         scan           cumsum
+///   1, 16, 768       0.02 + 0.03    0.03 + 0.04    0.02 + 0.04
+///   1, 512, 768      0.31 + 1.05    0.60 + 1.27    0.32 + 0.79
+///   2, 1024, 768     1.50 + 4.69    3.03 + 5.82    1.48 + 3.43
+///   8, 256, 768      1.42 + 4.04    2.67 + 6.33    1.48 + 4.43
+///   1, 4096, 256     0.90 + 2.71    1.40 + 4.49    0.86 + 2.52
+///   1, 16384, 32     0.31 + 0.72    0.54 + 1.24    0.36 + 0.98
+///   1, 16384, 16     0.22 + 0.53    0.23 + 0.52    0.25 + 0.55
+///
+/// scan needs more threads than blocks of 16 channels to win.
 inline constexpr WkvAutoRow kWkvAutoTable[] = {
+    {"wkv4", Device::kCpu, DType::kF32, 512, 256, "wkv4.cpu.cumsum.f32",
+     "independent exponentials; less time than serial in the backward (auto_table.h)"},
+    {"wkv4", Device::kCpu, DType::kF32, 1, 1, "wkv4.cpu.serial.f32",
+     "least arithmetic (auto_table.h)"},
     {"wkv7", Device::kCpu, DType::kF32, 16, 1, "wkv7.cpu.chunk16.f32",
      "fastest from 16 tokens on (tools/records/cpu-wkv.json)"},
     {"wkv7", Device::kCpu, DType::kF32, 1, 1, "wkv7.cpu.serial.f32",
