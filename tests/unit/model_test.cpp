@@ -43,7 +43,8 @@ double orthogonality_error(std::span<const float> w, int64_t rows, int64_t cols,
       for (int64_t k = 0; k < n; ++k)
         dot += static_cast<double>(w[static_cast<size_t>(wide ? i * cols + k : k * cols + i)]) *
                w[static_cast<size_t>(wide ? j * cols + k : k * cols + j)];
-      worst = std::max(worst, std::fabs(dot / (gain * gain) - (i == j)));
+      const double off = std::fabs(dot / (gain * gain) - (i == j));
+      if (!(off <= worst)) worst = off;  // a NaN stays
     }
   return worst;
 }
