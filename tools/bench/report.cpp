@@ -9,6 +9,7 @@
 #include <ctime>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "generated/build_info.h"
@@ -98,6 +99,27 @@ void write_file(const std::string& path, const std::string& text) {
   out.close();
   RWKV_CHECK(out.good(), IoError, "writing ", path,
              ": failed; does the folder exist, and is there room?");
+}
+
+std::string record_text(const std::string& json) {
+  const auto doc = nlohmann::ordered_json::parse(json);
+  std::string text = "{\n";
+  const char* comma = "";
+  for (const auto& [key, value] : doc.items()) {
+    text += str(comma, " \"", key, "\": ");
+    if (value.is_array() && !value.empty()) {
+      const char* inner = "[\n  ";
+      for (const auto& item : value) {
+        text += str(inner, item.dump());
+        inner = ",\n  ";
+      }
+      text += "\n ]";
+    } else {
+      text += value.dump();
+    }
+    comma = ",\n";
+  }
+  return text + "\n}\n";
 }
 
 std::string with_extension(const std::string& path, const std::string& extension) {

@@ -51,6 +51,9 @@ std::string today();
 std::string read_file(const std::string& path);
 void write_file(const std::string& path, const std::string& text);
 
+/// A JSON object with one item of each of its arrays a line: a record is read by people too.
+std::string record_text(const std::string& json);
+
 /// Writes `script` to FILE.gp. If `path` ends in .png the script is also run by gnuplot, when there
 /// is one; otherwise a line says what to do. `script` must set its own output to FILE.png.
 void write_plot(const std::string& path, const std::string& script);

@@ -6,10 +6,11 @@
 
 #include "kernels/core/error.h"
 #include "kernels/core/parallel.h"
-#include "kernels/core/trace.h"
 #include "kernels/wkv/registry.h"
 #include "tools/bench/bench.h"
 #include "tools/bench/cuda_timing.h"
+#include "tools/bench/stopwatch.h"
+#include "tools/bench/wkv4_report.h"
 #include "tools/bench/wkv_report.h"
 
 namespace rwkv::bench {
@@ -36,15 +37,11 @@ std::vector<WkvShape> shapes_of(const WkvOptions& options, Device device) {
     shapes = {{8, 4096, 12, 64}, {30, 4096, 12, 64}, {8, 4096, 64, 64},  {16, 512, 12, 64},
               {2, 1024, 12, 64}, {1, 32768, 12, 64}, {1, 131072, 12, 64}};
   }
-  if (options.lengths.empty()) return shapes;
-  long long first = 0, last = 0;
-  char extra = 0;
-  const int got = std::sscanf(options.lengths.c_str(), "%lld:%lld%c", &first, &last, &extra);
-  RWKV_CHECK(got == 2 && first >= 1 && last >= first, ConfigError, "--lengths: found '",
-             options.lengths, "', expected FIRST:LAST such as 64:131072");
+  const std::vector<int64_t> lengths = parse_lengths(options.lengths);
+  if (lengths.empty()) return shapes;
   std::vector<WkvShape> all;
   for (WkvShape shape : shapes) {
-    for (long long t = first; t <= last; t *= 2) {
+    for (const int64_t t : lengths) {
       shape.tokens = t;
       shape.has_state = t == 1;
       all.push_back(shape);
@@ -68,33 +65,6 @@ std::vector<const WkvKernel*> variants_for(const WkvShape& shape, Device device,
              "; rwkv-bench wkv --list says why");
   return found;
 }
-
-/// Times calls on either device.
-class Stopwatch {
- public:
-  explicit Stopwatch(Context& ctx) : ctx_(ctx) {
-    if (ctx.device() == Device::kCuda) events_.emplace();
-  }
-  template <class Fn>
-  double operator()(const Fn& work) {
-    if (!events_) {
-      flusher_.flush();
-      const double start = now_seconds();
-      work();
-      return now_seconds() - start;
-    }
-    cuda_delay(ctx_, 100e-6);  // the host queues everything meanwhile
-    events_->start(ctx_);
-    work();
-    events_->stop(ctx_);
-    return events_->seconds();
-  }
-
- private:
-  Context& ctx_;
-  std::optional<EventTimer> events_;
-  CacheFlusher flusher_;
-};
 
 /// What shapes of one head size share.
 struct Inputs {
@@ -199,33 +169,71 @@ void bench_shape(Context& ctx, const WkvShape& shape, const WkvOptions& options,
   }
 }
 
-DType dtype_of(const WkvOptions& options, Device device) {
-  const std::string& name = options.dtype;
-  RWKV_CHECK(name.empty() || name == "f32" || name == "bf16", ConfigError, "--dtype: found '", name,
-             "', expected f32 or bf16");
-  RWKV_CHECK(device == Device::kCuda || name != "bf16", ConfigError,
-             "--dtype bf16: the CPU computes in f32 only; use --device cuda");
-  if (name.empty()) return device == Device::kCpu ? DType::kF32 : DType::kBF16;
-  return name == "bf16" ? DType::kBF16 : DType::kF32;
+/// Draws --from.
+void draw(const WkvOptions& options) {
+  RWKV_CHECK(!options.plot.empty(), ConfigError, "--from ", options.from,
+             " draws a record: say where to with --plot FILE.png");
+  const std::string text = read_file(options.from);
+  if (!is_wkv4_json(text)) {
+    plot_wkv(options.plot, parse_wkv_json(text, options.from));
+    return;
+  }
+  const Wkv4Report report = parse_wkv4_json(text, options.from);
+  print_wkv4_summary(report);
+  plot_wkv4(options.plot, report);
 }
 
 }  // namespace
 
+std::vector<int64_t> parse_lengths(const std::string& text) {
+  if (text.empty()) return {};
+  long long first = 0, last = 0;
+  char extra = 0;
+  const int got = std::sscanf(text.c_str(), "%lld:%lld%c", &first, &last, &extra);
+  RWKV_CHECK(got == 2 && first >= 1 && last >= first, ConfigError, "--lengths: found '", text,
+             "', expected FIRST:LAST such as 64:131072");
+  std::vector<int64_t> lengths;
+  for (long long t = first; t <= last; t *= 2) lengths.push_back(t);
+  return lengths;
+}
+
+Device parse_device(const std::string& name) {
+  RWKV_CHECK(name == "cpu" || name == "cuda", ConfigError, "--device: found '", name,
+             "', expected cpu or cuda");
+  return name == "cuda" ? Device::kCuda : Device::kCpu;
+}
+
+std::vector<DType> parse_dtypes(const std::vector<std::string>& names, Device device,
+                                const std::vector<DType>& otherwise) {
+  std::vector<DType> types;
+  for (const std::string& name : names) {
+    RWKV_CHECK(name == "f32" || name == "bf16", ConfigError, "--dtype: found '", name,
+               "', expected f32 or bf16");
+    RWKV_CHECK(device == Device::kCuda || name != "bf16", ConfigError,
+               "--dtype bf16: the CPU computes in f32 only; use --device cuda");
+    types.push_back(name == "bf16" ? DType::kBF16 : DType::kF32);
+  }
+  return types.empty() ? otherwise : types;
+}
+
 int run_wkv(const WkvOptions& options) {
   if (!options.from.empty()) {
-    RWKV_CHECK(!options.plot.empty(), ConfigError, "--from ", options.from,
-               " draws a record: say where to with --plot FILE.png");
-    plot_wkv(options.plot, read_wkv_json(options.from));
+    draw(options);
     return 0;
   }
-  RWKV_CHECK(options.device == "cpu" || options.device == "cuda", ConfigError, "--device: found '",
-             options.device, "', expected cpu or cuda");
+  if (options.architecture == "rwkv4") return run_wkv4(options);
+  RWKV_CHECK(options.architecture == "rwkv7", ConfigError, "--arch: found '", options.architecture,
+             "', expected rwkv7 or rwkv4");
   WkvReport report;
-  report.device = options.device == "cuda" ? Device::kCuda : Device::kCpu;
-  report.dtype = dtype_of(options, report.device);
+  report.device = parse_device(options.device);
+  const DType usual = report.device == Device::kCuda ? DType::kBF16 : DType::kF32;
+  const auto types = parse_dtypes(options.dtypes, report.device, {usual});
+  RWKV_CHECK(types.size() == 1, ConfigError, "--dtype: found ", types.size(),
+             " types, expected one (--arch rwkv4 takes several)");
+  report.dtype = types[0];
   const std::vector<WkvShape> shapes = shapes_of(options, report.device);
   if (options.list) {
-    for (const WkvShape& shape : shapes) std::printf("%s\n", list_wkv(shape).c_str());
+    for (const WkvShape& shape : shapes) std::printf("%s\n", list_wkv(shape, "wkv7").c_str());
     return 0;
   }
   if (options.threads > 0) set_num_threads(options.threads);

@@ -1,13 +1,11 @@
 #include "tools/bench/wkv_problem.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "kernels/core/bf16.h"
-#include "kernels/core/memory.h"
 #include "kernels/core/parallel.h"
 #include "kernels/wkv/registry.h"
-#include "tools/bench/cuda_timing.h"
+#include "tools/bench/device_values.h"
 
 namespace rwkv::bench {
 namespace {
@@ -22,27 +20,6 @@ ShapeCall sizes_of(const WkvShape& shape, DType io, const Wkv7Attrs& attrs) {
   kWkv7.infer(sizes);
   sizes.in = {};
   return sizes;
-}
-
-std::vector<BF16> rounded(const std::vector<float>& x) {
-  std::vector<BF16> y(x.size());
-  for (size_t i = 0; i < x.size(); ++i) y[i] = to_bf16(x[i]);
-  return y;
-}
-
-double relative(const std::vector<double>& got, const std::vector<double>& want) {
-  RWKV_ASSERT(got.size() == want.size(), got.size(), " values for ", want.size());
-  double diff = 0, norm = 1e-300;
-  for (size_t i = 0; i < want.size(); ++i) {
-    diff += (got[i] - want[i]) * (got[i] - want[i]);
-    norm += want[i] * want[i];
-  }
-  return std::sqrt(diff / norm);
-}
-
-/// NaN is larger than everything.
-void raise(double& worst, double error) {
-  if (!(error <= worst)) worst = error;
 }
 
 }  // namespace
@@ -76,26 +53,12 @@ WkvProblem::WkvProblem(Context& ctx, const WkvShape& shape, DType io,
   modes_.assign(inputs, Accum::kWrite);
 }
 
-void WkvProblem::fill_one(const TensorView& view, const std::vector<float>& values) {
-  const TensorSpec spec({static_cast<int64_t>(values.size())}, view.spec.dtype);
-  const std::vector<BF16> half =
-      view.spec.dtype == DType::kBF16 ? rounded(values) : std::vector<BF16>();
-  const void* from = half.empty() ? static_cast<const void*>(values.data()) : half.data();
-  if (ctx_.device() == Device::kCuda) {
-    cuda_fill_repeated(ctx_, view, TensorView(const_cast<void*>(from), spec));
-    return;
-  }
-  RWKV_ASSERT(view.spec.dtype == DType::kF32, "the CPU has f32 only");
-  for (int64_t i = 0; i < view.numel(); ++i)
-    view.f32()[i] = values[static_cast<size_t>(i) % values.size()];
-}
-
 void WkvProblem::fill(const Wkv7Data& data) {
   const std::vector<float>* from[] = {&data.r, &data.w_logit, &data.k, &data.v,
                                       &data.a, &data.b,       &data.s0};
-  for (size_t i = 0; i < in_.size(); ++i) fill_one(in_[i], *from[i]);
-  fill_one(dout_[0], data.dy);
-  if (shape_.has_state) fill_one(dout_[1], data.ds_out);
+  for (size_t i = 0; i < in_.size(); ++i) fill_values(ctx_, in_[i], *from[i]);
+  fill_values(ctx_, dout_[0], data.dy);
+  if (shape_.has_state) fill_values(ctx_, dout_[1], data.ds_out);
 }
 
 size_t WkvProblem::saved_bytes(const WkvKernel& kernel) const {
@@ -133,26 +96,12 @@ std::vector<double> WkvProblem::values(WkvResult which, int64_t most) {
   const TensorView whole = which == kY      ? out_[0]
                            : which == kSOut ? out_.at(1)
                                             : din_.at(static_cast<size_t>(which - kDr));
-  const int64_t n = std::min(whole.numel(), most);
-  const TensorView view(static_cast<std::byte*>(whole.data) +
-                            static_cast<size_t>(whole.numel() - n) * dtype_bytes(whole.spec.dtype),
-                        TensorSpec({n}, whole.spec.dtype), whole.device);
-  std::vector<double> result(static_cast<size_t>(n));
-  if (view.spec.dtype == DType::kBF16) {
-    std::vector<BF16> host(result.size());
-    copy(ctx_, TensorView(host.data(), view.spec), view);
-    for (size_t i = 0; i < result.size(); ++i) result[i] = static_cast<double>(to_float(host[i]));
-  } else {
-    std::vector<float> host(result.size());
-    copy(ctx_, TensorView(host.data(), view.spec), view);
-    result.assign(host.begin(), host.end());
-  }
-  return result;
+  return read_values(ctx_, whole, most);
 }
 
 double WkvErrors::worst() const {
   double worst = y_long;
-  for (const double e : result) raise(worst, e);
+  for (const double e : result) raise_error(worst, e);
   return worst;
 }
 
@@ -203,17 +152,18 @@ WkvErrors WkvChecker::errors(const WkvKernel& kernel) const {
     WkvProblem problem(ctx_, check.problem.shape, io_, kernels);
     problem.fill(check.data);
     problem.forward(kernel);
-    const double y = relative(problem.values(kY), check.out.y);
-    raise(check.is_long ? errors.y_long : errors.result[kY], y);
+    const double y = relative_error(problem.values(kY), check.out.y);
+    raise_error(check.is_long ? errors.y_long : errors.result[kY], y);
     const bool state = check.problem.shape.has_state;
-    if (state) raise(errors.result[kSOut], relative(problem.values(kSOut), check.out.s_out));
+    if (state)
+      raise_error(errors.result[kSOut], relative_error(problem.values(kSOut), check.out.s_out));
     if (!check.backward) continue;
     problem.backward(kernel);
     const ref::Wkv7Gradients& g = check.grads;
     const std::vector<double>* want[] = {&g.dr, &g.dw_logit, &g.dk, &g.dv, &g.da, &g.db, &g.ds0};
     for (int i = kDr; i <= (state ? kDs0 : kDb); ++i)
-      raise(errors.result[static_cast<size_t>(i)],
-            relative(problem.values(static_cast<WkvResult>(i)), *want[i - kDr]));
+      raise_error(errors.result[static_cast<size_t>(i)],
+                  relative_error(problem.values(static_cast<WkvResult>(i)), *want[i - kDr]));
   }
   return errors;
 }

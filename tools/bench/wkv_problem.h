@@ -40,7 +40,6 @@ class WkvProblem {
   std::vector<double> values(WkvResult which, int64_t most = INT64_MAX);
 
  private:
-  void fill_one(const TensorView& view, const std::vector<float>& values);
   OpCall base_call(const Wkv7Attrs& attrs);
 
   Context& ctx_;

@@ -157,28 +157,10 @@ void write_wkv_json(const std::string& path, const WkvReport& report) {
                            {"share_of_bound", row.bound_bytes / t / report.copy_bytes_per_s},
                            {"saved_bytes", row.saved_bytes}});
   }
-  // One row a line: a record is read by people too.
-  std::string text = "{\n";
-  const char* comma = "";
-  for (const auto& [key, value] : doc.items()) {
-    text += str(comma, " \"", key, "\": ");
-    if (value.is_array() && !value.empty()) {
-      const char* inner = "[\n  ";
-      for (const auto& item : value) {
-        text += str(inner, item.dump());
-        inner = ",\n  ";
-      }
-      text += "\n ]";
-    } else {
-      text += value.dump();
-    }
-    comma = ",\n";
-  }
-  write_file(path, text + "\n}\n");
+  write_file(path, record_text(doc.dump()));
 }
 
-WkvReport read_wkv_json(const std::string& path) {
-  const std::string text = read_file(path);
+WkvReport parse_wkv_json(const std::string& text, const std::string& path) {
   try {
     const auto doc = nlohmann::json::parse(text);
     RWKV_CHECK(doc.at("benchmark") == "wkv", ConfigError, "--from ", path,

@@ -52,8 +52,8 @@ void print_wkv_head(const WkvReport& report, int repeats);
 void print_wkv_rows(const WkvReport& report, size_t first_row, size_t first_error);
 
 void write_wkv_json(const std::string& path, const WkvReport& report);
-/// Enough of a record to draw it. Throws IoError or ConfigError naming the file.
-WkvReport read_wkv_json(const std::string& path);
+/// Enough of a record to draw it. Throws ConfigError naming `path`.
+WkvReport parse_wkv_json(const std::string& text, const std::string& path);
 
 /// Time against sequence length, both axes logarithmic, a line per variant, error bars from the
 /// fastest to the slowest run; a row of pictures (forward, forward + backward) per combination of
