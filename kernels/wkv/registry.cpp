@@ -128,13 +128,14 @@ bool wkv_counts_tokens(std::string_view wanted) {
   });
 }
 
-std::string list_wkv(const WkvShape& shape) {
+std::string list_wkv(const WkvShape& shape, std::string_view only) {
   std::string text = str("for ", shape_text(shape), ":\n");
   const auto pad = [](std::string s, size_t width) {
     s.resize(std::max(width, s.size()), ' ');
     return s;
   };
   for (const WkvKernel* kernel : all_wkv_kernels()) {
+    if (!only.empty() && kernel->op != only) continue;
     const std::string why = wkv_misfit(*kernel, kernel->op, kernel->device, kernel->io, shape);
     text += str(pad(std::string(kernel->name), 24), " family ", pad(std::string(kernel->family), 7),
                 " head sizes ", pad(head_sizes_text(*kernel), 10), " tokens x", kernel->t_multiple,
@@ -145,7 +146,8 @@ std::string list_wkv(const WkvShape& shape) {
     for (const Device device : {Device::kCpu, Device::kCuda})
       for (const DType io : {DType::kF32, DType::kBF16})
         if (std::ranges::any_of(all_wkv_kernels(), [&](const WkvKernel* k) {
-              return k->op == op && k->device == device && k->io == io;
+              return k->op == op && k->device == device && k->io == io &&
+                     (only.empty() || op == only);
             }))
           text += str(op, " on ", device_name(device), " with ", dtype_name(io),
                       " vectors: ", explain_wkv_auto(op, device, io, shape), "\n");

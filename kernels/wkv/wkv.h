@@ -56,8 +56,9 @@ std::span<const WkvKernel* const> all_wkv_kernels();
 const WkvKernel& select_wkv(std::string_view op, Device device, DType io, const WkvShape& shape,
                             std::string_view wanted);
 
-/// Table of all variants with what each supports and, for `shape`, whether it fits and why not.
-std::string list_wkv(const WkvShape& shape);
+/// Table of all variants (of `op`; empty: of both ops) with what each supports and, for `shape`,
+/// whether it fits and why not; and what "auto" takes.
+std::string list_wkv(const WkvShape& shape, std::string_view op = {});
 
 /// Whether `wanted` (as in select_wkv) means a variant that counts tokens: one with a binary16
 /// state.
