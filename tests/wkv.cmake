@@ -45,6 +45,10 @@ if(TARGET rwkv-bench)
   set_tests_properties(rwkv_bench_wkv rwkv_bench_wkv_from rwkv_bench_train_times
     rwkv_bench_train_times_from rwkv_bench_wkv_list rwkv_bench_wkv_lengths rwkv_bench_ops
     PROPERTIES LABELS integration TIMEOUT 120)
+  rwkv_test(bench_program_test LABEL integration SOURCES integration/bench_program_test.cpp
+    DEPS rwkv_trainer nlohmann_json::nlohmann_json)
+  target_include_directories(bench_program_test PRIVATE unit)
+  add_dependencies(bench_program_test rwkv-bench)
   if(RWKV_HAVE_CUDA)  # exit code 4: there is no GPU
     add_test(NAME rwkv_bench_cuda_wkv
       COMMAND rwkv-bench wkv --device cuda --repeats 2 --shape 2,300,3,64 --shape 1,1,2,64)

@@ -34,10 +34,13 @@ int main(int argc, char** argv) {
   wkv_app->add_flag("--list", wkv.list, "list all variants, and which fit, without timing");
   wkv_app->add_option("--variant", wkv.variants,
                       "variant or family to time, repeatable (default: all that fit)");
+  wkv_app->add_option("--arch", wkv.architecture, "rwkv7 or rwkv4")->capture_default_str();
   wkv_app->add_option("--shape", wkv.shapes,
-                      "B,T,H,N: batch, tokens, heads, head size; repeatable; T = 1 decodes");
+                      "B,T,H,N: batch, tokens, heads, head size; T = 1 decodes. rwkv4: B,T,C: "
+                      "batch, tokens, channels; repeatable");
   wkv_app->add_option("--device", wkv.device, "cpu or cuda")->capture_default_str();
-  wkv_app->add_option("--dtype", wkv.dtype, "f32 or bf16 (default: f32 on cpu, bf16 on cuda)");
+  wkv_app->add_option("--dtype", wkv.dtypes,
+                      "f32 or bf16 (default: f32 on cpu, bf16 on cuda; rwkv4: repeatable, both)");
   wkv_app->add_option("--lengths", wkv.lengths,
                       "FIRST:LAST: for each shape T = FIRST, 2 FIRST, ... up to LAST");
   wkv_app
@@ -45,6 +48,11 @@ int main(int argc, char** argv) {
                    "time per variant and shape after which runs are fewer, but 3 at least")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  wkv_app
+      ->add_option("--limit", wkv.limit,
+                   "rwkv4: leave out points of which one run takes more seconds (default: 0.1 on "
+                   "cpu, 1 on cuda)")
+      ->check(CLI::PositiveNumber);
   wkv_app->add_option("--from", wkv.from, "draw this JSON record (with --plot), measure nothing");
 
   rwkv::bench::OpsOptions ops;
@@ -74,9 +82,11 @@ int main(int argc, char** argv) {
   step_app->add_option("--device", step.device, "cpu or cuda")->capture_default_str();
   step_app->add_option("--dtype", step.dtype, "of activations: auto (bf16 on cuda), f32, bf16")
       ->capture_default_str();
+  step_app->add_option("--arch", step.architecture, "rwkv7 or rwkv4")->capture_default_str();
   step_app->add_option("--layers", step.layers, "layers")->capture_default_str();
   step_app->add_option("--width", step.width, "channels")->capture_default_str();
-  step_app->add_option("--vocab", step.vocab, "vocabulary")->capture_default_str();
+  step_app->add_option("--vocab", step.vocab, "vocabulary (default: 50304; rwkv4: 50277)")
+      ->check(CLI::PositiveNumber);
   step_app->add_option("--head-size", step.head_size, "32, 64 or 128")->capture_default_str();
   step_app->add_option("--batch", step.batch, "sequences")->capture_default_str();
   step_app->add_option("--tokens", step.tokens, "tokens per sequence")->capture_default_str();
@@ -107,7 +117,9 @@ int main(int argc, char** argv) {
   times_app->add_option("--set", times.settings, "KEY=VALUE of the config, repeatable")
       ->allow_extra_args(false);
   times_app->add_option("--device", times.device, "cpu or cuda")->capture_default_str();
-  times_app->add_option("--dtype", times.dtype, "f32 or bf16 (default: f32 on cpu, bf16 on cuda)");
+  times_app->add_option("--dtype", times.dtypes, "f32 or bf16, repeatable (default: all)");
+  times_app->add_option("--shape", times.shapes,
+                        "B,T: batch and context, repeatable (default: 2,1024)");
   times_app->add_option("--threads", times.threads, "threads (default: all this process may use)")
       ->check(CLI::Range(1, 4096));
   times_app->add_option("--json", times.json, "also write the rows to this file");

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <vector>
 
 #include "kernels/core/error.h"
 #include "kernels/core/parallel.h"
@@ -35,7 +36,8 @@ TrainConfig smoke_config(TrainConfig c) {
   return c;
 }
 
-SmokeResult run_smoke(const TrainConfig& config, const TrainerOptions& options) {
+SmokeResult run_smoke(const TrainConfig& config, const TrainerOptions& options,
+                      std::span<const float> initial) {
   RWKV_CHECK(config.train.steps >= 2, ConfigError, "smoke run: train.steps is ", config.train.steps,
              ", expected at least 2 (two epochs)");
   StatusLine line(options.quiet);
@@ -44,7 +46,14 @@ SmokeResult run_smoke(const TrainConfig& config, const TrainerOptions& options) 
   const TrainData data = open_train_data(config.data.train, config);
   const Schedule schedule = config.schedule(data.source->size());
   step.allocate();
-  step.model().init_params(step.values(), init_options(config));
+  if (initial.empty()) {
+    step.model().init_params(step.values(), init_options(config));
+  } else {
+    const std::span<float> values = step.values().flat();
+    RWKV_CHECK(initial.size() == values.size(), ConfigError, "smoke run: found ", initial.size(),
+               " initial values, expected ", values.size(), " (padding included)");
+    std::ranges::copy(initial, values.begin());
+  }
   step.upload();
   const std::string algorithms =
       prepare_step(step, "", [&](const std::string& text) { line.message(text); });
@@ -58,9 +67,12 @@ SmokeResult run_smoke(const TrainConfig& config, const TrainerOptions& options) 
                    num_threads(), " threads, ", step.wkv_name()));
   const auto loader = make_loader(data, config, 0);
   double seconds[2] = {0, 0};
+  std::vector<double> steps;  // of the epoch
   int64_t n = 0;
   for (int epoch = 0; epoch < 2; ++epoch) {
     const double epoch_start = now_seconds();
+    double step_start = epoch_start;
+    steps.clear();
     for (int64_t i = 0; i < result.steps_per_epoch; ++i, ++n) {
       for (int64_t m = 0; m < config.train.micro_batches; ++m) {
         const Batch& batch = loader->next();
@@ -71,6 +83,9 @@ SmokeResult run_smoke(const TrainConfig& config, const TrainerOptions& options) 
       const TrainStep::Result r = step.finish(schedule.at(n));
       RWKV_CHECK(r.finite, NonFiniteError, "smoke run: step ", n + 1, " has loss ", r.loss,
                  " and gradient norm ", r.grad_norm);
+      const double now = now_seconds();
+      steps.push_back(1e3 * (now - step_start));
+      step_start = now;
       if (n == 0) result.first_loss = r.loss;
       result.last_loss = r.loss;
       if ((i + 1) % 10 == 0 || i + 1 == result.steps_per_epoch)
@@ -82,6 +97,10 @@ SmokeResult run_smoke(const TrainConfig& config, const TrainerOptions& options) 
   }
   result.first_epoch_ms = 1e3 * seconds[0];
   result.second_epoch_ms = 1e3 * seconds[1];
+  std::ranges::sort(steps);
+  result.minimum_ms = steps.front();
+  result.median_ms = 0.5 * (steps[(steps.size() - 1) / 2] + steps[steps.size() / 2]);
+  result.maximum_ms = steps.back();
   result.tokens_per_s = static_cast<double>(config.tokens_per_step()) / seconds[1];
   result.mfu = step.flops_per_step() / seconds[1] / (peak * 1e12);
   if (config.set_by_user("checkpoint.dir")) {

@@ -374,9 +374,19 @@ TEST_F(TrainRun, SmokeRunsWithoutDataAndWritesNothing) {
   EXPECT_EQ(c.train.batch, 2);
   const SmokeResult r = run_smoke(c, quiet_);
   EXPECT_EQ(r.steps_per_epoch, 4);
-  EXPECT_GT(r.second_epoch_ms, 0);
+  EXPECT_GT(r.minimum_ms, 0);
+  EXPECT_LE(r.minimum_ms, r.median_ms);
+  EXPECT_LE(r.median_ms, r.maximum_ms);
+  EXPECT_LE(r.minimum_ms, r.second_epoch_ms);
+  EXPECT_LE(r.second_epoch_ms, 1.01 * r.maximum_ms);
   EXPECT_NEAR(r.first_loss, std::log(100.0), 0.3);
   EXPECT_FALSE(std::filesystem::exists(c.run_dir()));
+  // The same values given from outside change nothing.
+  const auto model = make_model(c.model);
+  ParamStore values(Device::kCpu, model->params(), "initial values");
+  model->init_params(values, init_options(c));
+  EXPECT_EQ(run_smoke(c, quiet_, values.flat()).last_loss, r.last_loss);
+  EXPECT_THROW(run_smoke(c, quiet_, values.flat().first(100)), ConfigError);
   const TrainConfig full = smoke_config(
       parse_config(R"({"model": {"n_layer": 2, "n_embd": 64, "vocab_size": 100}})", "x.json", {}));
   EXPECT_EQ(full.train.context, 1024);

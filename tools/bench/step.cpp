@@ -19,7 +19,7 @@
 namespace rwkv::bench {
 namespace {
 
-constexpr double kSheetTflops = 989;  // H100 and H200, dense bf16
+constexpr double kSheetTflops = 989, kSheetTflopsF32 = 67;  // H100 and H200, dense
 constexpr int kTracedSteps = 3;
 
 TrainStepOptions step_options(const StepOptions& o) {
@@ -55,8 +55,9 @@ TrainStepOptions step_options(const StepOptions& o) {
   return t;
 }
 
-/// The model-flops formula that published figures for RWKV-7 use: 6 per token and parameter outside
-/// of the embedding, and 27 head_size per token and channel for WKV in every layer.
+/// What the utilisation counts: 6 per token and parameter outside of the embedding, and per token,
+/// channel and layer what the plain recurrence does forward and backward: RWKV-7 27 head_size (the
+/// formula that published figures use), RWKV-4 12 + 35 (spec rwkv4 7).
 double published_flops(const Model& model, double tokens) {
   const ModelConfig& c = model.config();
   double inner = 0;
@@ -64,8 +65,9 @@ double published_flops(const Model& model, double tokens) {
     if (p.name != "emb.weight" && p.name != "head.weight")
       inner += static_cast<double>(p.spec.numel());
   const auto d = static_cast<double>(c.n_embd);
+  const double wkv = c.architecture == "rwkv4" ? 47 : 27 * static_cast<double>(c.head_size);
   return tokens * (6 * inner + 6 * static_cast<double>(c.vocab_size) * d +
-                   27 * static_cast<double>(c.head_size) * d * static_cast<double>(c.n_layer));
+                   wkv * d * static_cast<double>(c.n_layer));
 }
 
 void fill(std::span<int32_t> ids, const Rng& rng, uint64_t& counter, int64_t vocab) {
@@ -82,10 +84,15 @@ double median(std::vector<double> v) {
 int run_step(const StepOptions& o) {
   if (o.threads > 0) set_num_threads(o.threads);
   ModelConfig config;
+  RWKV_CHECK(o.architecture == "rwkv7" || o.architecture == "rwkv4", ConfigError, "--arch: found '",
+             o.architecture, "', expected rwkv7 or rwkv4");
+  const bool v4 = o.architecture == "rwkv4";
+  const int64_t vocab = o.vocab > 0 ? o.vocab : v4 ? 50277 : 50304;
+  config.architecture = o.architecture;
   config.n_layer = o.layers;
   config.n_embd = o.width;
-  config.vocab_size = o.vocab;
-  config.head_size = o.head_size;
+  config.vocab_size = vocab;
+  config.head_size = v4 ? 0 : o.head_size;
   const TrainStepOptions options = step_options(o);
   const bool cuda = options.device == Device::kCuda;
   double copy_rate = 0, product_rate = 0;  // what this GPU gives, with a context of its own
@@ -113,8 +120,8 @@ int run_step(const StepOptions& o) {
   uint64_t counter = 0;
   const auto one_step = [&] {
     for (int64_t m = 0; m < o.micro_batches; ++m) {
-      fill(step.tokens(), rng, counter, o.vocab);
-      fill(step.targets(), rng, counter, o.vocab);
+      fill(step.tokens(), rng, counter, vocab);
+      fill(step.targets(), rng, counter, vocab);
       step.accumulate(m);
     }
     const TrainStep::Result r = step.finish(1e-6);
@@ -146,14 +153,16 @@ int run_step(const StepOptions& o) {
   const double gemm_rate = gemm->second.flops / gemm->second.seconds * 1e-9;
   const double gemm_share = gemm->second.seconds / (traced * kTracedSteps);
   const auto tokens = static_cast<double>(o.batch * o.tokens * o.micro_batches);
-  const double peak = o.peak_tflops > 0 ? o.peak_tflops : cuda ? kSheetTflops : eigen * 1e-3;
+  const double sheet = options.dtype == DType::kF32 ? kSheetTflopsF32 : kSheetTflops;
+  const double peak = o.peak_tflops > 0 ? o.peak_tflops : cuda ? sheet : eigen * 1e-3;
   const double flops = published_flops(model, tokens);
   const double mfu = flops / seconds / (peak * 1e12);
   std::printf(
-      "L%lld-D%lld V%lld, batch %lld x %lld, context %lld, %s on %s, %d threads, %s, recomputation "
+      "%s L%lld-D%lld V%lld, batch %lld x %lld, context %lld, %s on %s, %d threads, %s, "
+      "recomputation "
       "%s, products %s, launch graphs %s, %d lanes\n",
-      static_cast<long long>(o.layers), static_cast<long long>(o.width),
-      static_cast<long long>(o.vocab), static_cast<long long>(o.batch),
+      o.architecture.c_str(), static_cast<long long>(o.layers), static_cast<long long>(o.width),
+      static_cast<long long>(vocab), static_cast<long long>(o.batch),
       static_cast<long long>(o.micro_batches), static_cast<long long>(o.tokens),
       std::string(dtype_name(options.dtype)).c_str(), o.device.c_str(), num_threads(),
       step.wkv_name().c_str(), o.grad_checkpointing.c_str(), cuda ? o.gemm.c_str() : "by Eigen",
@@ -161,9 +170,9 @@ int run_step(const StepOptions& o) {
   std::printf("step %.3f ms (median of %zu, minimum %.3f; warm-up before the first %.2f s)\n",
               seconds * 1e3, total.size(), *std::ranges::min_element(total) * 1e3, warm_up);
   std::printf(
-      "%.0f tokens/s, %.1f GFLOP per step (6 x parameters outside the embedding + 27 N D L per "
+      "%.0f tokens/s, %.1f GFLOP per step (6 x parameters outside the embedding + %s D L per "
       "token), model-flops utilisation %.1f %% of %.4g TFLOP/s\n",
-      tokens / seconds, flops * 1e-9, 100 * mfu, peak);
+      tokens / seconds, flops * 1e-9, v4 ? "47" : "27 N", 100 * mfu, peak);
   if (cuda)
     std::printf("measured here: copy %.0f GB/s (read + write), product of 8192^3 %.0f TFLOP/s\n",
                 copy_rate * 1e-9, product_rate * 1e-12);
@@ -201,9 +210,10 @@ int run_step(const StepOptions& o) {
       {"kernel_hash", env.kernel_hash},
       {"device", cuda ? backend::cuda_device_text() : env.cpu},
       {"dtype", dtype_name(options.dtype)},
+      {"architecture", o.architecture},
       {"layers", o.layers},
       {"width", o.width},
-      {"vocab", o.vocab},
+      {"vocab", vocab},
       {"batch", o.batch},
       {"micro_batches", o.micro_batches},
       {"tokens", o.tokens},

@@ -10,7 +10,10 @@ namespace rwkv::bench {
 
 struct StepOptions : CommonOptions {
   std::string device = "cpu", dtype = "auto";
-  int64_t layers = 12, width = 768, vocab = 50304, head_size = 64;
+  std::string architecture = "rwkv7";  ///< or "rwkv4"
+  int64_t layers = 12, width = 768;
+  int64_t vocab = 0;       ///< 0: 50304, RWKV-4 50277, as the Pile models have
+  int64_t head_size = 64;  ///< RWKV-7
   int64_t batch = 1, tokens = 512, micro_batches = 1;
   int64_t loss_chunk_tokens = 0;
   std::string wkv = "auto";
@@ -18,7 +21,8 @@ struct StepOptions : CommonOptions {
   std::string gemm = "measured";
   bool launch_graphs = true;
   int lanes = 0;
-  double peak_tflops = 0;  ///< 0: 989 on CUDA (bf16, data sheet), Eigen's measured rate on the CPU
+  double peak_tflops =
+      0;  ///< 0: data sheet on CUDA (bf16 989, f32 67), Eigen's measured rate on the CPU
 };
 
 /// Trains on random tokens, new ones in every step, with every tensor non-zero: copy of the batch,
