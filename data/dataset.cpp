@@ -107,6 +107,9 @@ std::vector<int64_t> TokenFile::document_offsets(int64_t first, int64_t count) c
              file_.path(), ": ", count, " documents from ", first, ", it has ", documents_);
   std::vector<int64_t> out(static_cast<size_t>(count) + 1);
   file_.read_slice<int64_t>("documents", first, count + 1, out.data());
+  RWKV_CHECK(out.front() >= 0 && out.back() <= size_ && std::ranges::is_sorted(out), IoError,
+             "reading ", file_.path(), ": the offsets of documents ", first, " to ", first + count,
+             " do not rise within its ", size_, " tokens; damaged file");
   return out;
 }
 

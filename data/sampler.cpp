@@ -66,9 +66,22 @@ int64_t SequentialSampler::offset(uint64_t index) const {
   return static_cast<int64_t>(index % static_cast<uint64_t>(slots_)) * length_;
 }
 
-PrimeSampler::PrimeSampler(int64_t tokens, int64_t length)
+PrimeSampler::PrimeSampler(int64_t tokens, int64_t length, int64_t prime)
     : length_(length), prime_(magic_prime(tokens, length)) {
   const int64_t slots = tokens / length;
+  if (prime != 0 && prime != prime_) {
+    const bool is_one = prime > 0 && is_prime(static_cast<uint64_t>(prime)) && prime % 3 == 2;
+    // The last sample reads one token more than its slot has.
+    const bool fits = static_cast<double>(prime) > 0.9 * static_cast<double>(slots) &&
+                      prime <= (tokens - 1) / length;
+    RWKV_CHECK(is_one && fits, ConfigError, "magic prime ", prime, ": ",
+               is_one ? str("not within 90 to 100 % of the ", slots, " samples that ", tokens,
+                            " tokens make at context ", length)
+                      : str("no prime that leaves 2 when divided by 3"),
+               "; for this data and context it is ", prime_,
+               ". Set that, or leave it out to have it computed");
+    prime_ = prime;
+  }
   RWKV_CHECK(prime_ > 0 && static_cast<double>(prime_) > 0.9 * static_cast<double>(slots),
              ConfigError, "prime-cube data order: ", tokens, " tokens make ", slots,
              " samples of length ", length, ", and the largest usable prime is ", prime_,
@@ -114,9 +127,11 @@ int64_t ShuffleSampler::offset(uint64_t index) const {
 }
 
 std::unique_ptr<Sampler> make_sampler(std::string_view name, int64_t tokens, int64_t length,
-                                      uint64_t seed) {
+                                      uint64_t seed, int64_t prime) {
+  RWKV_CHECK(prime == 0 || name == "prime", ConfigError, "magic prime ", prime,
+             " was given for the sampler \"", name, "\"; it is for the sampler \"prime\" only");
   if (name == "sequential") return std::make_unique<SequentialSampler>(tokens, length);
-  if (name == "prime") return std::make_unique<PrimeSampler>(tokens, length);
+  if (name == "prime") return std::make_unique<PrimeSampler>(tokens, length, prime);
   if (name == "shuffle") return std::make_unique<ShuffleSampler>(tokens, length, seed);
   throw ConfigError(str("unknown sampler \"", name, "\"; known are sequential, prime, shuffle"));
 }

@@ -47,9 +47,10 @@ class SequentialSampler final : public Sampler {
 /// source: spec/rwkv7.md 6.3
 class PrimeSampler final : public Sampler {
  public:
-  /// Throws ConfigError if the prime is not above 0.9 of the slots (the reference refuses this too;
-  /// it happens with few tokens only).
-  PrimeSampler(int64_t tokens, int64_t length);
+  /// `prime` 0: the magic prime. Another one has to pass the reference's checks: prime, 2 modulo 3,
+  /// above 0.9 of the slots (with few tokens even the magic prime is not) and not above them.
+  /// Throws ConfigError, naming the magic prime.
+  PrimeSampler(int64_t tokens, int64_t length, int64_t prime = 0);
   std::string_view name() const override { return "prime"; }
   int64_t samples_per_epoch() const override { return prime_; }
   int64_t offset(uint64_t index) const override;
@@ -77,8 +78,9 @@ class ShuffleSampler final : public Sampler {
   int half_bits_;
 };
 
-/// By name. Throws ConfigError for unknown names and too few tokens.
+/// By name; `prime` is for the sampler "prime" only. Throws ConfigError for unknown names and too
+/// few tokens.
 std::unique_ptr<Sampler> make_sampler(std::string_view name, int64_t tokens, int64_t length,
-                                      uint64_t seed);
+                                      uint64_t seed, int64_t prime = 0);
 
 }  // namespace rwkv

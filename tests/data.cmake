@@ -8,6 +8,8 @@ if(RWKV_HAVE_NEOX)
 endif()
 rwkv_test(data_sampler_test LABEL unit SOURCES unit/data_sampler_test.cpp
           DEPS rwkv_data nlohmann_json::nlohmann_json)
+rwkv_test(data_binidx_test LABEL unit SOURCES unit/data_binidx_test.cpp
+          DEPS rwkv_data nlohmann_json::nlohmann_json)
 rwkv_test(data_dataset_test LABEL unit SOURCES unit/data_dataset_test.cpp DEPS rwkv_data)
 rwkv_test(data_tasks_test LABEL unit SOURCES unit/data_tasks_test.cpp
           DEPS rwkv_data nlohmann_json::nlohmann_json)

@@ -105,6 +105,21 @@ TEST(Sampler, ShuffleDependsOnSeedAndEpochAndLooksRandom) {
   EXPECT_NEAR(moved / 1000, 333, 40);
 }
 
+TEST(Sampler, AnotherPrimeThatTheReferenceWouldTake) {
+  // 480 slots: 479 is the magic prime, 467 passes the reference's checks too.
+  const PrimeSampler s(31138, 64, 467);
+  EXPECT_EQ(s.prime(), 467);
+  EXPECT_EQ(s.samples_per_epoch(), 467);
+  expect_permutation(s, 31138, 64);
+  EXPECT_EQ(PrimeSampler(31138, 64, 479).offset(5), PrimeSampler(31138, 64).offset(5));
+  // Not a prime; 1 modulo 3; too small; beyond the data; negative.
+  for (const int64_t wrong : {480, 478, 463, 431, 491, 2926181, -479}) {
+    const auto text = test::error_of<ConfigError>([&] { PrimeSampler(31138, 64, wrong); });
+    EXPECT_NE(text.find("it is 479"), std::string::npos) << text;
+  }
+  EXPECT_THROW(make_sampler("shuffle", 31138, 64, 0, 479), ConfigError);
+}
+
 TEST(Sampler, RefusesWhatCannotWork) {
   EXPECT_THROW(make_sampler("random", 1000, 8, 0), ConfigError);
   EXPECT_THROW(make_sampler("sequential", 8, 8, 0), ConfigError);
