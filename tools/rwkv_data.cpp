@@ -1,20 +1,17 @@
-// rwkv-data: text to token files, and a look at what is in them.
+// rwkv-data: makes token data, converts it and tells what is in it.
 
 #include <signal.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <cmath>
 #include <cstdio>
-#include <iomanip>
 #include <iostream>
 
-#include "data/dataset.h"
 #include "data/prepare.h"
-#include "data/sampler.h"
 #include "data/tasks.h"
 #include "kernels/core/error.h"
 #include "tools/cli_common.h"
+#include "tools/data_commands.h"
 
 namespace {
 
@@ -71,36 +68,6 @@ int tokenize(PrepareOptions o, const std::string& tokenizer, const std::string& 
   return 0;
 }
 
-void info(const std::string& path, int64_t ctx) {
-  const auto t = TokenFile::open(path);
-  const double n = static_cast<double>(std::max<int64_t>(t->size(), 1));
-  const double bytes = static_cast<double>(std::max<int64_t>(t->text_bytes(), 1));
-  const auto row = [](const char* name) -> std::ostream& {
-    return std::cout << "  " << std::left << std::setw(18) << name;
-  };
-  std::cout << path << "\n";
-  row("tokens") << t->size() << "\n";
-  row("documents") << t->documents() << "\n";
-  row("text bytes") << t->text_bytes() << " (" << bytes / n << " per token)\n";
-  row("tokenizer") << t->tokenizer_name() << ", sha256 " << t->tokenizer_hash() << "\n";
-  row("vocabulary") << t->vocab_size() << "\n";
-  const double entropy = t->unigram_entropy();
-  row("unigram entropy") << entropy << " nats per token, " << entropy * n / bytes / std::log(2.0)
-                         << " bits per byte\n";
-  if (ctx > 0) {
-    row("context") << ctx << ": " << t->size() / ctx << " slots, magic prime "
-                   << magic_prime(t->size(), ctx) << "\n";
-  }
-  row("created by") << t->created() << "\n";
-}
-
-int verify(const std::string& path) {
-  const auto problems = TokenFile::open(path)->verify();
-  for (const auto& p : problems) std::cout << path << ": " << p << "\n";
-  if (problems.empty()) std::cout << path << ": good\n";
-  return problems.empty() ? 0 : 3;
-}
-
 struct TaskOptions {
   std::string output, valid, problems, mix = "reverse=4,recall=4,add=1,permute=1";
   int64_t tokens = 4'000'000, valid_tokens = 20'000, per_task = 250;
@@ -152,11 +119,21 @@ int main(int argc, char** argv) {
       ->capture_default_str();
 
   int64_t ctx = 0;
-  auto* i = app.add_subcommand("info", "What a token file holds");
+  auto* i = app.add_subcommand("info", "What a token file or binidx data holds");
   i->add_option("file", path)->required();
   i->add_option("--ctx", ctx, "Context length: also print the magic prime");
-  auto* v = app.add_subcommand("verify", "Check a token file: tokens, documents, tokenizer");
+  auto* v = app.add_subcommand("verify", "Read a token file or binidx data and check everything");
   v->add_option("file", path)->required();
+
+  ConvertOptions convert;
+  auto* c = app.add_subcommand("convert", "Token file to binidx (NAME.bin, NAME.idx) and back");
+  c->add_option("input", convert.input)->required();
+  c->add_option("output", convert.output)->required();
+  c->add_option("--to", convert.to, "hdf5 or binidx; auto: by the output's name")
+      ->check(CLI::IsMember({"auto", "hdf5", "binidx"}))
+      ->capture_default_str();
+  c->add_option("--tokenizer", convert.tokenizer, "binidx input: world, neox or bytes made it");
+  c->add_option("--vocab", convert.vocab, "binidx input: the tokenizer's vocabulary file");
 
   TaskOptions tasks;
   auto* m = app.add_subcommand("make-tasks", "The embedded corpus: problems with answers");
@@ -176,8 +153,9 @@ int main(int argc, char** argv) {
       prepare.skip_bad_lines = on_error == "skip";
       return tokenize(prepare, tokenizer, vocab);
     }
-    if (i->parsed()) info(path, ctx);
-    if (v->parsed()) return verify(path);
+    if (i->parsed()) data_info(path, ctx);
+    if (v->parsed()) return data_verify(path);
+    if (c->parsed()) data_convert(convert);
     if (m->parsed()) make_tasks(tasks);
     return 0;
   });

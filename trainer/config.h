@@ -20,8 +20,10 @@ struct TrainConfig {
   ModelConfig model;  ///< from an object in the file or from a model file, see load_config
 
   struct Data {
-    std::string train, valid;  ///< token files; "synthetic" makes tokens up
+    std::string train, valid;  ///< token files or binidx data; "synthetic" makes tokens up
     std::string sampler = "prime";
+    int64_t magic_prime = 0;  ///< of the sampler prime; 0: the largest that fits
+    std::string tokenizer;    ///< of binidx data: a name or a vocabulary file; empty: unknown
   } data;
   struct Train {
     int64_t context = 512;      ///< T, tokens per sequence

@@ -21,10 +21,17 @@ template <class Config, class F>
 void visit_fields(Config& c, F&& f) {
   const FieldRules any{};
   const auto from = [](double min, double max = kMaxCount) { return FieldRules{min, max, {}}; };
-  f("data.train", c.data.train, any, "token file to train on, or \"synthetic\"");
-  f("data.valid", c.data.valid, any, "token file for the validation loss; empty: none");
+  f("data.train", c.data.train, any,
+    "token file or binidx data (NAME of NAME.bin and NAME.idx) to train on, or \"synthetic\"");
+  f("data.valid", c.data.valid, any,
+    "token file or binidx data for the validation loss; empty: none");
   f("data.sampler", c.data.sampler, FieldRules{0, 0, {"prime", "shuffle", "sequential"}},
     "order of the samples: the reference's prime-cube, seeded shuffle, or in file order");
+  f("data.magic_prime", c.data.magic_prime, from(0),
+    "prime of that prime-cube order; 0: computed from the tokens and the context");
+  f("data.tokenizer", c.data.tokenizer, any,
+    "binidx data does not name its tokenizer: world, neox, bytes or a vocabulary file, for text "
+    "samples and checkpoints; empty: none");
 
   f("train.context", c.train.context, from(1, 1 << 20), "tokens per sequence");
   f("train.batch", c.train.batch, from(1, 1 << 20), "sequences per micro-batch");

@@ -23,11 +23,15 @@ struct TrainData {
   std::string hash;
 };
 
-/// The token file `path`, or random tokens for "synthetic" (seeded, 2^24 of them or what
-/// one batch needs). Throws IoError for files that are missing or damaged, ConfigError if
+/// The token file or binidx data `path`, or random tokens for "synthetic" (seeded, 2^24 of them or
+/// what one batch needs). Throws IoError for files that are missing or damaged, ConfigError if
 /// ids do not fit the model.
 TrainData open_train_data(const std::string& path, const TrainConfig& config);
+/// Whether there is a file that `open_train_data` would open.
+bool train_data_exists(const std::string& path);
 
+/// The order of config.data for this data. Throws ConfigError.
+std::unique_ptr<Sampler> train_sampler(const TrainData& data, const TrainConfig& config);
 /// Batches of config.train in the order of config.data.sampler, from sample `position` on.
 std::unique_ptr<BatchLoader> make_loader(const TrainData& data, const TrainConfig& config,
                                          int64_t position);

@@ -1,7 +1,6 @@
 #include "trainer/smoke.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <vector>
 
 #include "kernels/core/error.h"
@@ -28,9 +27,9 @@ TrainConfig smoke_config(TrainConfig c) {
   unless_set("train.exit_tokens", c.train.exit_tokens, 0);
   unless_set("train.epochs", c.train.epochs, 0);
   unless_set("eval.every", c.eval.every, 0);
-  if (!c.set_by_user("data.train") &&
-      (c.data.train.empty() || !std::filesystem::exists(c.data.train))) {
+  if (!c.set_by_user("data.train") && (c.data.train.empty() || !train_data_exists(c.data.train))) {
     c.data.train = "synthetic";
+    c.data.magic_prime = 0;  // that of the absent data
     c.origin["data.train"] = "--smoke (no such data here)";
   }
   return c;

@@ -58,6 +58,7 @@ class Run {
 
   RunResult run() {
     StopSignals stop;
+    train_sampler(data_, config_);  // an order that cannot be is told before memory is taken
     require_memory(step_, config_.limits.memory_mib);
     lock_.emplace(dir_);
     check_folder();
@@ -164,6 +165,12 @@ class Run {
                ConfigError, "resuming from ", path, ": the run has data.sampler ", state_.sampler,
                " and train.seed ", state_.seed, ", the config says ", config_.data.sampler, " and ",
                config_.train.seed, "; use those of the run");
+    const int64_t old_prime = nlohmann::json::parse(old_config).at("data").value("magic_prime", 0);
+    const int64_t prime = config_.data.magic_prime;
+    const int64_t largest = magic_prime(data_.source->size(), config_.train.context);
+    RWKV_CHECK(old_prime == prime || old_prime + prime == largest, ConfigError, "resuming from ",
+               path, ": the run has data.magic_prime ", old_prime, ", the config says ", prime,
+               " (0 stands for ", largest, "); use that of the run");
     const std::string changes = changed_keys(old_config, config_json(config_));
     if (!changes.empty()) line_.message("changed since that checkpoint: " + changes);
     if (state_.wkv != step_.wkv_name())

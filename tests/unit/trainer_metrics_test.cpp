@@ -6,6 +6,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "data/binidx.h"
 #include "kernels/core/error.h"
 #include "tests/unit/trainer_test_util.h"
 #include "trainer/data_source.h"
@@ -150,6 +151,40 @@ TEST(TrainData, IdentityFollowsTheContent) {
   narrow.model.vocab_size = 256;
   EXPECT_THROW(open_train_data(dir / "a.h5", narrow), ConfigError);
   EXPECT_GT(open_train_data("synthetic", c).source->size(), c.tokens_per_step());
+}
+
+TEST(TrainData, BinidxGivesTheBatchesOfTheTokenFile) {
+  const ScratchDir dir("binidx");
+  write_token_file(dir / "a.h5", 5000, 1);
+  write_binidx(*TokenFile::open(dir / "a.h5"), dir / "a");
+  TrainConfig c = small_config("", dir.str(), {"data.sampler=prime"});
+  const TrainData hdf5 = open_train_data(dir / "a.h5", c), binidx = open_train_data(dir / "a", c);
+  EXPECT_EQ(binidx.source->size(), 5000);
+  EXPECT_EQ(binidx.tokenizer, nullptr);
+  EXPECT_TRUE(binidx.blob.name.empty());
+  const auto from_hdf5 = make_loader(hdf5, c, 3), from_binidx = make_loader(binidx, c, 3);
+  for (int i = 0; i < 5; ++i) {
+    const Batch& expected = from_hdf5->next();
+    const Batch& found = from_binidx->next();
+    EXPECT_EQ(found.x, expected.x);
+    EXPECT_EQ(found.y, expected.y);
+  }
+  // With a tokenizer it can be sampled from, and is still the same data.
+  c.data.tokenizer = "bytes";
+  const TrainData named = open_train_data(dir / "a.bin", c);
+  EXPECT_EQ(named.blob.name, "bytes");
+  EXPECT_EQ(named.hash, binidx.hash);
+  EXPECT_THROW(open_train_data(dir / "a.h5", c), ConfigError) << "it has its own";
+  c.data.tokenizer = dir / "none.txt";
+  EXPECT_THROW(open_train_data(dir / "a", c), IoError);
+
+  EXPECT_TRUE(train_data_exists(dir / "a"));
+  EXPECT_TRUE(train_data_exists(dir / "a.h5"));
+  EXPECT_FALSE(train_data_exists(dir / "b"));
+  c.data.magic_prime = magic_prime(5000, 32);
+  EXPECT_NO_THROW(train_sampler(binidx, c));
+  c.data.magic_prime += 2;
+  EXPECT_THROW(train_sampler(binidx, c), ConfigError);
 }
 
 TEST(ValidationSet, WindowsAreFixedDistinctAndInside) {

@@ -1,0 +1,22 @@
+#pragma once
+/// The commands of rwkv-data that look at token data, convert it, and go from text to ids and back.
+
+#include <cstdint>
+#include <string>
+
+namespace rwkv {
+
+/// Prints what a token file or binidx data holds; `ctx` > 0: also its magic prime.
+void data_info(const std::string& path, int64_t ctx);
+/// Reads everything. Returns the exit code: 3 if something is wrong, which is printed.
+int data_verify(const std::string& path);
+
+struct ConvertOptions {
+  std::string input, output;
+  std::string to = "auto";       ///< hdf5, binidx; auto: by the name of the output
+  std::string tokenizer, vocab;  ///< of binidx input, which does not name its own
+};
+/// Token files to binidx and back.
+void data_convert(const ConvertOptions& options);
+
+}  // namespace rwkv
