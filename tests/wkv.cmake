@@ -19,6 +19,10 @@ rwkv_test(wkv4_test LABEL ops
           ${PROJECT_SOURCE_DIR}/kernels/cases/wkv4_cases.cpp
   DEPS rwkv_kernels)
 rwkv_test(golden_wkv4_ops LABEL golden SOURCES golden/wkv4_ops_test.cpp DEPS rwkv_kernels rwkv_data)
+rwkv_gpu_test(cuda_wkv4_test
+  SOURCES ops/wkv4_test.cpp ${PROJECT_SOURCE_DIR}/kernels/cases/wkv4_cases.cpp
+  DEPS rwkv_kernels)
+rwkv_gpu_test(cuda_golden_wkv4_ops SOURCES golden/wkv4_ops_test.cpp DEPS rwkv_kernels rwkv_data)
 
 # The benchmark refuses to time a wrong variant, so one repeat is a test of all of them.
 if(TARGET rwkv-bench)

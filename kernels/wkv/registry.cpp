@@ -9,6 +9,7 @@
 #include "kernels/wkv/cpu/wkv7_chunk.h"
 #include "kernels/wkv/cpu/wkv7_fp16.h"
 #include "kernels/wkv/cpu/wkv7_serial.h"
+#include "kernels/wkv/cuda/wkv4_kernels.h"
 #include "kernels/wkv/cuda/wkv7_kernels.h"
 
 namespace rwkv {
@@ -69,6 +70,10 @@ std::span<const WkvKernel* const> all_wkv_kernels() {
     &cuda::kWkv7Scan16,
     &cuda::kWkv7SerialBF16,
     &cuda::kWkv7SerialF32,
+    &cuda::kWkv4ScanBF16,
+    &cuda::kWkv4ScanF32,
+    &cuda::kWkv4SerialBF16,
+    &cuda::kWkv4SerialF32,
 #endif
   };
   return kernels;

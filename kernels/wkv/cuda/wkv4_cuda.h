@@ -1,0 +1,68 @@
+#pragma once
+/// WKV-4 on CUDA: launchers over raw device pointers. Nothing here allocates, synchronises or uses
+/// the default stream; every launcher returns the launch error, if any.
+///
+/// k, v, y and their gradients are (B, T, C), bf16 or f32; everything inside is f32. State, its
+/// gradients (B, C) f32, parameters and theirs (C) f32.
+///
+/// serial: the stabilised recurrence (spec rwkv4 3, 4.2), a thread per channel.
+/// scan: the associative form (spec 5.1): threads along channels and along time; with parts > 1 the
+/// sequence is cut, the parts' elements are found first, then combined, then all parts run.
+/// Both take any number of tokens and channels and give the same bits in every run. Backward and
+/// forward must be called with the same shape, parts included.
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace rwkv::cuda {
+
+struct Wkv4Shape {
+  int batch = 1, tokens = 1, channels = 1;
+  bool f32 = false;  ///< type of the vectors
+  int parts = 1;     ///< scan only: parts of the sequence that run side by side
+};
+
+struct Wkv4Forward {
+  const void *k, *v;
+  const float *tau, *u;
+  const float *a0, *b0, *p0;  ///< null: fresh
+  void* y;
+  float *a_out, *b_out, *p_out;  ///< null: not wanted. serial: may be a0, b0, p0
+  float* saved;                  ///< for the backward; null: nothing is saved
+  void* workspace;               ///< wkv4_*_workspace_bytes
+};
+
+struct Wkv4Backward {
+  const void *k, *v, *y, *dy;
+  const float *tau, *u;
+  const float *a0, *b0, *p0;  ///< null: fresh
+  const float *da_out, *db_out, *p_out;
+  void *dk, *dv;                       ///< null: not wanted
+  float *da0, *db0, *dp0, *dtau, *du;  ///< null: not wanted
+  unsigned
+      add;  ///< bit i set: gradient i of dk, dv, da0, db0, dp0, dtau, du is added to what is there
+  const float* saved;
+  void* workspace;
+};
+
+size_t wkv4_serial_saved_bytes(const Wkv4Shape& shape);
+size_t wkv4_serial_workspace_bytes(const Wkv4Shape& shape);
+cudaError_t wkv4_serial_forward(const Wkv4Shape& shape, const Wkv4Forward& io, cudaStream_t stream);
+cudaError_t wkv4_serial_backward(const Wkv4Shape& shape, const Wkv4Backward& io,
+                                 cudaStream_t stream);
+
+/// Parts that fill `multiprocessors`.
+int wkv4_scan_parts(const Wkv4Shape& shape, int multiprocessors);
+size_t wkv4_scan_saved_bytes(const Wkv4Shape& shape);
+size_t wkv4_scan_workspace_bytes(const Wkv4Shape& shape);
+cudaError_t wkv4_scan_forward(const Wkv4Shape& shape, const Wkv4Forward& io, cudaStream_t stream);
+cudaError_t wkv4_scan_backward(const Wkv4Shape& shape, const Wkv4Backward& io, cudaStream_t stream);
+
+/// Sums partial parameter gradients (parts, 2, C), by d and u, in order and in double; time_decay
+/// gets the one by d times d.
+cudaError_t wkv4_param_gradients(const float* partials, int parts, int channels,
+                                 const Wkv4Backward& io, cudaStream_t stream);
+
+}  // namespace rwkv::cuda

@@ -1,0 +1,143 @@
+#include "kernels/wkv/cuda/wkv4_kernels.h"
+
+#include "kernels/core/cuda/cuda_state.h"
+#include "kernels/wkv/cuda/wkv4_cuda.h"
+
+namespace rwkv::cuda {
+namespace {
+
+/// Memory is planned before a device is chosen: parts are counted for this many processors (an H100
+/// or H200), whatever the card has. Results depend on it by rounding only.
+constexpr int kPlannedProcessors = 132;
+
+WkvShape call_shape(const OpCall& c) {
+  const TensorSpec& k = c.in[0].spec;
+  return {k[0], k[1], k[2], 1, c.in.size() == 5};
+}
+
+cudaStream_t stream_of(Context& ctx) {
+  return static_cast<cudaStream_t>(ctx.stream());
+}
+
+template <DType Io>
+Wkv4Shape shape_of(const WkvShape& s) {
+  return {static_cast<int>(s.batch), static_cast<int>(s.tokens),
+          static_cast<int>(s.heads * s.head_size), Io == DType::kF32, 1};
+}
+
+template <DType Io>
+struct Serial {
+  static constexpr DType kIo = Io;
+  static Wkv4Shape shape(const WkvShape& s) { return shape_of<Io>(s); }
+  static size_t saved(const WkvShape& s) { return wkv4_serial_saved_bytes(shape(s)); }
+  static size_t scratch(const WkvShape& s) { return wkv4_serial_workspace_bytes(shape(s)); }
+  static constexpr auto kForward = wkv4_serial_forward;
+  static constexpr auto kBackward = wkv4_serial_backward;
+};
+
+template <DType Io>
+struct Scan {
+  static constexpr DType kIo = Io;
+  static Wkv4Shape shape(const WkvShape& s) {
+    Wkv4Shape shape = shape_of<Io>(s);
+    shape.parts = wkv4_scan_parts(shape, kPlannedProcessors);
+    return shape;
+  }
+  static size_t saved(const WkvShape& s) { return wkv4_scan_saved_bytes(shape(s)); }
+  static size_t scratch(const WkvShape& s) { return wkv4_scan_workspace_bytes(shape(s)); }
+  static constexpr auto kForward = wkv4_scan_forward;
+  static constexpr auto kBackward = wkv4_scan_backward;
+};
+
+template <class V>
+void forward(Context& ctx, const OpCall& c) {
+  const WkvShape s = call_shape(c);
+  Wkv4Forward io{};
+  io.k = c.in[0].data;
+  io.v = c.in[1].data;
+  io.tau = c.param[0].f32();
+  io.u = c.param[1].f32();
+  if (s.has_state) {
+    io.a0 = c.in[2].f32();
+    io.b0 = c.in[3].f32();
+    io.p0 = c.in[4].f32();
+    io.a_out = c.out[1].f32();
+    io.b_out = c.out[2].f32();
+    io.p_out = c.out[3].f32();
+  }
+  io.y = c.out[0].data;
+  io.saved = c.saved.empty() ? nullptr : c.saved[0].f32();
+  io.workspace = ctx.workspace(V::scratch(s));
+  RWKV_CUDA(V::kForward(V::shape(s), io, stream_of(ctx)));
+  RWKV_LAUNCHED("wkv4 forward", stream_of(ctx));
+}
+
+template <class V>
+void backward(Context& ctx, const OpCall& c) {
+  const WkvShape s = call_shape(c);
+  Wkv4Backward io{};
+  io.k = c.in[0].data;
+  io.v = c.in[1].data;
+  io.y = c.out[0].data;
+  io.dy = c.dout[0].data;
+  io.tau = c.param[0].f32();
+  io.u = c.param[1].f32();
+  const auto wanted = [&](const TensorView& view, Accum mode, unsigned bit) {
+    if (mode == Accum::kAdd) io.add |= 1u << bit;
+    return mode == Accum::kSkip ? TensorView() : view;
+  };
+  io.dk = wanted(c.din[0], c.din_mode[0], 0).data;
+  io.dv = wanted(c.din[1], c.din_mode[1], 1).data;
+  if (s.has_state) {
+    io.a0 = c.in[2].f32();
+    io.b0 = c.in[3].f32();
+    io.p0 = c.in[4].f32();
+    io.da_out = c.dout[1].f32();
+    io.db_out = c.dout[2].f32();
+    io.p_out = c.out[3].f32();
+    io.da0 = wanted(c.din[2], c.din_mode[2], 2).f32();
+    io.db0 = wanted(c.din[3], c.din_mode[3], 3).f32();
+    io.dp0 = wanted(c.din[4], c.din_mode[4], 4).f32();
+  }
+  io.dtau = wanted(c.dparam[0], c.dparam_mode[0], 5).f32();
+  io.du = wanted(c.dparam[1], c.dparam_mode[1], 6).f32();
+  io.saved = c.saved[0].f32();
+  io.workspace = ctx.workspace(V::scratch(s));
+  RWKV_CUDA(V::kBackward(V::shape(s), io, stream_of(ctx)));
+  RWKV_LAUNCHED("wkv4 backward", stream_of(ctx));
+}
+
+template <class V>
+constexpr WkvKernel kernel(std::string_view name, std::string_view family, std::string_view note) {
+  return {.name = name,
+          .op = "wkv4",
+          .family = family,
+          .device = Device::kCuda,
+          .io = V::kIo,
+          .state = DType::kF32,
+          .min_sm = 90,
+          .t_multiple = 1,
+          .min_tokens = 1,
+          .deterministic = true,
+          .head_sizes = {},
+          .saved_bytes = V::saved,
+          .workspace_bytes = V::scratch,
+          .forward = forward<V>,
+          .backward = backward<V>,
+          .step = forward<Serial<V::kIo>>,  // the state may stay where it is
+          .replaced_share = nullptr,
+          .note = note};
+}
+
+}  // namespace
+
+constinit const WkvKernel kWkv4SerialBF16 = kernel<Serial<DType::kBF16>>(
+    "wkv4.cuda.serial.bf16", "serial", "a thread per channel; decoding");
+constinit const WkvKernel kWkv4SerialF32 =
+    kernel<Serial<DType::kF32>>("wkv4.cuda.serial.f32", "serial", "a thread per channel; decoding");
+constinit const WkvKernel kWkv4ScanBF16 =
+    kernel<Scan<DType::kBF16>>("wkv4.cuda.scan.bf16", "scan", "threads along channels and time");
+constinit const WkvKernel kWkv4ScanF32 =
+    kernel<Scan<DType::kF32>>("wkv4.cuda.scan.f32", "scan", "threads along channels and time");
+
+}  // namespace rwkv::cuda
