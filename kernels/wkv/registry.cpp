@@ -74,6 +74,8 @@ std::span<const WkvKernel* const> all_wkv_kernels() {
     &cuda::kWkv4ScanF32,
     &cuda::kWkv4SerialBF16,
     &cuda::kWkv4SerialF32,
+    &cuda::kWkv4CumsumBF16,
+    &cuda::kWkv4CumsumF32,
 #endif
   };
   return kernels;

@@ -85,11 +85,11 @@ TEST_P(Wkv4Variant, ReplacedShareFollowsTheRates) {
   const WkvShape s{2, 100, 48, 1, false};
   EXPECT_EQ(run_wkv4(kernel(), s, data(slow(s, 3))).replaced, 0);
   const Wkv4Result some = run_wkv4(kernel(), s, data({"some", Wkv4Kind::kModel, s, 3}));
-  EXPECT_GT(some.replaced, 0.1);
+  EXPECT_GT(some.replaced, 0.02);
   EXPECT_LT(some.replaced, 0.9);
   Wkv4Data fast = data(slow(s, 3));
   fast.tau.assign(fast.tau.size(), 3.0f);
-  // Pieces are 32 tokens; the last has 4, which fit the range at a rate of 20.
+  // The last piece has 4 tokens, which fit the range at a rate of 20.
   const Wkv4Result most = run_wkv4(kernel(), s, fast);
   EXPECT_NEAR(most.replaced, 1, 0.1);
   const Wkv4Expected want = reference(s, fast, most.p);

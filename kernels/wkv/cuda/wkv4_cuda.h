@@ -8,8 +8,10 @@
 /// serial: the stabilised recurrence (spec rwkv4 3, 4.2), a thread per channel.
 /// scan: the associative form (spec 5.1): threads along channels and along time; with parts > 1 the
 /// sequence is cut, the parts' elements are found first, then combined, then all parts run.
-/// Both take any number of tokens and channels and give the same bits in every run. Backward and
-/// forward must be called with the same shape, parts included.
+/// With sums the saved rows of a tile (B, tiles, 4, C) are a, b, p and the number of its tokens
+/// that left the range of the sums and were computed by the recurrence. Both take any number of
+/// tokens and channels and give the same bits in every run. Backward and forward must be called
+/// with the same shape, parts included.
 
 #include <cuda_runtime.h>
 
@@ -20,8 +22,9 @@ namespace rwkv::cuda {
 
 struct Wkv4Shape {
   int batch = 1, tokens = 1, channels = 1;
-  bool f32 = false;  ///< type of the vectors
-  int parts = 1;     ///< scan only: parts of the sequence that run side by side
+  bool f32 = false;   ///< type of the vectors
+  int parts = 1;      ///< scan only: parts of the sequence that run side by side
+  bool sums = false;  ///< scan only: pieces of 8 tokens by cumulative sums ("cumsum")
 };
 
 struct Wkv4Forward {

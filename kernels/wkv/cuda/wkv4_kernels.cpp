@@ -1,6 +1,9 @@
 #include "kernels/wkv/cuda/wkv4_kernels.h"
 
+#include <vector>
+
 #include "kernels/core/cuda/cuda_state.h"
+#include "kernels/core/memory.h"
 #include "kernels/wkv/cuda/wkv4_cuda.h"
 
 namespace rwkv::cuda {
@@ -35,12 +38,13 @@ struct Serial {
   static constexpr auto kBackward = wkv4_serial_backward;
 };
 
-template <DType Io>
+template <DType Io, bool kSums>
 struct Scan {
   static constexpr DType kIo = Io;
   static Wkv4Shape shape(const WkvShape& s) {
     Wkv4Shape shape = shape_of<Io>(s);
     shape.parts = wkv4_scan_parts(shape, kPlannedProcessors);
+    shape.sums = kSums;
     return shape;
   }
   static size_t saved(const WkvShape& s) { return wkv4_scan_saved_bytes(shape(s)); }
@@ -107,8 +111,23 @@ void backward(Context& ctx, const OpCall& c) {
   RWKV_LAUNCHED("wkv4 backward", stream_of(ctx));
 }
 
+/// cumsum: the counts that the forward left in the saved rows.
+double replaced_share(Context& ctx, const OpCall& c) {
+  const TensorView& saved = c.saved[0];
+  std::vector<float> rows(static_cast<size_t>(saved.numel()));
+  copy(ctx, TensorView(rows.data(), saved.spec), saved);
+  ctx.synchronize("share of pieces that left the range of cumulative sums");
+  const WkvShape s = call_shape(c);
+  const auto channels = static_cast<size_t>(s.heads);
+  double sum = 0;
+  for (size_t tile = 0; tile < rows.size(); tile += 4 * channels)
+    for (size_t i = 0; i < channels; ++i) sum += static_cast<double>(rows[tile + 3 * channels + i]);
+  return sum / static_cast<double>(s.batch * s.tokens * s.heads);
+}
+
 template <class V>
-constexpr WkvKernel kernel(std::string_view name, std::string_view family, std::string_view note) {
+constexpr WkvKernel kernel(std::string_view name, std::string_view family, std::string_view note,
+                           double (*share)(Context&, const OpCall&) = nullptr) {
   return {.name = name,
           .op = "wkv4",
           .family = family,
@@ -125,7 +144,7 @@ constexpr WkvKernel kernel(std::string_view name, std::string_view family, std::
           .forward = forward<V>,
           .backward = backward<V>,
           .step = forward<Serial<V::kIo>>,  // the state may stay where it is
-          .replaced_share = nullptr,
+          .replaced_share = share,
           .note = note};
 }
 
@@ -135,9 +154,15 @@ constinit const WkvKernel kWkv4SerialBF16 = kernel<Serial<DType::kBF16>>(
     "wkv4.cuda.serial.bf16", "serial", "a thread per channel; decoding");
 constinit const WkvKernel kWkv4SerialF32 =
     kernel<Serial<DType::kF32>>("wkv4.cuda.serial.f32", "serial", "a thread per channel; decoding");
-constinit const WkvKernel kWkv4ScanBF16 =
-    kernel<Scan<DType::kBF16>>("wkv4.cuda.scan.bf16", "scan", "threads along channels and time");
-constinit const WkvKernel kWkv4ScanF32 =
-    kernel<Scan<DType::kF32>>("wkv4.cuda.scan.f32", "scan", "threads along channels and time");
+constinit const WkvKernel kWkv4ScanBF16 = kernel<Scan<DType::kBF16, false>>(
+    "wkv4.cuda.scan.bf16", "scan", "threads along channels and time");
+constinit const WkvKernel kWkv4ScanF32 = kernel<Scan<DType::kF32, false>>(
+    "wkv4.cuda.scan.f32", "scan", "threads along channels and time");
+constinit const WkvKernel kWkv4CumsumBF16 = kernel<Scan<DType::kBF16, true>>(
+    "wkv4.cuda.cumsum.bf16", "cumsum", "scan with cumulative sums of 8 tokens inside",
+    replaced_share);
+constinit const WkvKernel kWkv4CumsumF32 =
+    kernel<Scan<DType::kF32, true>>("wkv4.cuda.cumsum.f32", "cumsum",
+                                    "scan with cumulative sums of 8 tokens inside", replaced_share);
 
 }  // namespace rwkv::cuda

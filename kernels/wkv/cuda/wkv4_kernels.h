@@ -9,5 +9,7 @@ extern const WkvKernel kWkv4SerialBF16;
 extern const WkvKernel kWkv4SerialF32;
 extern const WkvKernel kWkv4ScanBF16;
 extern const WkvKernel kWkv4ScanF32;
+extern const WkvKernel kWkv4CumsumBF16;
+extern const WkvKernel kWkv4CumsumF32;
 
 }  // namespace rwkv::cuda

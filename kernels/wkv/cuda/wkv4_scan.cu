@@ -13,6 +13,7 @@
 #include <cub/warp/warp_scan.cuh>
 
 #include "kernels/wkv/cuda/wkv4_common.cuh"
+#include "kernels/wkv/cuda/wkv4_piece.cuh"
 
 namespace rwkv::cuda {
 namespace {
@@ -82,6 +83,10 @@ __device__ __forceinline__ Run<State> scan_tile(
   return got;
 }
 
+/// Rows saved per tile: the state ahead of it and, for cumsum, tokens computed by the recurrence.
+template <bool kSums>
+inline constexpr int kSavedRows = kSums ? 4 : 3;
+
 /// Where a block works.
 struct Place {
   int b, part, c, tiles, first_tile, end_tile;
@@ -128,7 +133,7 @@ __device__ __forceinline__ Future load_future(const float* from, int channels) {
 
 /// kFold: finds the element of a part and writes it to `parts`; else runs the part from the state
 /// in `parts` (null: one part, from the incoming state).
-template <class T, bool kFold>
+template <class T, bool kSums, bool kFold>
 __global__ void __launch_bounds__(kLanes* kTime, 2)
     forward_kernel(const Wkv4Shape s, const Wkv4Forward io, float* parts) {
   __shared__ Board<Past> board;
@@ -138,6 +143,7 @@ __global__ void __launch_bounds__(kLanes* kTime, 2)
   const int row = static_cast<int>(threadIdx.y);
   const float d = at.real ? decay_of(io.tau[at.c]) : 0.0f, u = at.real ? io.u[at.c] : 0.0f;
   if (row == 0) decay[threadIdx.x] = d;  // read behind the first barrier of scan_tile
+  [[maybe_unused]] __shared__ int replaced[kLanes];
   const auto* k = static_cast<const T*>(io.k);
   const auto* v = static_cast<const T*>(io.v);
   auto* y = static_cast<T*>(io.y);
@@ -157,23 +163,51 @@ __global__ void __launch_bounds__(kLanes* kTime, 2)
       ks[i] = i < n ? widen(k[base + i * at.stride]) : 0.0f;
       vs[i] = i < n ? widen(v[base + i * at.stride]) : 0.0f;
     }
+    const Piece<kOwn> piece(ks, kSums ? n : 0, d, u);
+    if (piece.fits) {
+      mine.state = piece.fold(vs, n, d);
+    } else {
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i)
-      if (i < n) mine.state.push(d, ks[i], vs[i]);
+      for (int i = 0; i < kOwn; ++i)
+        if (i < n) mine.state.push(d, ks[i], vs[i]);
+    }
     mine.tokens = static_cast<float>(n);
+    if (kSums && row == 0) replaced[threadIdx.x] = 0;  // counted behind the barriers of the scan
     Run<Past> total;
     const Run<Past> ahead = scan_tile<Past, Append>(board, temp, decay, row, mine, total);
     if constexpr (!kFold) {
-      if (io.saved != nullptr && row == 0 && at.real)
-        store_rows(io.saved + (static_cast<int64_t>(at.b) * at.tiles + tile) * 3 * at.stride + at.c,
-                   s.channels, carry, d);
+      float* saved = nullptr;
+      if (io.saved != nullptr && row == 0 && at.real) {
+        saved = io.saved +
+                (static_cast<int64_t>(at.b) * at.tiles + tile) * kSavedRows<kSums> * at.stride +
+                at.c;
+        store_rows(saved, s.channels, carry, d);
+      }
       Past past = carry;
       past.append(d, ahead.tokens, ahead.state);
+      if (piece.takes(past, d)) {
+        const float start = piece.start(past, d);
+        float sum_v = past.a * start, sum = past.b * start;
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
-        if (i >= n) break;
-        put(y + base + i * at.stride, Readout(past, d, u + ks[i], vs[i]).y);
-        past.push(d, ks[i], vs[i]);
+        for (int i = 0; i < kOwn; ++i) {
+          if (i >= n) break;
+          const float own = piece.bonus * piece.e[i];
+          put(y + base + i * at.stride, (sum_v + own * vs[i]) / (sum + own));
+          sum_v += piece.e[i] * vs[i];
+          sum += piece.e[i];
+        }
+      } else {
+        if (kSums && n > 1) atomicAdd(&replaced[threadIdx.x], n);
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) {
+          if (i >= n) break;
+          put(y + base + i * at.stride, Readout(past, d, u + ks[i], vs[i]).y);
+          past.push(d, ks[i], vs[i]);
+        }
+      }
+      if constexpr (kSums) {
+        __syncthreads();
+        if (saved != nullptr) saved[3 * at.stride] = static_cast<float>(replaced[threadIdx.x]);
       }
     }
     carry.append(d, total.tokens, total.state);
@@ -209,7 +243,7 @@ __global__ void combine_pasts(const Wkv4Shape s, const Wkv4Forward io,
 // --- backward
 // -------------------------------------------------------------------------------------
 
-template <class T, bool kFold>
+template <class T, bool kSums, bool kFold>
 __global__ void __launch_bounds__(kLanes* kTime, 1)
     backward_kernel(const Wkv4Shape s, const Wkv4Backward io, float* parts, float* partials) {
   __shared__ Board<Past> pasts;
@@ -248,48 +282,86 @@ __global__ void __launch_bounds__(kLanes* kTime, 1)
       qs[i] = 0;
     }
     // Forward again: scales and gradients of the denominators.
+    const Piece<kOwn> piece(ks, kSums ? n : 0, d, u);
+    bool sums = false;
+    float smallest = 1;
     {
       Run<Past> mine, total;
+      if (piece.fits) {
+        mine.state = piece.fold(vs, n, d);
+      } else {
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i)
-        if (i < n) mine.state.push(d, ks[i], vs[i]);
+        for (int i = 0; i < kOwn; ++i)
+          if (i < n) mine.state.push(d, ks[i], vs[i]);
+      }
       mine.tokens = static_cast<float>(n);
       const Run<Past> ahead = scan_tile<Past, Append>(pasts, temp.past, decay, row, mine, total);
       Past past;
       if (at.real)
         past = load_rows(
-            io.saved + (static_cast<int64_t>(at.b) * at.tiles + tile) * 3 * at.stride + at.c,
+            io.saved +
+                (static_cast<int64_t>(at.b) * at.tiles + tile) * kSavedRows<kSums> * at.stride +
+                at.c,
             s.channels);
       past.append(d, ahead.tokens, ahead.state);
+      sums = piece.takes(past, d);
+      if (sums) {
+        smallest = piece.divide(hs, n, past, d);
+      } else {
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
-        if (i >= n) break;
-        const Readout read(past, d, u + ks[i], vs[i]);
-        qs[i] = read.q;
-        hs[i] *= read.inverse;
-        past.push(d, ks[i], vs[i]);
+        for (int i = 0; i < kOwn; ++i) {
+          if (i >= n) break;
+          const Readout read(past, d, u + ks[i], vs[i]);
+          qs[i] = read.q;
+          hs[i] *= read.inverse;
+          past.push(d, ks[i], vs[i]);
+        }
       }
     }
     __syncthreads();  // temp changes hands
     Run<Future> mine, total;
+    if (sums) {
+      mine.state = piece.fold_back(hs, ys, n, d, smallest);
+    } else {
 #pragma unroll
-    for (int i = kOwn - 1; i >= 0; --i)
-      if (i < n) mine.state.push(d, qs[i], hs[i], ys[i]);
+      for (int i = kOwn - 1; i >= 0; --i)
+        if (i < n) mine.state.push(d, qs[i], hs[i], ys[i]);
+    }
     mine.tokens = static_cast<float>(n);
     const Run<Future> ahead =
         scan_tile<Future, Prepend>(futures, temp.future, decay, kTime - 1 - row, mine, total);
     if constexpr (!kFold) {
       Future future = carry;
       future.prepend(d, ahead.tokens, ahead.state);
+      if (sums) {  // reversed cumulative sums, and sums of these for the decay
+        const float start = expf(piece.anchor + static_cast<float>(n - 1) * d + future.scale.at(d));
+        float r = start * future.x, rz = start * future.z;
+        float rd = start * future.xd, rzd = start * future.zd;
 #pragma unroll
-      for (int i = kOwn - 1; i >= 0; --i) {
-        if (i >= n) continue;
-        const TokenGradient g(future, d, u, ks[i], vs[i], ys[i], qs[i], hs[i]);
-        put_gradient(static_cast<T*>(io.dk), base + i * at.stride, g.dk, io.add, kDk);
-        put_gradient(static_cast<T*>(io.dv), base + i * at.stride, g.dv, io.add, kDv);
-        sum_d += g.dd;
-        sum_u += g.du;
-        future.push(d, qs[i], hs[i], ys[i]);
+        for (int i = kOwn - 1; i >= 0; --i) {
+          if (i >= n) continue;
+          const float e = piece.e[i], f = piece.bonus * e * hs[i], own = f * (vs[i] - ys[i]);
+          put_gradient(static_cast<T*>(io.dk), base + i * at.stride, own + e * (r * vs[i] + rz),
+                       io.add, kDk);
+          put_gradient(static_cast<T*>(io.dv), base + i * at.stride, f + e * r, io.add, kDv);
+          sum_d += e * (rd * vs[i] + rzd);
+          sum_u += own;
+          rd += r;
+          rzd += rz;
+          r += hs[i];
+          rz -= hs[i] * ys[i];
+        }
+      } else {
+#pragma unroll
+        for (int i = kOwn - 1; i >= 0; --i) {
+          if (i >= n) continue;
+          const TokenGradient g(future, d, u, ks[i], vs[i], ys[i], qs[i], hs[i]);
+          put_gradient(static_cast<T*>(io.dk), base + i * at.stride, g.dk, io.add, kDk);
+          put_gradient(static_cast<T*>(io.dv), base + i * at.stride, g.dv, io.add, kDv);
+          sum_d += g.dd;
+          sum_u += g.du;
+          future.push(d, qs[i], hs[i], ys[i]);
+        }
       }
     }
     carry.prepend(d, total.tokens, total.state);
@@ -346,21 +418,21 @@ size_t part_floats(const Wkv4Shape& s, int rows) {
          static_cast<size_t>(s.channels);
 }
 
-template <class T>
+template <class T, bool kSums>
 cudaError_t forward(const Wkv4Shape& s, const Wkv4Forward& io, cudaStream_t stream) {
   const dim3 block(kLanes, kTime);
   float* states = nullptr;
   if (s.parts > 1) {
     auto* folded = static_cast<float*>(io.workspace);
     states = folded + part_floats(s, 3);
-    forward_kernel<T, true><<<grid_of(s), block, 0, stream>>>(s, io, folded);
+    forward_kernel<T, kSums, true><<<grid_of(s), block, 0, stream>>>(s, io, folded);
     combine_pasts<<<combine_grid(s), kLanes, 0, stream>>>(s, io, folded, states);
   }
-  forward_kernel<T, false><<<grid_of(s), block, 0, stream>>>(s, io, states);
+  forward_kernel<T, kSums, false><<<grid_of(s), block, 0, stream>>>(s, io, states);
   return cudaGetLastError();
 }
 
-template <class T>
+template <class T, bool kSums>
 cudaError_t backward(const Wkv4Shape& s, const Wkv4Backward& io, cudaStream_t stream) {
   const dim3 block(kLanes, kTime);
   auto* partials = static_cast<float*>(io.workspace);
@@ -368,10 +440,10 @@ cudaError_t backward(const Wkv4Shape& s, const Wkv4Backward& io, cudaStream_t st
   if (s.parts > 1) {
     float* folded = partials + part_floats(s, 2);
     states = folded + part_floats(s, 5);
-    backward_kernel<T, true><<<grid_of(s), block, 0, stream>>>(s, io, folded, nullptr);
+    backward_kernel<T, kSums, true><<<grid_of(s), block, 0, stream>>>(s, io, folded, nullptr);
     combine_futures<<<combine_grid(s), kLanes, 0, stream>>>(s, io, folded, states);
   }
-  backward_kernel<T, false><<<grid_of(s), block, 0, stream>>>(s, io, states, partials);
+  backward_kernel<T, kSums, false><<<grid_of(s), block, 0, stream>>>(s, io, states, partials);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return error;
   return wkv4_param_gradients(partials, s.batch * s.parts, s.channels, io, stream);
@@ -387,7 +459,7 @@ int wkv4_scan_parts(const Wkv4Shape& s, int multiprocessors) {
 }
 
 size_t wkv4_scan_saved_bytes(const Wkv4Shape& s) {
-  return sizeof(float) * 3 * static_cast<size_t>(s.batch) *
+  return sizeof(float) * (s.sums ? 4 : 3) * static_cast<size_t>(s.batch) *
          static_cast<size_t>(tiles_of(s.tokens)) * static_cast<size_t>(s.channels);
 }
 
@@ -396,11 +468,19 @@ size_t wkv4_scan_workspace_bytes(const Wkv4Shape& s) {
 }
 
 cudaError_t wkv4_scan_forward(const Wkv4Shape& s, const Wkv4Forward& io, cudaStream_t stream) {
-  return s.f32 ? forward<float>(s, io, stream) : forward<__nv_bfloat16>(s, io, stream);
+  if (s.sums)
+    return s.f32 ? forward<float, true>(s, io, stream)
+                 : forward<__nv_bfloat16, true>(s, io, stream);
+  return s.f32 ? forward<float, false>(s, io, stream)
+               : forward<__nv_bfloat16, false>(s, io, stream);
 }
 
 cudaError_t wkv4_scan_backward(const Wkv4Shape& s, const Wkv4Backward& io, cudaStream_t stream) {
-  return s.f32 ? backward<float>(s, io, stream) : backward<__nv_bfloat16>(s, io, stream);
+  if (s.sums)
+    return s.f32 ? backward<float, true>(s, io, stream)
+                 : backward<__nv_bfloat16, true>(s, io, stream);
+  return s.f32 ? backward<float, false>(s, io, stream)
+               : backward<__nv_bfloat16, false>(s, io, stream);
 }
 
 }  // namespace rwkv::cuda
