@@ -3,10 +3,10 @@ foreach(architecture rwkv7 rwkv4)
   rwkv_test(golden_${architecture}_tiny LABEL golden SOURCES golden/tiny_test.cpp DEPS rwkv_trainer)
   rwkv_test(golden_${architecture}_train LABEL golden SOURCES golden/train_test.cpp
     DEPS rwkv_trainer)
+  # The same on a GPU.
+  rwkv_gpu_test(cuda_golden_${architecture}_tiny SOURCES golden/tiny_test.cpp DEPS rwkv_trainer)
+  rwkv_gpu_test(cuda_golden_${architecture}_train SOURCES golden/train_test.cpp DEPS rwkv_trainer)
 endforeach()
-# The same on a GPU.
-rwkv_gpu_test(cuda_golden_rwkv7_tiny SOURCES golden/tiny_test.cpp DEPS rwkv_trainer)
-rwkv_gpu_test(cuda_golden_rwkv7_train SOURCES golden/train_test.cpp DEPS rwkv_trainer)
 foreach(architecture rwkv7 rwkv4)
   foreach(test golden_${architecture}_tiny golden_${architecture}_train)
     foreach(target ${test} cuda_${test})
