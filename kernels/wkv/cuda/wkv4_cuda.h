@@ -38,7 +38,7 @@ struct Wkv4Forward {
 };
 
 struct Wkv4Backward {
-  const void *k, *v, *y, *dy;
+  const void *k, *v, *dy;
   const float *tau, *u;
   const float *a0, *b0, *p0;  ///< null: fresh
   const float *da_out, *db_out, *p_out;

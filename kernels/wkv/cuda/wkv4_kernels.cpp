@@ -82,7 +82,6 @@ void backward(Context& ctx, const OpCall& c) {
   Wkv4Backward io{};
   io.k = c.in[0].data;
   io.v = c.in[1].data;
-  io.y = c.out[0].data;
   io.dy = c.dout[0].data;
   io.tau = c.param[0].f32();
   io.u = c.param[1].f32();

@@ -56,17 +56,21 @@ struct Piece {
             scalbnf(sum, -power),
             {anchor + static_cast<float>(n - 1) * d + static_cast<float>(power) * kLn2, 0.0f}};
   }
-  /// Divides h (gradients of y) by the denominators; returns the smallest sum that anything later
-  /// was divided by.
-  __device__ __forceinline__ float divide(float (&h)[kOwn], int n, const Past& past,
+  /// Finds y and divides h (its gradients) by the denominators; returns the smallest sum that
+  /// anything later was divided by.
+  __device__ __forceinline__ float divide(const float (&v)[kOwn], float (&y)[kOwn],
+                                          float (&h)[kOwn], int n, const Past& past,
                                           float d) const {
-    float sum = past.b * start(past, d), smallest = 3e38f;
+    const float weight = start(past, d);
+    float sum_v = past.a * weight, sum = past.b * weight, smallest = 3e38f;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       if (i >= n) break;
-      const float denominator = sum + bonus * e[i];
+      const float own = bonus * e[i], denominator = sum + own;
       smallest = fminf(smallest, denominator);
+      y[i] = (sum_v + own * v[i]) / denominator;
       h[i] /= denominator;
+      sum_v += e[i] * v[i];
       sum += e[i];
     }
     return fminf(smallest, sum);

@@ -259,7 +259,6 @@ __global__ void __launch_bounds__(kLanes* kTime, 1)
   if (row == 0) decay[threadIdx.x] = d;
   const auto* k = static_cast<const T*>(io.k);
   const auto* v = static_cast<const T*>(io.v);
-  const auto* y = static_cast<const T*>(io.y);
   const auto* dy = static_cast<const T*>(io.dy);
   Future carry;
   if (!kFold && at.real) {
@@ -277,11 +276,10 @@ __global__ void __launch_bounds__(kLanes* kTime, 1)
       const bool there = i < n;
       ks[i] = there ? widen(k[base + i * at.stride]) : 0.0f;
       vs[i] = there ? widen(v[base + i * at.stride]) : 0.0f;
-      ys[i] = there ? widen(y[base + i * at.stride]) : 0.0f;
       hs[i] = there ? widen(dy[base + i * at.stride]) : 0.0f;
-      qs[i] = 0;
+      ys[i] = qs[i] = 0;
     }
-    // Forward again: scales and gradients of the denominators.
+    // Forward again: y before it was rounded, scales and gradients of the denominators.
     const Piece<kOwn> piece(ks, kSums ? n : 0, d, u);
     bool sums = false;
     float smallest = 1;
@@ -306,12 +304,13 @@ __global__ void __launch_bounds__(kLanes* kTime, 1)
       past.append(d, ahead.tokens, ahead.state);
       sums = piece.takes(past, d);
       if (sums) {
-        smallest = piece.divide(hs, n, past, d);
+        smallest = piece.divide(vs, ys, hs, n, past, d);
       } else {
 #pragma unroll
         for (int i = 0; i < kOwn; ++i) {
           if (i >= n) break;
           const Readout read(past, d, u + ks[i], vs[i]);
+          ys[i] = read.y;
           qs[i] = read.q;
           hs[i] *= read.inverse;
           past.push(d, ks[i], vs[i]);

@@ -1,6 +1,6 @@
 /// WKV-4 as the stabilised recurrence: one thread per (sequence, channel), threads of a warp on
 /// neighbouring channels. Saved: the state ahead of every 32 tokens. Backward: segments from last
-/// to first, run forward again into shared memory (scale and gradient of each denominator), then
+/// to first, run forward again into shared memory (y, scale and gradient of each denominator), then
 /// backward. Limited by the latency of its chain of dependent operations.
 
 #include "kernels/wkv/cuda/wkv4_common.cuh"
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(const Wkv4Shape s, const Wkv4Backward io, float* partials) {
-  __shared__ float q[kSegment][kThreads], h[kSegment][kThreads];
+  __shared__ float y[kSegment][kThreads], q[kSegment][kThreads], h[kSegment][kThreads];
   const int x = static_cast<int>(threadIdx.x);
   const int c = static_cast<int>(blockIdx.x) * kThreads + x;
   if (c >= s.channels) return;  // no barriers below: a thread reads its own column alone
@@ -63,7 +63,6 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t state = static_cast<int64_t>(b) * s.channels + c, stride = s.channels;
   const auto* k = static_cast<const T*>(io.k);
   const auto* v = static_cast<const T*>(io.v);
-  const auto* y = static_cast<const T*>(io.y);
   const auto* dy = static_cast<const T*>(io.dy);
   const float d = decay_of(io.tau[c]), u = io.u[c];
   const int segments = (s.tokens + kSegment - 1) / kSegment;
@@ -77,6 +76,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < n; ++i, at += stride) {
       const float ki = widen(k[at]), vi = widen(v[at]);
       const Readout read(past, d, u + ki, vi);
+      y[i][x] = read.y;
       q[i][x] = read.q;
       h[i][x] = widen(dy[at]) * read.inverse;
       past.push(d, ki, vi);
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
     float sum_d = 0, sum_u = 0;
     for (int i = n - 1; i >= 0; --i) {
       at -= stride;
-      const float ki = widen(k[at]), vi = widen(v[at]), yi = widen(y[at]);
+      const float ki = widen(k[at]), vi = widen(v[at]), yi = y[i][x];
       const TokenGradient g(future, d, u, ki, vi, yi, q[i][x], h[i][x]);
       put_gradient(static_cast<T*>(io.dk), at, g.dk, io.add, kDk);
       put_gradient(static_cast<T*>(io.dv), at, g.dv, io.add, kDv);
