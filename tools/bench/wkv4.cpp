@@ -107,34 +107,35 @@ struct Run {
   const WkvKernel* kernel;
   Wkv4Rates rates = Wkv4Rates::kModel;
   int repeats = 0;
+  double replaced = -1;
   std::vector<double> forward, backward;
 };
 
-/// Takes the variant out of `runs` if it refuses even slow rates.
-void try_out(Wkv4Problem& problem, std::vector<Run>& runs, const WkvShape& shape,
-             Wkv4Report& report) {
-  std::erase_if(runs, [&](Run& run) {
-    for (const Wkv4Rates rates : {Wkv4Rates::kModel, Wkv4Rates::kSlow}) {
-      run.rates = rates;
-      try {
-        problem.forward(*run.kernel, rates);
-        return false;
-      } catch (const ConfigError& e) {
-        if (rates == Wkv4Rates::kSlow)
-          report.left_out.push_back(
-              str(run.kernel->name, " at ", shape_name(shape), ": ", e.what()));
-      }
+/// The first run of a variant, untimed: with rates of a model, or slow ones if it refuses those.
+/// Says how many timed ones shall follow. False: it refuses both.
+bool warm_up(Context& ctx, Wkv4Problem& problem, const WkvShape& shape, const WkvOptions& options,
+             Stopwatch& time, Run& run, Wkv4Report& report) {
+  double seconds = 0;
+  try {
+    seconds = time([&] { problem.forward(*run.kernel, run.rates); });
+  } catch (const ConfigError& e) {
+    if (run.rates == Wkv4Rates::kSlow) {
+      report.left_out.push_back(str(run.kernel->name, " at ", shape_name(shape), ": ", e.what()));
+      return false;
     }
-    return true;
-  });
-}
-
-void check_finite(Context& ctx, const Wkv4Problem& problem, const Run& run, const WkvShape& shape) {
+    run.rates = Wkv4Rates::kSlow;
+    return warm_up(ctx, problem, shape, options, time, run, report);
+  }
+  seconds += time([&] { problem.backward(*run.kernel, run.rates); });
+  const double most = options.repeats;
+  run.repeats = static_cast<int>(std::clamp(options.seconds / seconds, std::min(3.0, most), most));
+  run.replaced = problem.replaced_share(*run.kernel, run.rates);
   for (const TensorView& view : {problem.y(), problem.gradient(0), problem.tau_gradient()})
-    // A sample, the last tokens of y; the first ones of dk would be the backward's last.
+    // A sample, the last tokens: what is not finite in the state stays so.
     for (const double x : read_values(ctx, view, int64_t{1} << 16))
       RWKV_CHECK(std::isfinite(x), Error, run.kernel->name, " at ", shape_name(shape),
                  ": a result is not finite");
+  return true;
 }
 
 /// Operands of a width, kept from shape to shape.
@@ -169,32 +170,24 @@ void bench_shape(Context& ctx, const WkvShape& shape, DType io, const WkvOptions
   for (const Run& run : runs) kernels.push_back(run.kernel);
   Wkv4Problem problem(ctx, shape, io, kernels);
   problem.fill(inputs.data);
-  try_out(problem, runs, shape, report);
   Stopwatch time(ctx);
-  for (int repeat = -2; repeat < options.repeats; ++repeat) {
+  std::erase_if(
+      runs, [&](Run& run) { return !warm_up(ctx, problem, shape, options, time, run, report); });
+  for (int repeat = -1; repeat < options.repeats; ++repeat) {
     for (Run& run : runs) {  // interleaved: slow moments hit every variant
-      if (repeat >= 0 && repeat >= run.repeats) continue;
-      if (repeat == -1 && run.repeats < options.repeats) continue;  // slow: warm enough
+      if (repeat >= run.repeats) continue;
+      if (repeat < 0 && run.repeats < options.repeats) continue;  // slow: warm enough
       const double f = time([&] { problem.forward(*run.kernel, run.rates); });
       const double b = time([&] { problem.backward(*run.kernel, run.rates); });
-      if (repeat < 0) {
-        const double most = options.repeats;
-        run.repeats =
-            static_cast<int>(std::clamp(options.seconds / (f + b), std::min(3.0, most), most));
-        continue;
-      }
+      if (repeat < 0) continue;
       run.forward.push_back(f);
       run.backward.push_back(b);
     }
   }
   const std::string_view chosen = select_wkv("wkv4", report.device, io, shape, "auto").name;
   for (const Run& run : runs) {
-    problem.forward(*run.kernel, run.rates);
-    const double replaced = problem.replaced_share(*run.kernel, run.rates);
-    problem.backward(*run.kernel, run.rates);
-    check_finite(ctx, problem, run, shape);
     Wkv4Row row = wkv4_row(*run.kernel, shape, run.rates, run.forward, run.backward);
-    row.replaced = replaced;
+    row.replaced = run.replaced;
     row.saved_bytes = static_cast<double>(problem.saved_bytes(*run.kernel));
     row.chosen = run.kernel->name == chosen;
     report.rows.push_back(std::move(row));

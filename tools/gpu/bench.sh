@@ -2,7 +2,7 @@
 # On a GPU machine: the benchmark tables, each printed and written as OUT/NAME.txt and, as a record
 # with commit, device, kernel hash and the rates measured in the same run, OUT/NAME.json.
 #
-#   bench.sh [OUT [PART...]]      OUT: default $JOBOUT, else ./records; parts: default all (2 min)
+#   bench.sh [OUT [PART...]]      OUT: default $JOBOUT, else ./records; parts: default those of RWKV-7
 #     wkv      WKV-7 variants at the sizes they are judged by, bf16 (15 s)
 #     step     whole training steps of L12-D768 V50304, and of L24-D2048 V65536 (60 s)
 #     ops      every op at 8 x 4096 tokens of width 768 (6 s)
@@ -11,9 +11,18 @@
 #     streams  one pass over whole sequences against segments of them, around the number of
 #              sequences x heads where one overtakes the other (5 s)
 #     heads    WKV-7 with heads of 128 and 32, and in f32 (10 s)
+#     rwkv7    all of the above (2 min)
+#     wkv4     WKV-4 against length, 2^6 to 2^19 tokens, batch 1 and 8, widths 32, 256, 768, f32 and bf16
+#              (60 s)
+#     step4    whole training steps of RWKV-4 L12-D768 V50277 (20 s)
+#     times    train-times: the smoke training of RWKV-4 and RWKV-7 with every WKV variant, f32 and bf16
+#              (60 s), and larger batches and contexts in bf16 (60 s)
+#     occupancy  what the WKV-4 kernels keep busy, by ncu (occupancy.sh, 30 s)
+#     rwkv4    wkv4, step4, times, occupancy (4 min)
 #
-# Programs are taken from BIN (default: this folder). A table that fails or takes more than 90 s does
-# not stop the others. Exit code: 0, 1 if a table failed, 2 wrong usage.
+# records.sh takes the records into the tree and draws their pictures.
+# Programs are taken from BIN (default: this folder). A table that fails or takes more than 120 s
+# does not stop the others. Exit code: 0, 1 if a table failed, 2 wrong usage.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${BIN:-$here}
@@ -22,9 +31,17 @@ folder=${BIN:-$here}
 export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
 out=${1:-${JOBOUT:-records}}
 if [ $# -gt 0 ]; then shift; fi
-parts=("$@")
-if [ ${#parts[@]} -eq 0 ]; then parts=(wkv step ops lengths streams heads); fi
+parts=()
+for part in "${@:-rwkv7}"; do
+  case $part in
+    rwkv7) parts+=(wkv step ops lengths streams heads) ;;
+    rwkv4) parts+=(wkv4 times step4 occupancy) ;;
+    *) parts+=("$part") ;;
+  esac
+done
 mkdir -p "$out" || exit 1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 
 failed=0
 # bench NAME SUBCOMMAND ARGUMENTS...
@@ -32,7 +49,7 @@ bench() {
   local name=$1 started=$SECONDS
   shift
   echo "== $name: rwkv-bench $*"
-  timeout -k 5 90 "$folder/rwkv-bench" "$@" --device cuda --json "$out/$name.json" 2>&1 | tee "$out/$name.txt"
+  timeout -k 5 120 "$folder/rwkv-bench" "$@" --device cuda --json "$out/$name.json" 2>&1 | tee "$out/$name.txt"
   if [ "${PIPESTATUS[0]}" -ne 0 ]; then
     echo "== $name: FAILED"
     failed=1
@@ -65,6 +82,28 @@ for part in "${parts[@]}"; do
       done
       bench step-1.5b-4096x4 step --repeats 10 --layers 24 --width 2048 --vocab 65536 \
         --tokens 4096 --batch 4
+      ;;
+    wkv4) bench wkv4 wkv --arch rwkv4 --seconds 0.05 --repeats 15 --limit 1 ;;
+    step4)
+      for shape in 1024,2 4096,8 4096,30; do
+        bench "step-rwkv4-${shape/,/x}" step --arch rwkv4 --repeats 20 --tokens "${shape%,*}" \
+          --batch "${shape#*,}"
+      done
+      bench step-rwkv4-f32-1024x2 step --arch rwkv4 --dtype f32 --repeats 20 --tokens 1024 --batch 2
+      ;;
+    times)
+      # Tokens from a file, as in a real run; ids of bytes, as there is no Pile.
+      data=()
+      if "$folder/rwkv-data" make-tasks -o "$work/tasks.h5" --tokens 8000000; then
+        data=(--set "data.train=$work/tasks.h5")
+      fi
+      bench train-times train-times "${data[@]}"
+      bench train-times-large train-times "${data[@]}" --dtype bf16 --set train.steps=20 \
+        --shape 16,1024 --shape 64,1024 --shape 16,4096
+      ;;
+    occupancy)
+      echo "== occupancy: occupancy.sh"
+      bash "$here/occupancy.sh" "$out" || failed=1
       ;;
     *)
       echo "bench.sh: unknown part '$part'; see the head of this file" >&2
