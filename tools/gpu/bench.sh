@@ -83,7 +83,7 @@ for part in "${parts[@]}"; do
       bench step-1.5b-4096x4 step --repeats 10 --layers 24 --width 2048 --vocab 65536 \
         --tokens 4096 --batch 4
       ;;
-    wkv4) bench wkv4 wkv --arch rwkv4 --seconds 0.05 --repeats 15 --limit 1 ;;
+    wkv4) bench wkv4 wkv --arch rwkv4 --seconds 0.05 --repeats 15 --limit 0.6 ;;
     step4)
       for shape in 1024,2 4096,8 4096,30; do
         bench "step-rwkv4-${shape/,/x}" step --arch rwkv4 --repeats 20 --tokens "${shape%,*}" \

@@ -1,7 +1,7 @@
 #!/bin/bash
 # On a GPU machine with ncu: what the WKV-4 kernels keep busy, serial against scan, f32, as
 # OUT/wkv4-occupancy.txt and .json: per kernel of the last forward and backward of each shape its
-# time, grid, and in percent of the card's peak over the whole run of the kernel
+# time, grid and block, and in percent of the card's peak over the whole run of the kernel
 #   busy    multiprocessor cycles with a block
 #   warps   resident warps (achieved occupancy, idle multiprocessors included)
 #   issue   issue slots that were used
@@ -9,8 +9,8 @@
 #
 #   occupancy.sh [OUT [B,T,C...]]     OUT: default $JOBOUT, else ./records; 30 s with the default shapes
 #
-# Programs are taken from BIN (default: this folder). ncu fixes the clocks while it measures, so that
-# times differ from rwkv-bench's. Exit code: 0, 1 if ncu failed or found nothing, 2 no ncu.
+# Programs are taken from BIN (default: this folder). ncu serialises kernels, so that times may differ
+# from rwkv-bench's. Exit code: 0, 1 if ncu failed or found nothing, 2 no ncu.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${BIN:-$here}
@@ -25,7 +25,7 @@ fi
 out=${1:-${JOBOUT:-records}}
 if [ $# -gt 0 ]; then shift; fi
 shapes=("$@")
-if [ ${#shapes[@]} -eq 0 ]; then shapes=('1,1024,32' '1,65536,32' '2,1024,768' '8,4096,768' '8,65536,768'); fi
+if [ ${#shapes[@]} -eq 0 ]; then shapes=('1,1024,32' '1,65536,32' '2,1024,768' '8,4096,768' '8,16384,768'); fi
 mkdir -p "$out" || exit 1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -40,7 +40,8 @@ for shape in "${shapes[@]}"; do
   for variant in serial scan; do
     # Only WKV-4's own kernels: those of the namespaces rwkv::cuda, not of the benchmark.
     rc=0
-    timeout -k 5 60 "$ncu" --csv --metrics $metrics --kernel-name-base demangled \
+    timeout -k 5 60 "$ncu" --csv --profile-from-start off --cache-control none \
+      --clock-control none --metrics $metrics --kernel-name-base demangled \
       --kernel-name 'regex:Wkv4|wkv4' \
       "$folder/rwkv-bench" wkv --arch rwkv4 --device cuda --dtype f32 --repeats 1 --shape "$shape" \
       --variant $variant --json "$work/run.json" >"$work/run.csv" 2>"$work/err" || rc=$?
