@@ -1,4 +1,5 @@
 rwkv_test(trainer_config_test LABEL unit SOURCES unit/trainer_config_test.cpp DEPS rwkv_trainer)
+rwkv_test(trainer_rwkv_lm_test LABEL unit SOURCES unit/trainer_rwkv_lm_test.cpp DEPS rwkv_trainer)
 rwkv_test(trainer_presets_test LABEL unit SOURCES unit/trainer_presets_test.cpp DEPS rwkv_trainer)
 rwkv_test(trainer_schedule_test LABEL unit SOURCES unit/trainer_schedule_test.cpp DEPS rwkv_trainer)
 rwkv_test(trainer_optimizer_test LABEL unit SOURCES unit/trainer_optimizer_test.cpp

@@ -7,16 +7,18 @@
 
 #include "inference/generate.h"
 #include "kernels/core/backend.h"
+#include "kernels/core/error.h"
 #include "tools/cli_common.h"
 #include "trainer/dry_run.h"
 #include "trainer/lr_range.h"
+#include "trainer/rwkv_lm_preset.h"
 #include "trainer/smoke.h"
 #include "trainer/trainer.h"
 
 namespace {
 
 struct Flags {
-  std::string config, wkv, init, device = "cpu";
+  std::string config, preset, wkv, init, device;
   std::vector<std::string> settings;
   bool smoke = false, resume = false, dry_run = false, print_config = false, dump_plan = false;
   bool find_lr = false, quiet = false;
@@ -26,6 +28,11 @@ struct Flags {
 
 void add_options(CLI::App& app, Flags& f) {
   app.add_option("--config", f.config, "config: a path, or the name of a preset such as pile169m");
+  app.add_option(
+         "--preset", f.preset,
+         "rwkv-lm: take the reference trainer's settings (--micro_bsz 16 --ctx_len 512 ...)")
+      ->check(CLI::IsMember({"rwkv-lm"}));
+  app.allow_extras();  // those settings; anything else is refused in load()
   app.add_option("--set", f.settings, "key=value, overrides the config; may be repeated")
       ->allow_extra_args(false);
   app.add_flag("--resume", f.resume, "continue from the newest good checkpoint of the run folder");
@@ -56,12 +63,41 @@ std::string draw_sample(const rwkv::SampleRequest& r) {
   return r.prompt + rwkv::generate(engine, &r.tokenizer, ids, o).text;
 }
 
-int run(Flags& f) {
+/// The config, from file or preset; what a preset says of --init, --resume and --device goes to
+/// the flags.
+rwkv::TrainConfig load(Flags& f, std::vector<std::string> extras) {
+  if (f.preset.empty()) {
+    RWKV_CHECK(extras.empty(), ConfigError, "the argument ", extras.front(),
+               " was not expected; try --help");
+    return rwkv::load_config(f.config, f.settings);
+  }
+  RWKV_CHECK(f.config.empty(), ConfigError, "--preset and --config exclude each other; override ",
+             "single keys with --set");
+  // --set micro_bsz=16 means the same as --micro_bsz 16: our own keys have a dot or are "model".
+  const auto foreign = [](const std::string& s) {
+    const std::string key = s.substr(0, s.find('='));
+    return key != "model" && key.find('.') == std::string::npos;
+  };
+  for (const auto& s : f.settings)
+    if (foreign(s)) extras.push_back("--" + s);
+  std::erase_if(f.settings, foreign);
+  const rwkv::RwkvLmPreset preset = rwkv::map_rwkv_lm(rwkv::parse_rwkv_lm_words(extras));
+  if (!f.quiet) std::fputs(preset.report.c_str(), stdout);
+  f.resume = f.resume || preset.resume;
+  if (f.init.empty()) f.init = preset.init_file;
+  if (f.device.empty()) f.device = preset.device;
+  rwkv::TrainConfig config =
+      rwkv::parse_config(preset.config_json, "preset " + f.preset, f.settings);
+  config.name = f.preset;
+  return config;
+}
+
+int run(Flags& f, const std::vector<std::string>& extras) {
   rwkv::use_threads(f.threads);
   // The model's architecture decides which of the two counts.
   if (!f.wkv.empty())
     for (const char* key : {"kernels.wkv7=", "kernels.wkv4="}) f.settings.push_back(key + f.wkv);
-  rwkv::TrainConfig config = rwkv::load_config(f.config, f.settings);
+  rwkv::TrainConfig config = load(f, extras);
   rwkv::TrainerOptions options;
   options.resume = f.resume;
   options.init_file = f.init;
@@ -112,5 +148,5 @@ int main(int argc, char** argv) {
   CLI::App app{"Trains a model from a config", "rwkv-train"};
   Flags flags;
   add_options(app, flags);
-  return rwkv::run_program(app, argc, argv, [&] { return run(flags); });
+  return rwkv::run_program(app, argc, argv, [&] { return run(flags, app.remaining()); });
 }

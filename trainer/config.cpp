@@ -127,9 +127,10 @@ class Loader {
     if (!root.is_object())
       throw ConfigError(str("reading ", where, ": found ", root.type_name(),
                             ", expected an object with sections model, data, train, ..."));
+    const std::string origin = where.starts_with("preset ") ? where : "file " + where;
     for (const auto& [section, value] : root.items()) {
       if (section == "model") {
-        model(value, where, str("file ", where));
+        model(value, where, origin);
       } else if (section == "about") {
         // A comment that JSON tools keep.
       } else if (!is_section(section)) {
@@ -138,7 +139,7 @@ class Loader {
         bad_value(where, section, value.dump(), "an object");
       } else {
         for (const auto& [key, v] : value.items())
-          assign(section + "." + key, v, nullptr, where, str("file ", where));
+          assign(section + "." + key, v, nullptr, where, origin);
       }
     }
   }

@@ -76,8 +76,8 @@ struct TrainConfig {
     int64_t memory_mib = 0;
   } limits;
 
-  /// By dotted key: "default", "default of rwkv4", "file PATH" or "--set". Keys of the model are
-  /// "model.n_layer", ...
+  /// By dotted key: "default", "default of rwkv4", "file PATH", "preset NAME" or "--set". Keys of
+  /// the model are "model.n_layer", ...
   std::map<std::string, std::string> origin;
   bool set_by_user(std::string_view key) const;  ///< the value came from --set
 
@@ -102,7 +102,7 @@ struct TrainConfig {
 /// Throws ConfigError: unknown keys name the nearest known one; wrong types and values out of range
 /// name the key, what was found and what was expected.
 TrainConfig load_config(const std::string& config, const std::vector<std::string>& settings);
-/// The same from JSON text; `where` names it in errors and origins.
+/// The same from JSON text; `where` names it in errors and origins ("preset NAME" is no file).
 TrainConfig parse_config(const std::string& json_text, const std::string& where,
                          const std::vector<std::string>& settings);
 

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "data/binidx.h"
 #include "tests/unit/trainer_test_util.h"
 #include "trainer/checkpoint.h"
 
@@ -87,6 +88,41 @@ TEST_F(Program, TrainsAndPrintsPlainLines) {
   EXPECT_EQ(out().find('\r'), std::string::npos) << "no terminal, no live line";
   EXPECT_EQ(err(), "");
   EXPECT_EQ(list_checkpoints(dir_ / "run").size(), 1u);
+}
+
+TEST_F(Program, TakesTheReferencesSettingsOnBinidxData) {
+  write_binidx(*TokenFile::open(dir_ / "train.h5"), dir_ / "data");
+  const std::vector<std::string> good = {"--preset",      "rwkv-lm",
+                                         "--data_file",   "data",
+                                         "--ctx_len",     "32",
+                                         "--vocab_size",  "257",
+                                         "--n_layer",     "2",
+                                         "--n_embd",      "64",
+                                         "--micro_bsz",   "2",
+                                         "--proj_dir",    "run",
+                                         "--lr_init",     "1e-3",
+                                         "--train_stage", "3",
+                                         "--grad_cp",     "1",
+                                         "--set",         "my_exit_tokens=640",
+                                         "--set",         "limits.peak_tflops=1",
+                                         "--set",         "data.tokenizer=bytes"};
+  EXPECT_EQ(run(good), 0) << err();
+  EXPECT_TRUE(out_has("my_exit_tokens  640")) << out();
+  EXPECT_TRUE(out_has("complete after 10 steps")) << out();
+  EXPECT_EQ(run(good), 0) << "train_stage 3 resumes: " << err();
+  EXPECT_TRUE(out_has("resuming from")) << out();
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), good.begin(), good.end());
+    return run(more);
+  };
+  EXPECT_EQ(with({"--magic_prime", "613"}), 2);
+  EXPECT_TRUE(err_has("for this data and context it is 617")) << err();
+  EXPECT_EQ(with({"--micro_bzs", "4"}), 2);
+  EXPECT_TRUE(err_has("did you mean micro_bsz")) << err();
+  EXPECT_EQ(with({"--config", "tiny.json"}), 2);
+  fs::resize_file(dir_ / "data.bin", 30001);
+  EXPECT_EQ(run(good), 3);
+  EXPECT_TRUE(err_has("data.bin")) << err();
 }
 
 TEST_F(Program, ExitCodesAndMessages) {
