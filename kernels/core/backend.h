@@ -20,6 +20,8 @@ CudaState* cuda_create();
 void cuda_destroy(CudaState* state) noexcept;
 Stream cuda_stream(const CudaState& state);
 void cuda_synchronize(Stream stream);
+/// Begins and ends what a profiler looks at, if one waits for that (ncu --profile-from-start off).
+void cuda_profile(bool on);
 
 /// Memory of the current device, in bytes. What this process holds already does not count as free.
 struct DeviceMemory {

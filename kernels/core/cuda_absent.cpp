@@ -29,6 +29,9 @@ Stream cuda_stream(const CudaState&) {
 void cuda_synchronize(Stream) {
   absent();
 }
+void cuda_profile(bool) {
+  absent();
+}
 DeviceMemory cuda_memory() {
   absent();
 }

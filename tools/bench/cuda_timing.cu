@@ -1,7 +1,5 @@
 #include "tools/bench/cuda_timing.h"
 
-#include <cuda_profiler_api.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -64,10 +62,6 @@ double EventTimer::seconds() {
 void cuda_delay(Context& ctx, double seconds) {
   delay_kernel<<<1, 1, 0, stream_of(ctx)>>>(static_cast<uint64_t>(1e9 * seconds));
   RWKV_LAUNCHED("delay", stream_of(ctx));
-}
-
-void cuda_profile(bool on) {
-  RWKV_CUDA(on ? cudaProfilerStart() : cudaProfilerStop());
 }
 
 Timing cuda_time(Context& ctx, int repeats, const std::function<void()>& work, int warmup,

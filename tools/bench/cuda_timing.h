@@ -32,9 +32,6 @@ class EventTimer {
 /// without gaps, so that a measurement does not contain the host's launches.
 void cuda_delay(Context& ctx, double seconds);
 
-/// Begins and ends what a profiler looks at, if one waits for that (ncu --profile-from-start off).
-void cuda_profile(bool on);
-
 /// `work` queues something on ctx; it is timed with events, `repeats` times after `warmup` untimed
 /// runs, each behind a delay of `delay_s`. Back to back: caches are not flushed.
 Timing cuda_time(Context& ctx, int repeats, const std::function<void()>& work, int warmup = 3,

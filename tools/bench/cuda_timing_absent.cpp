@@ -29,9 +29,6 @@ double EventTimer::seconds() {
 void cuda_delay(Context&, double) {
   absent();
 }
-void cuda_profile(bool) {
-  absent();
-}
 Timing cuda_time(Context&, int, const std::function<void()>&, int, double) {
   absent();
 }

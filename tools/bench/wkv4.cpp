@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "kernels/core/backend.h"
 #include "kernels/core/error.h"
 #include "kernels/core/parallel.h"
 #include "kernels/wkv/registry.h"
@@ -175,7 +176,7 @@ void bench_shape(Context& ctx, const WkvShape& shape, DType io, const WkvOptions
       runs, [&](Run& run) { return !warm_up(ctx, problem, shape, options, time, run, report); });
   const bool gpu = report.device == Device::kCuda;
   for (int repeat = -1; repeat < options.repeats; ++repeat) {
-    if (gpu && repeat == 0) cuda_profile(true);
+    if (gpu && repeat == 0) backend::cuda_profile(true);
     for (Run& run : runs) {  // interleaved: slow moments hit every variant
       if (repeat >= run.repeats) continue;
       if (repeat < 0 && run.repeats < options.repeats) continue;  // slow: warm enough
@@ -186,7 +187,7 @@ void bench_shape(Context& ctx, const WkvShape& shape, DType io, const WkvOptions
       run.backward.push_back(b);
     }
   }
-  if (gpu) cuda_profile(false);
+  if (gpu) backend::cuda_profile(false);
   const std::string_view chosen = select_wkv("wkv4", report.device, io, shape, "auto").name;
   for (const Run& run : runs) {
     Wkv4Row row = wkv4_row(*run.kernel, shape, run.rates, run.forward, run.backward);

@@ -1,3 +1,5 @@
+#include <cuda_profiler_api.h>
+
 #include <cstdlib>
 #include <memory>
 
@@ -125,6 +127,10 @@ Stream cuda_stream(const CudaState& state) {
 
 void cuda_synchronize(Stream stream) {
   RWKV_CUDA(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
+}
+
+void cuda_profile(bool on) {
+  RWKV_CUDA(on ? cudaProfilerStart() : cudaProfilerStop());
 }
 
 DeviceMemory cuda_memory() {
