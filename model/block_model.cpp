@@ -23,7 +23,10 @@ Model::StateSpec elapsed_spec(int64_t batch) {
 std::vector<Model::StateSpec> Model::state_specs(int64_t batch, DType activations,
                                                  std::string_view wkv) const {
   std::vector<StateSpec> specs = state_specs(batch, activations);
-  if (wkv_counts_tokens(wkv)) specs.push_back(elapsed_spec(batch));
+  if (!wkv_counts_tokens(wkv)) return specs;
+  for (StateSpec& s : specs)
+    if (s.name.ends_with(".wkv_state")) s.spec.dtype = DType::kF16;
+  specs.push_back(elapsed_spec(batch));
   return specs;
 }
 
@@ -77,11 +80,13 @@ Graph BlockModel::build(const GraphOptions& o) const {
   const Value tokens = g.input("tokens", {{o.batch, o.tokens}, DType::kI32});
   std::vector<Value> state;
   if (o.state)
-    for (const StateSpec& s : state_specs(o.batch, o.dtype))
+    for (const StateSpec& s : state_specs(o.batch, o.dtype, wkv.name))
       state.push_back(g.input(s.name, s.spec));
   Value elapsed, elapsed_out;
-  if (o.state && wkv.state == DType::kF16)
-    elapsed = g.input(elapsed_spec(o.batch).name, elapsed_spec(o.batch).spec);
+  if (o.state && wkv.state == DType::kF16) {
+    elapsed = state.back();  // the last of state_specs
+    state.pop_back();
+  }
   const size_t per_block = state.size() / ln1_.size();
 
   Value x = g.apply(kEmbedding, {tokens}, {emb_}, "emb")[0];

@@ -62,8 +62,8 @@ class Model {
   /// Shift states have the type of the activations, the WKV state is f32.
   virtual std::vector<StateSpec> state_specs(int64_t batch,
                                              DType activations = DType::kF32) const = 0;
-  /// The same for graphs with this WKV variant (GraphOptions::wkv). One that counts tokens adds
-  /// "elapsed" (batch) i32 as the last: the tokens that each sequence has seen.
+  /// The same for graphs with this WKV variant (GraphOptions::wkv). One with a binary16 state has
+  /// f16 WKV states and "elapsed" (batch) i32 as the last: the tokens that each sequence has seen.
   std::vector<StateSpec> state_specs(int64_t batch, DType activations, std::string_view wkv) const;
 
   /// Writes the initial values of spec rwkv7 1.3 or rwkv4 1, a pure function of options and tensor

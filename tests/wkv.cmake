@@ -13,6 +13,11 @@ rwkv_test(golden_wkv7_ops LABEL golden SOURCES golden/wkv7_ops_test.cpp DEPS rwk
 rwkv_gpu_test(cuda_wkv7_test
   SOURCES ops/wkv7_test.cpp ${PROJECT_SOURCE_DIR}/kernels/cases/wkv7_cases.cpp
   DEPS rwkv_kernels)
+rwkv_gpu_test(cuda_wkv7_fp16_test
+  SOURCES ops/wkv7_fp16_test.cpp ${PROJECT_SOURCE_DIR}/kernels/cases/wkv7_cases.cpp
+  DEPS rwkv_kernels)
+rwkv_gpu_test(cuda_golden_dither SOURCES golden/dither_test.cpp DEPS rwkv_kernels rwkv_data)
+rwkv_gpu_test(cuda_dither_test SOURCES ops/cuda_dither_test.cpp ops/dither_device.cu DEPS rwkv_core)
 rwkv_gpu_test(cuda_golden_wkv7_ops SOURCES golden/wkv7_ops_test.cpp DEPS rwkv_kernels rwkv_data)
 rwkv_test(wkv4_test LABEL ops
   SOURCES ops/wkv4_test.cpp ops/wkv4_reference_test.cpp ops/wkv4_registry_test.cpp

@@ -7,6 +7,7 @@
 #include "tools/bench/ops.h"
 #include "tools/bench/step.h"
 #include "tools/bench/train_times.h"
+#include "tools/bench/wkv_fp16.h"
 
 namespace {
 
@@ -53,6 +54,13 @@ int main(int argc, char** argv) {
                    "rwkv4: leave out points of which one run takes more seconds (default: 0.1 on "
                    "cpu, 1 on cuda)")
       ->check(CLI::PositiveNumber);
+  wkv_app->add_flag("--decode", wkv.decode,
+                    "time one token of many sequences, as a share of the copy bandwidth");
+  wkv_app->add_flag("--state-error", wkv.state_error,
+                    "relative error of binary16 states against float64, with and without dither");
+  wkv_app->add_option("--steps", wkv.steps, "tokens of --state-error")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   wkv_app->add_option("--from", wkv.from, "draw this JSON record (with --plot), measure nothing");
 
   rwkv::bench::OpsOptions ops;
@@ -128,6 +136,8 @@ int main(int argc, char** argv) {
 
   try {
     app.parse(argc, argv);
+    if (wkv_app->parsed() && wkv.decode) return rwkv::bench::run_wkv_decode(wkv);
+    if (wkv_app->parsed() && wkv.state_error) return rwkv::bench::run_wkv_state_error(wkv);
     if (wkv_app->parsed()) return rwkv::bench::run_wkv(wkv);
     if (ops_app->parsed()) return rwkv::bench::run_ops(ops);
     if (times_app->parsed()) return rwkv::bench::run_train_times(times);

@@ -20,6 +20,9 @@ if(RWKV_HAVE_CUDA)
     wkv/cuda/wkv4_serial.cu
     wkv/cuda/wkv7_kernels.cpp
     wkv/cuda/wkv7_serial.cu
+    wkv/cuda/wkv7_fp16_kernels.cpp
+    wkv/cuda/wkv7_fp16_forward.cu
+    wkv/cuda/wkv7_fp16_backward.cu
     wkv/cuda/wkv7_chunk.cu
     wkv/cuda/wkv7_chunk_n32.cu
     wkv/cuda/wkv7_chunk_n64.cu

@@ -26,8 +26,8 @@ struct WkvKernel {
   std::string_view family;  ///< short name: "serial", "chunk", "scan", ...
   Device device = Device::kCpu;
   DType io = DType::kF32;  ///< element type of the vectors
-  /// Numbers that the state holds; kF16: binary16 numbers (on the CPU in f32 tensors), a variant
-  /// that "auto" never takes and that counts tokens (`elapsed` of kWkv7).
+  /// Numbers that the state holds; kF16: binary16 numbers, a variant that "auto" never takes, that
+  /// counts tokens (`elapsed` of kWkv7) and whose states may be f16 tensors.
   DType state = DType::kF32;
   int min_sm = 0;          ///< lowest CUDA architecture, e.g. 90; 0 on the CPU
   int64_t t_multiple = 1;  ///< T must be a multiple of this
@@ -61,7 +61,7 @@ const WkvKernel& select_wkv(std::string_view op, Device device, DType io, const 
 std::string list_wkv(const WkvShape& shape, std::string_view op = {});
 
 /// Whether `wanted` (as in select_wkv) means a variant that counts tokens: one with a binary16
-/// state.
+/// state. Its states fit in f16 tensors.
 bool wkv_counts_tokens(std::string_view wanted);
 
 struct Wkv7Attrs {
@@ -75,7 +75,8 @@ struct Wkv7Attrs {
 /// in r, w_logit, k, v, a, b (B, T, C) [, s0 (B, H, N, N) f32 [, elapsed (B) i32]]
 /// out y (B, T, C) [, s_out (B, H, N, N) f32, present iff s0 is [, elapsed + T (B) i32, likewise]]
 /// elapsed: tokens that a sequence has seen before the call, for variants with a binary16 state
-/// only (they take 0 without it); may be updated in place, as s0. It has no gradient. saved one f32
+/// only (they take 0 without it); may be updated in place, as s0. It has no gradient. Those
+/// variants also take s0 as f16, then s_out is f16 too; gradients of states stay f32. saved one f32
 /// tensor of the variant's saved_bytes; null or absent where no backward follows (one token then
 /// takes the variant's step, and s_out may be s0 itself). backward reads: in but s0; its gradients
 /// are those of every input, s0 included, with the gradient of s_out as the last dout. source: spec

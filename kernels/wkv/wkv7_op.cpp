@@ -32,13 +32,15 @@ void infer(ShapeCall& call) {
                ", expected the shape and type of r, ", to_string(r));
   }
   const WkvShape shape = shape_of(call);
-  const TensorSpec state({shape.batch, shape.heads, n, n}, DType::kF32);
+  RWKV_CHECK(attrs.kernel != nullptr, ConfigError,
+             "wkv7: no variant was chosen; call select_wkv before planning");
+  TensorSpec state({shape.batch, shape.heads, n, n}, DType::kF32);
   if (shape.has_state) {
+    if (attrs.kernel->state == DType::kF16 && call.in[6].dtype == DType::kF16)
+      state.dtype = DType::kF16;
     RWKV_CHECK(call.in[6] == state, ShapeError, "wkv7: s0 is ", to_string(call.in[6]),
                ", expected ", to_string(state), " (batch, heads, value row, key column)");
   }
-  RWKV_CHECK(attrs.kernel != nullptr, ConfigError,
-             "wkv7: no variant was chosen; call select_wkv before planning");
   const std::string misfit =
       wkv_misfit(*attrs.kernel, "wkv7", attrs.kernel->device, r.dtype, shape);
   RWKV_CHECK(misfit.empty(), ConfigError, "wkv7: variant ", attrs.kernel->name,

@@ -180,6 +180,7 @@ TEST_P(DitherEvolution, TokenByToken) {
 // The op: y and the state of every token from w_logit, in one call and in single steps. In "slow"
 // the last bit of w' is not defined, so that only the limits of another order apply.
 TEST_P(DitherEvolution, Op) {
+  RWKV_NEED_TEST_DEVICE();
   const WkvKernel& kernel = fp16_kernel("fp16-dithered");
   const Fp16Result whole = run_fp16(kernel, s_, d_, elapsed_);
   const auto y = get("y");
@@ -190,9 +191,14 @@ TEST_P(DitherEvolution, Op) {
       norm += std::pow(static_cast<double>(y[i]), 2);
     }
     EXPECT_LE(std::sqrt(diff / norm), 4e-3);
+    // TokenByToken holds for the CPU from the given w': on a GPU, the CPU's bits.
+    const Fp16Result cpu = run_fp16(fp16_kernel("fp16-dithered", Device::kCpu), s_, d_, elapsed_);
+    EXPECT_TRUE(same_bits("y", whole.y, cpu.y));
+    EXPECT_TRUE(same_bits("s_out", whole.s_out, cpu.s_out));
     return;
   }
   EXPECT_TRUE(same_bits("y", whole.y, y));
+  EXPECT_EQ(run_fp16(kernel, s_, d_, elapsed_, {.state_type = DType::kF16}).s_out, whole.s_out);
   const auto crc = file_.read<uint32_t>(group_ + "state_crc32");
   WkvShape one = s_;
   one.tokens = 1;
@@ -209,7 +215,7 @@ TEST_P(DitherEvolution, Op) {
         const auto at = from[i]->begin() + (b * s_.tokens + t) * row;
         to[i]->insert(to[i]->end(), at, at + row);
       }
-    running = run_fp16(kernel, one, x, running.elapsed);
+    running = run_fp16(kernel, one, x, running.elapsed, {.state_type = DType::kF16});
     for (int64_t head = 0; head < s_.batch * s_.heads; ++head)
       ASSERT_EQ(
           crc32_of(running.s_out.data() + head * 4096, 4096),
@@ -225,6 +231,7 @@ INSTANTIATE_TEST_SUITE_P(Golden, DitherEvolution, testing::Values("fresh", "slot
 
 // "fresh" continued from the state after its first tokens.
 TEST(DitherGolden, Resumed) {
+  RWKV_NEED_TEST_DEVICE();
   const Hdf5File file = golden_file();
   const auto tokens = file.read_scalar<int64_t>("fresh/size/T"),
              first = file.read_scalar<int64_t>("resumed/first_token"),

@@ -14,6 +14,8 @@
 #include "kernels/ref/wkv7_ref.h"
 #include "kernels/wkv/dither.h"
 #include "kernels/wkv/registry.h"
+#include "tests/support/device.h"
+#include "tests/support/device_image.h"
 
 namespace rwkv::test {
 
@@ -104,75 +106,109 @@ struct Fp16Result {
   std::vector<float> grad[7];  ///< r, w_logit, k, v, a, b, s0
 };
 
-inline const WkvKernel& fp16_kernel(std::string_view family) {
-  return select_wkv("wkv7", Device::kCpu, DType::kF32, {1, 1, 1, 64, true}, family);
+/// The variant of a family (or of that name) for the device under test, with f32 vectors.
+inline const WkvKernel& fp16_kernel(std::string_view wanted, Device device = kTestDevice) {
+  return select_wkv("wkv7", device, DType::kF32, {1, 1, 1, 64, true}, wanted);
 }
 
-/// Forward and, with `modes`, backward of the op. An empty `elapsed` is not passed.
+/// Every variant of the device under test with a binary16 state.
+inline std::vector<const WkvKernel*> fp16_variants() {
+  std::vector<const WkvKernel*> found;
+  for (const WkvKernel* k : all_wkv_kernels())
+    if (k->op == "wkv7" && k->device == kTestDevice && k->state == DType::kF16) found.push_back(k);
+  return found;
+}
+
+/// Values as vectors of the variant's type hold them.
+inline std::vector<float> as_io(const WkvKernel& kernel, std::vector<float> x) {
+  if (kernel.io == DType::kBF16)
+    for (float& e : x) e = to_float(to_bf16(e));
+  return x;
+}
+
+struct Fp16Options {
+  bool backward = false;
+  std::vector<Accum> modes = std::vector<Accum>(7, Accum::kWrite);
+  float base = NAN;                ///< what gradients hold before
+  DType state_type = DType::kF32;  ///< of the tensors of s0 and s_out
+};
+
+/// Forward and, if asked for, backward of the op. An empty `elapsed` is not passed.
 inline Fp16Result run_fp16(const WkvKernel& kernel, const WkvShape& s, const Wkv7Data& d,
-                           std::vector<int32_t> elapsed, bool backward = false,
-                           std::vector<Accum> modes = std::vector<Accum>(7, Accum::kWrite),
-                           float base = NAN) {
+                           const std::vector<int32_t>& elapsed, Fp16Options options = {}) {
   const Wkv7Attrs attrs{64, &kernel};
-  const TensorSpec vec({s.batch, s.tokens, s.heads * 64}), state({s.batch, s.heads, 64, 64}),
+  const TensorSpec vec({s.batch, s.tokens, s.heads * 64}, kernel.io),
+      gradient({s.batch, s.heads, 64, 64}), state({s.batch, s.heads, 64, 64}, options.state_type),
       counter({s.batch}, DType::kI32);
-  std::vector<std::vector<float>> x = {d.r, d.w_logit, d.k, d.v, d.a, d.b};
-  std::vector<TensorView> in;
-  for (auto& values : x) in.emplace_back(values.data(), vec);
-  std::vector<float> s0 = d.s0;
-  if (s.has_state) in.emplace_back(s0.data(), state);
-  if (!elapsed.empty()) in.emplace_back(elapsed.data(), counter);
-  std::vector<TensorSpec> specs;
-  for (const TensorView& v : in) specs.push_back(v.spec);
+  std::vector<TensorSpec> specs(6, vec);
+  if (s.has_state) specs.push_back(state);
+  if (!elapsed.empty()) specs.push_back(counter);
   ShapeCall sizes;
   sizes.in = specs;
   sizes.attrs = &attrs;
   kWkv7.infer(sizes);
-  EXPECT_EQ(sizes.out.size(), in.size() - 5);
-  Context ctx(Device::kCpu);
+  EXPECT_EQ(sizes.out.size(), specs.size() - 5);
+  Context ctx(kernel.device);
   ctx.reserve_workspace(sizes.workspace_bytes);
+  DeviceImage image(ctx);
 
-  Fp16Result result;
-  result.y.assign(d.r.size(), NAN);
-  std::vector<TensorView> out = {{result.y.data(), vec}};
+  std::vector<size_t> in, out = {image.add(vec)}, dout, grad;
+  if (options.backward) dout.push_back(image.add_values(vec, d.dy));
+  for (const auto* x : {&d.r, &d.w_logit, &d.k, &d.v, &d.a, &d.b})
+    in.push_back(image.add_values(vec, *x));
   if (s.has_state) {
-    result.s_out.assign(d.s0.size(), NAN);
-    out.emplace_back(result.s_out.data(), state);
+    in.push_back(image.add_values(state, d.s0));
+    out.push_back(image.add(state));
+    if (options.backward) dout.push_back(image.add_values(gradient, d.ds_out));
   }
   if (!elapsed.empty()) {
-    result.elapsed.assign(elapsed.size(), -1);
-    out.emplace_back(result.elapsed.data(), counter);
+    in.push_back(image.add_ints(counter, elapsed));
+    out.push_back(image.add_ints(counter, std::vector<int32_t>(elapsed.size(), -1)));
   }
-  std::vector<float> saved_values(static_cast<size_t>(sizes.saved[0].numel()), NAN);
-  std::vector<TensorView> saved(1);
-  if (backward) saved[0] = TensorView(saved_values.data(), sizes.saved[0]);
+  const size_t saved_at = image.add(sizes.saved[0]);
+  for (size_t i = 0; options.backward && i < std::min<size_t>(specs.size(), 7); ++i)
+    grad.push_back(image.add(i < 6 ? vec : gradient, options.base));
+  image.send();
+  const auto views = [&](const std::vector<size_t>& at) {
+    std::vector<TensorView> v;
+    for (const size_t i : at) v.push_back(image.view(i));
+    return v;
+  };
+
+  poison_workspace(ctx, sizes.workspace_bytes);
+  std::vector<TensorView> in_views = views(in);
+  const std::vector<TensorView> out_views = views(out), no_out(out.size());
+  const std::vector<TensorView> saved = {options.backward ? image.view(saved_at) : TensorView()};
   OpCall call;
-  call.in = in;
-  call.out = out;
+  call.in = in_views;
+  call.out = out_views;
   call.saved = saved;
   call.attrs = &attrs;
   run_forward(ctx, kWkv7, call);
-  if (!backward) return result;
-
-  // What the backward does not read: s0, the counter and the outputs.
-  for (size_t i = 6; i < in.size(); ++i) in[i] = TensorView();
-  const std::vector<TensorView> no_out(out.size());
-  std::vector<float> dy = d.dy, ds_out = d.ds_out;
-  std::vector<TensorView> dout = {{dy.data(), vec}}, din;
-  if (s.has_state) dout.emplace_back(ds_out.data(), state);
-  if (!elapsed.empty()) dout.emplace_back();
-  modes.resize(in.size(), Accum::kSkip);
-  for (size_t i = 0; i < in.size(); ++i) {
-    if (i < 7) result.grad[i].assign(i < 6 ? d.r.size() : d.s0.size(), base);
-    din.push_back(modes[i] == Accum::kSkip ? TensorView()
-                                           : TensorView(result.grad[i].data(), specs[i]));
+  if (options.backward) {
+    // What the backward does not read: s0, the counter and the outputs.
+    for (size_t i = 6; i < in_views.size(); ++i) in_views[i] = TensorView();
+    std::vector<TensorView> dout_views = views(dout), din = views(grad);
+    if (!elapsed.empty()) dout_views.emplace_back();
+    din.resize(specs.size());
+    options.modes.resize(specs.size(), Accum::kSkip);
+    for (size_t i = 0; i < specs.size(); ++i)
+      if (options.modes[i] == Accum::kSkip) din[i] = TensorView();
+    call.in = in_views;
+    call.out = no_out;
+    call.dout = dout_views;
+    call.din = din;
+    call.din_mode = options.modes;
+    poison_workspace(ctx, sizes.workspace_bytes);
+    run_backward(ctx, kWkv7, call);
   }
-  call.in = in;
-  call.out = no_out;
-  call.dout = dout;
-  call.din = din;
-  call.din_mode = modes;
-  run_backward(ctx, kWkv7, call);
+  image.fetch();
+  EXPECT_TRUE(image.intact());
+  Fp16Result result;
+  result.y = image.values(out[0]);
+  if (s.has_state) result.s_out = image.values(out[1]);
+  if (!elapsed.empty()) result.elapsed = image.ints(out.back());
+  for (size_t i = 0; i < grad.size(); ++i) result.grad[i] = image.values(grad[i]);
   return result;
 }
 

@@ -11,6 +11,7 @@
 
 #include "kernels/core/arena.h"
 #include "kernels/core/bf16.h"
+#include "kernels/core/half.h"
 #include "kernels/core/memory.h"
 
 namespace rwkv::test {
@@ -19,26 +20,32 @@ class DeviceImage {
  public:
   explicit DeviceImage(Context& ctx) : ctx_(ctx) {}
 
-  /// Adds a tensor of f32 or bf16 and returns its index; all of it `fill`.
+  /// Adds a tensor of f32, bf16 or f16 and returns its index; all of it `fill`.
   size_t add(const TensorSpec& spec, float fill = std::numeric_limits<float>::quiet_NaN()) {
     return add_values(spec, std::vector<float>(static_cast<size_t>(spec.numel()), fill));
   }
   /// The same with values, which are rounded to the tensor's type.
   size_t add_values(const TensorSpec& spec, std::span<const float> values) {
     RWKV_ASSERT(values.size() == static_cast<size_t>(spec.numel()), to_string(spec));
-    const size_t offset = align_up(words_.size() * 4 + kGuard);
-    words_.resize((offset + align_up(spec.bytes())) / 4, kGuardWord);
-    std::byte* p = reinterpret_cast<std::byte*>(words_.data()) + offset;
+    std::byte* p = append(spec);
     for (size_t i = 0; i < values.size(); ++i) {
       if (spec.dtype == DType::kBF16) {
         const BF16 x = to_bf16(values[i]);
+        std::memcpy(p + 2 * i, &x, 2);
+      } else if (spec.dtype == DType::kF16) {
+        const F16 x = to_half(values[i]);
         std::memcpy(p + 2 * i, &x, 2);
       } else {
         RWKV_ASSERT(spec.dtype == DType::kF32, to_string(spec));
         std::memcpy(p + 4 * i, &values[i], 4);
       }
     }
-    tensors_.push_back({spec, offset});
+    return tensors_.size() - 1;
+  }
+  /// Adds a tensor of i32.
+  size_t add_ints(const TensorSpec& spec, std::span<const int32_t> values) {
+    RWKV_ASSERT(spec.dtype == DType::kI32 && values.size_bytes() == spec.bytes(), to_string(spec));
+    std::memcpy(append(spec), values.data(), values.size_bytes());
     return tensors_.size() - 1;
   }
 
@@ -61,10 +68,21 @@ class DeviceImage {
         BF16 x;
         std::memcpy(&x, p + 2 * k, 2);
         v[k] = to_float(x);
+      } else if (t.spec.dtype == DType::kF16) {
+        F16 x;
+        std::memcpy(&x, p + 2 * k, 2);
+        v[k] = to_float(x);
       } else {
         std::memcpy(&v[k], p + 4 * k, 4);
       }
     }
+    return v;
+  }
+  std::vector<int32_t> ints(size_t i) const {
+    const Tensor& t = tensors_[i];
+    std::vector<int32_t> v(static_cast<size_t>(t.spec.numel()));
+    std::memcpy(v.data(), reinterpret_cast<const std::byte*>(words_.data()) + t.offset,
+                t.spec.bytes());
     return v;
   }
   /// Everything between the tensors is as it was.
@@ -90,6 +108,12 @@ class DeviceImage {
     TensorSpec spec;
     size_t offset;
   };
+  std::byte* append(const TensorSpec& spec) {
+    const size_t offset = align_up(words_.size() * 4 + kGuard);
+    words_.resize((offset + align_up(spec.bytes())) / 4, kGuardWord);
+    tensors_.push_back({spec, offset});
+    return reinterpret_cast<std::byte*>(words_.data()) + offset;
+  }
   TensorSpec whole() const {
     return TensorSpec({static_cast<int64_t>(words_.size())}, DType::kI32);
   }

@@ -31,6 +31,9 @@ struct WkvOptions : CommonOptions {
   double seconds = 2;   ///< about this long per variant and shape, 3 runs at least
   double limit = 0;     ///< RWKV-4: seconds of one run from which on a point is left out; 0: 0.1, 1
   std::string from;     ///< draw this JSON record instead of measuring
+  bool decode = false;  ///< time single tokens of many sequences (wkv_fp16.h)
+  bool state_error = false;  ///< errors of binary16 states (wkv_fp16.h)
+  int64_t steps = 16384;     ///< of state_error
 };
 
 /// Times WKV variants against each other; checks each against the double reference first.

@@ -18,7 +18,7 @@ Wkv7Call unpack_inputs(const OpCall& call) {
   c.a = call.in[4].f32();
   c.b = call.in[5].f32();
   c.has_state = call.in.size() > 6;
-  if (c.has_state) c.s0 = call.in[6].f32();
+  if (c.has_state && call.in[6].spec.dtype == DType::kF32) c.s0 = call.in[6].f32();
   if (!call.saved.empty()) c.saved = call.saved[0].f32();
   return c;
 }
@@ -28,7 +28,7 @@ Wkv7Call unpack_inputs(const OpCall& call) {
 Wkv7Call unpack_forward(const OpCall& call) {
   Wkv7Call c = unpack_inputs(call);
   c.y = call.out[0].f32();
-  if (call.out.size() > 1) c.s_out = call.out[1].f32();
+  if (call.out.size() > 1 && call.out[1].spec.dtype == DType::kF32) c.s_out = call.out[1].f32();
   return c;
 }
 

@@ -19,7 +19,7 @@ struct Wkv7Call {
   int64_t batch, tokens, heads, stride;
   const float *r, *w, *k, *v, *a, *b;
   bool has_state;   ///< the call has an s0
-  const float* s0;  ///< null without a state, and in the backward
+  const float* s0;  ///< null without a state, in the backward, and if the state is f16
   float *y, *s_out;
   float* saved;  ///< null in a forward without backward: nothing is saved
   // backward only; order of the gradients: r, w, k, v, a, b, s0

@@ -71,15 +71,33 @@ uint32_t elapsed_of(const OpCall& call, int64_t sequence) {
   return given ? static_cast<uint32_t>(call.in[7].as<int32_t>()[sequence]) : 0u;
 }
 
+/// The states of a call that are f16 tensors; null: there are none, or they are f32.
+struct HalfStates {
+  const F16* s0 = nullptr;
+  F16* s_out = nullptr;
+};
+
+HalfStates half_states(const OpCall& call) {
+  HalfStates h;
+  if (call.in.size() <= 6 || call.in[6].spec.dtype != DType::kF16) return h;
+  h.s0 = call.in[6].as<F16>();
+  if (call.out[1]) h.s_out = call.out[1].as<F16>();
+  return h;
+}
+
 template <bool dithered>
-void forward_head(const Wkv7Call& c, uint32_t elapsed, int64_t head, float* scratch) {
+void forward_head(const Wkv7Call& c, const HalfStates& half, uint32_t elapsed, int64_t head,
+                  float* scratch) {
   float* st = scratch;
   float* x = st + kState;  // r, w', k, v, a, b, u, y
   const auto row = [&](int i) { return x + i * kHead; };
   const int64_t o = c.origin(head);
   float* saved = c.saved == nullptr ? nullptr : c.saved + head * saved_per_head(c.tokens);
   if (saved != nullptr) *saved++ = bits_float(elapsed);
-  if (c.s0 != nullptr) {
+  if (half.s0 != nullptr) {
+    const F16* from = half.s0 + head * kState;
+    for (int i = 0; i < kState; ++i) st[i % kHead * kHead + i / kHead] = to_float(from[i]);
+  } else if (c.s0 != nullptr) {
     transpose<kHead, kHead>(c.s0 + head * kState, kHead, st, kHead);
     for (int i = 0; i < kState; ++i) st[i] = round_to_half(st[i]);
   } else {
@@ -96,6 +114,9 @@ void forward_head(const Wkv7Call& c, uint32_t elapsed, int64_t head, float* scra
     std::copy(row(7), row(7) + kHead, c.y + at);
   }
   if (c.s_out != nullptr) transpose<kHead, kHead>(st, kHead, c.s_out + head * kState, kHead);
+  if (half.s_out == nullptr) return;
+  F16* to = half.s_out + head * kState;
+  for (int i = 0; i < kState; ++i) to[i] = half_bits(st[i % kHead * kHead + i / kHead]);
 }
 
 // --- backward -----------------------------------------------------------------------------------
@@ -221,8 +242,9 @@ void backward_head(const Wkv7Call& c, int64_t head, float* scratch) {
 template <bool dithered>
 void forward(Context& ctx, const OpCall& call) {
   const Wkv7Call c = unpack_forward(call);
+  const HalfStates half = half_states(call);
   for_each_head(ctx, c.batch * c.heads, kForwardFloats, [&](int64_t head, float* scratch) {
-    forward_head<dithered>(c, elapsed_of(call, head / c.heads), head, scratch);
+    forward_head<dithered>(c, half, elapsed_of(call, head / c.heads), head, scratch);
   });
   // Last, because the counter may be replaced in place.
   if (call.out.size() > 2 && call.out[2])
