@@ -123,10 +123,9 @@ WkvErrors errors_of(const WkvKernel& kernel, const WkvShape& shape, const Inputs
 void bench_shape(Context& ctx, const WkvShape& shape, const WkvOptions& options,
                  const Inputs& inputs, WkvReport& report) {
   auto kernels = variants_for(shape, report.device, report.dtype, options.variants);
-  const WkvErrors limits = wkv_error_limits(report.device, report.dtype);
   std::erase_if(kernels, [&](const WkvKernel* kernel) {
     const std::string wrong =
-        wkv_error_violations(errors_of(*kernel, shape, inputs, report), limits);
+        wkv_error_violations(errors_of(*kernel, shape, inputs, report), wkv_error_limits(*kernel));
     if (!wrong.empty())
       fail(report, str(kernel->name, " at ", wkv_shape_name(shape),
                        ": not timed, its errors are too large: ", wrong));

@@ -111,9 +111,8 @@ Row measure(Context& ctx, const WkvKernel& kernel, const WkvShape& shape, int re
       if (i >= 0) seconds.push_back(now_seconds() - start);
     }
   }
-  const Timing time = ctx.device() == Device::kCpu
-                          ? summarize(seconds)
-                          : cuda_time(ctx, repeats, [&] { step.run(); });
+  const Timing time = ctx.device() == Device::kCpu ? summarize(seconds)
+                                                   : cuda_time(ctx, repeats, [&] { step.run(); });
   RWKV_CHECK(step.finite(), Error, kernel.name, ": outputs of the decoding step are not finite");
   return {std::string(kernel.name), shape, time, step.bytes().first, step.bytes().second};
 }
@@ -192,9 +191,9 @@ int run_wkv_decode(const WkvOptions& options) {
       rows += str(rows.empty() ? "  " : ",\n  ", json.dump());
     }
   if (!options.json.empty())
-    write_file(options.json,
-               str("{\n", record_head("wkv decode", device), " \"copy_bytes_per_second\": ",
-                   nlohmann::json(copied).dump(), ",\n \"rows\": [\n", rows, "\n ]\n}\n"));
+    write_file(options.json, str("{\n", record_head("wkv decode", device),
+                                 " \"copy_bytes_per_second\": ", nlohmann::json(copied).dump(),
+                                 ",\n \"rows\": [\n", rows, "\n ]\n}\n"));
   return 0;
 }
 

@@ -1,7 +1,9 @@
 #pragma once
 /// rwkv-bench wkv --decode and --state-error: what a binary16 WKV-7 state saves and what it costs.
 
+#include "kernels/core/dtype.h"
 #include "tools/bench/bench.h"
+#include "tools/bench/report.h"
 
 namespace rwkv::bench {
 

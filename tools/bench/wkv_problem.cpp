@@ -168,14 +168,19 @@ WkvErrors WkvChecker::errors(const WkvKernel& kernel) const {
   return errors;
 }
 
-WkvErrors wkv_error_limits(Device device, DType io) {
+WkvErrors wkv_error_limits(const WkvKernel& kernel) {
   WkvErrors limits;
-  if (io == DType::kBF16) {
+  if (kernel.state == DType::kF16) {
+    limits.result.fill(.01);
+    limits.result[kY] = limits.result[kSOut] = limits.y_long = .005;
+    return limits;
+  }
+  if (kernel.io == DType::kBF16) {
     limits.result = {.0035, .01, .0035, .004, .0035, .0035, .005, .005, .01};
     limits.y_long = .0035;
     return limits;
   }
-  limits.result.fill(device == Device::kCpu ? 1e-5 : 1e-4);
+  limits.result.fill(kernel.device == Device::kCpu ? 1e-5 : 1e-4);
   limits.result[kY] = limits.result[kSOut] = limits.y_long = 1e-5;
   return limits;
 }

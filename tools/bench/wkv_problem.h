@@ -83,8 +83,9 @@ class WkvChecker {
 
 /// Largest errors that are allowed. bf16: no worse than the best published kernels (y, dr, dk, dv
 /// 0.35 %, decay logit 0.4 %, da, db 0.5 %). f32: the widest limit of the golden files; on CUDA ten
-/// times that for gradients, as its serial backward steps the state back (spec rwkv7 3.5).
-WkvErrors wkv_error_limits(Device device, DType io);
+/// times that for gradients, as its serial backward steps the state back (spec rwkv7 3.5). Binary16
+/// states: the golden limit for y and states, twice that for gradients.
+WkvErrors wkv_error_limits(const WkvKernel& kernel);
 /// "" if no error is above its limit; NaN counts as above.
 std::string wkv_error_violations(const WkvErrors& errors, const WkvErrors& limits);
 
