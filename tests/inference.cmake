@@ -10,6 +10,7 @@ if(RWKV_HAVE_CUDA)
   rwkv_test(cuda_inference_test LABEL gpu SOURCES unit/cuda_inference_test.cpp
     DEPS rwkv_inference)
 endif()
+rwkv_test(wkv_compare_test LABEL unit SOURCES unit/wkv_compare_test.cpp DEPS rwkv_inference)
 rwkv_test(generate_programs_test LABEL integration SOURCES integration/generate_programs_test.cpp
   DEPS rwkv_inference)
 add_dependencies(generate_programs_test rwkv-generate rwkv-eval)

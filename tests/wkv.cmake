@@ -41,6 +41,13 @@ if(TARGET rwkv-bench)
   add_test(NAME rwkv_bench_wkv_list COMMAND rwkv-bench wkv --list --shape 1,20,2,48)
   add_test(NAME rwkv_bench_wkv_lengths
     COMMAND rwkv-bench wkv --repeats 1 --lengths 1:4 --shape 1,1,1,32 --variant serial)
+  add_test(NAME rwkv_bench_wkv_decode
+    COMMAND rwkv-bench wkv --decode --repeats 1 --shape 2,1,2,64 --json ${record}_decode.json)
+  add_test(NAME rwkv_bench_wkv_state_error
+    COMMAND rwkv-bench wkv --state-error --steps 70 --json ${record}_error.json
+            --plot ${record}_error.gp)
+  set_tests_properties(rwkv_bench_wkv_decode rwkv_bench_wkv_state_error
+    PROPERTIES LABELS integration TIMEOUT 120)
   add_test(NAME rwkv_bench_ops
     COMMAND rwkv-bench ops --repeats 1 --tokens 8 --width 32 --head-size 32 --vocab 64)
   add_test(NAME rwkv_bench_train_times
@@ -63,7 +70,9 @@ if(TARGET rwkv-bench)
       COMMAND rwkv-bench wkv --device cuda --repeats 2 --shape 2,300,3,64 --shape 1,1,2,64)
     add_test(NAME rwkv_bench_cuda_ops
       COMMAND rwkv-bench ops --device cuda --repeats 2 --tokens 64 --width 128 --vocab 500)
-    set_tests_properties(rwkv_bench_cuda_wkv rwkv_bench_cuda_ops
+    add_test(NAME rwkv_bench_cuda_wkv_decode
+      COMMAND rwkv-bench wkv --decode --device cuda --repeats 2 --shape 3,1,2,64)
+    set_tests_properties(rwkv_bench_cuda_wkv rwkv_bench_cuda_ops rwkv_bench_cuda_wkv_decode
       PROPERTIES LABELS gpu TIMEOUT 120 SKIP_RETURN_CODE 4)
   endif()
 endif()

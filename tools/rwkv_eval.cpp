@@ -9,9 +9,11 @@
 
 #include "data/dataset.h"
 #include "inference/load.h"
+#include "tools/bench/report.h"
 #include "tools/cli_common.h"
 #include "tools/device_flags.h"
 #include "tools/eval_report.h"
+#include "tools/wkv_compare_report.h"
 
 namespace {
 
@@ -23,6 +25,8 @@ struct Flags {
   bool json = false, text = false, last = false;
   int64_t ctx = 1024, max_tokens = 0, limit = 0, batch = 0, errors = 0;
   int threads = 0;
+  WkvCompareOptions compare;
+  std::string plot, json_file;
 };
 
 /// A model that is ready to run.
@@ -74,6 +78,22 @@ void run_loss(const Flags& f) {
   const LossSum sum = evaluate_loss(m.engine, count, read, f.ctx, m.file.tokenizer.get(),
                                     std::ref(progress), m.windows(f));
   print(f, loss_report(sum, f.ctx));
+}
+
+void run_wkv_compare(const Flags& f) {
+  const EngineOptions options = engine_options(f.device);
+  const LoadedModel file = load_model(resolve_model(f.model), f.vocab);
+  const auto tokens = open_tokens(f, file);
+  int64_t count = tokens->size();
+  if (f.max_tokens > 0) count = std::min(count, f.max_tokens + 1);
+  const auto read = [&](int64_t begin, std::span<int32_t> out) { tokens->read(begin, out); };
+  ProgressLine progress("tokens");
+  const WkvComparison result =
+      compare_wkv(*file.model, *file.weights, options, count, read, f.compare, std::ref(progress));
+  const Report report = wkv_compare_report(result);
+  print(f, report);
+  if (!f.json_file.empty()) bench::write_file(f.json_file, report.json + "\n");
+  if (!f.plot.empty()) plot_wkv_comparison(f.plot, result);
 }
 
 void run_lambada(const Flags& f) {
@@ -164,6 +184,23 @@ int main(int argc, char** argv) {
                    "windows to run together (default: 1, on cuda so many as hold 16384 tokens)")
       ->check(CLI::Range(1, 4096));
   loss->add_flag("--text", f.text, "FILE is plain text: one document");
+  auto* compare = declare(app, f, "wkv-compare",
+                          "Loss at several context lengths under several WKV variants: what a "
+                          "binary16 state costs",
+                          "token file");
+  compare
+      ->add_option("--variant", f.compare.variants,
+                   "WKV variants, the first is what the others are compared with")
+      ->capture_default_str();
+  compare->add_option("--ctx", f.compare.contexts, "context lengths")->capture_default_str();
+  compare->add_option("--max-tokens", f.max_tokens, "use so many predictions (0: all)")
+      ->check(CLI::NonNegativeNumber);
+  compare->add_option("--batch-tokens", f.compare.batch_tokens, "about so many tokens together")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  compare->add_flag("--text", f.text, "FILE is plain text: one document");
+  compare->add_option("--json-file", f.json_file, "also write the JSON object to this file");
+  compare->add_option("--plot", f.plot, "draw the difference by position: FILE.gp or FILE.png");
   auto* lambada =
       declare(app, f, "lambada", "LAMBADA accuracy and perplexity", "lines {\"text\": ...}");
   batched(lambada, "texts to use (0: all)");
@@ -174,11 +211,12 @@ int main(int argc, char** argv) {
   auto* logits = declare(app, f, "logits", "Logits of token ids, as JSON lines",
                          "one JSON array of ids per line; - for standard input");
   logits->add_flag("--last", f.last, "only those after the last token");
-  for (CLI::App* s : {loss, lambada, tasks})
+  for (CLI::App* s : {loss, compare, lambada, tasks})
     s->add_flag("--json", f.json, "one JSON object on stdout");
   return run_program(app, argc, argv, [&] {
     use_threads(f.threads);
     if (*loss) run_loss(f);
+    if (*compare) run_wkv_compare(f);
     if (*lambada) run_lambada(f);
     if (*tasks) run_tasks(f);
     if (*logits) run_logits(f);

@@ -140,15 +140,13 @@ std::string record_head(const std::string& benchmark, Device device) {
     doc["cpu"] = env.cpu;
     doc["threads"] = env.threads;
   }
-  std::string text;
-  for (const auto& [key, value] : doc.items()) text += str(" \"", key, "\": ", value.dump(), ",\n");
-  return text;
+  return doc.dump();
 }
 
 int run_wkv_decode(const WkvOptions& options) {
-  const Device device = options.device == "cuda" ? Device::kCuda : Device::kCpu;
-  DType io = device == Device::kCuda ? DType::kBF16 : DType::kF32;
-  if (options.dtype == "f32") io = DType::kF32;
+  const Device device = parse_device(options.device);
+  const DType io = parse_dtypes(options.dtypes, device,
+                                {device == Device::kCuda ? DType::kBF16 : DType::kF32})[0];
   std::vector<WkvShape> shapes;
   for (const std::string& text : options.shapes) shapes.push_back(parse(text));
   if (shapes.empty() && device == Device::kCuda)
@@ -164,7 +162,9 @@ int run_wkv_decode(const WkvOptions& options) {
               to_string(environment(device)).c_str(), 1e-9 * copied);
   std::printf("%6s %4s %4s  %-30s %10s %8s %12s %8s %10s\n", "B", "H", "N", "variant", "median us",
               "spread", "state GB/s", "% copy", "% with all");
-  std::string rows;
+  auto doc = nlohmann::ordered_json::parse(record_head("wkv decode", device));
+  doc["copy_bytes_per_second"] = copied;
+  doc["rows"] = nlohmann::ordered_json::array();
   for (const WkvShape& shape : shapes)
     for (const std::string& name : variants) {
       const WkvKernel& kernel = select_wkv("wkv7", device, io, shape, name);
@@ -175,25 +175,21 @@ int run_wkv_decode(const WkvOptions& options) {
                   static_cast<long long>(shape.batch), static_cast<long long>(shape.heads),
                   static_cast<long long>(shape.head_size), row.variant.c_str(), 1e6 * t,
                   100 * row.time.spread, 1e-9 * row.state_bytes / t, 100 * share, 100 * whole);
-      const nlohmann::ordered_json json = {{"variant", row.variant},
-                                           {"batch", shape.batch},
-                                           {"heads", shape.heads},
-                                           {"head_size", shape.head_size},
-                                           {"dtype", dtype_name(io)},
-                                           {"state", dtype_name(kernel.state)},
-                                           {"median_s", t},
-                                           {"min_s", row.time.minimum},
-                                           {"spread", row.time.spread},
-                                           {"repeats", options.repeats},
-                                           {"state_bytes_per_s", row.state_bytes / t},
-                                           {"share_of_copy", share},
-                                           {"share_of_copy_with_vectors", whole}};
-      rows += str(rows.empty() ? "  " : ",\n  ", json.dump());
+      doc["rows"].push_back({{"variant", row.variant},
+                             {"batch", shape.batch},
+                             {"heads", shape.heads},
+                             {"head_size", shape.head_size},
+                             {"dtype", dtype_name(io)},
+                             {"state", dtype_name(kernel.state)},
+                             {"median_s", t},
+                             {"min_s", row.time.minimum},
+                             {"spread", row.time.spread},
+                             {"repeats", options.repeats},
+                             {"state_bytes_per_s", row.state_bytes / t},
+                             {"share_of_copy", share},
+                             {"share_of_copy_with_vectors", whole}});
     }
-  if (!options.json.empty())
-    write_file(options.json, str("{\n", record_head("wkv decode", device),
-                                 " \"copy_bytes_per_second\": ", nlohmann::json(copied).dump(),
-                                 ",\n \"rows\": [\n", rows, "\n ]\n}\n"));
+  if (!options.json.empty()) write_file(options.json, record_text(doc.dump()));
   return 0;
 }
 

@@ -16,7 +16,7 @@ int run_wkv_decode(const WkvOptions& options);
 /// three published phases of it (spec rwkv7 5.2), and of a float32 state.
 int run_wkv_state_error(const WkvOptions& options);
 
-/// "key": value lines of a record about this machine, for records of both.
+/// The begin of a record about this machine, a JSON object.
 std::string record_head(const std::string& benchmark, Device device);
 
 }  // namespace rwkv::bench

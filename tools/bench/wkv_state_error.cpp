@@ -233,7 +233,9 @@ int run_wkv_state_error(const WkvOptions& options) {
           run_head(kDecays[i / kHeads], static_cast<int>(i % kHeads), options.steps);
   });
   std::vector<Result> results;
-  std::string rows;
+  auto doc = nlohmann::ordered_json::parse(record_head("wkv state error", Device::kCpu));
+  doc["heads"] = kHeads;
+  doc["rows"] = nlohmann::ordered_json::array();
   for (int64_t c = 0; c < kCases; ++c) {
     Result result{&kDecays[c], {}};
     std::printf("\n%s: %s\n%8s", result.decays->name, result.decays->what, "tokens");
@@ -255,15 +257,13 @@ int run_wkv_state_error(const WkvOptions& options) {
         row[kKeeperNames[k]] = errors[k];
         std::printf(" %13.3e", errors[k]);
       }
-      rows += str(rows.empty() ? "  " : ",\n  ", row.dump());
+      doc["rows"].push_back(std::move(row));
       result.errors.push_back(errors);
     }
     std::printf("\n");
     results.push_back(std::move(result));
   }
-  if (!options.json.empty())
-    write_file(options.json, str("{\n", record_head("wkv state error", Device::kCpu),
-                                 " \"heads\": ", kHeads, ",\n \"rows\": [\n", rows, "\n ]\n}\n"));
+  if (!options.json.empty()) write_file(options.json, record_text(doc.dump()));
   if (!options.plot.empty()) plot(options.plot, steps, results);
   return 0;
 }

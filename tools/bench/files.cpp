@@ -1,0 +1,56 @@
+// Text files and gnuplot scripts: the part of report.h that other programs use too.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "kernels/core/error.h"
+#include "tools/bench/report.h"
+
+namespace rwkv::bench {
+
+std::string read_file(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream text;
+  text << in.rdbuf();
+  RWKV_CHECK(in.good(), IoError, "reading ", path, ": failed; does the file exist?");
+  return text.str();
+}
+
+void write_file(const std::string& path, const std::string& text) {
+  std::ofstream out(path, std::ios::binary);
+  out << text;
+  out.close();
+  RWKV_CHECK(out.good(), IoError, "writing ", path,
+             ": failed; does the folder exist, and is there room?");
+}
+
+std::string with_extension(const std::string& path, const std::string& extension) {
+  return std::filesystem::path(path).replace_extension(extension).string();
+}
+
+void write_plot(const std::string& path, const std::string& script) {
+  const std::string gp = with_extension(path, ".gp");
+  write_file(gp, script);
+  if (std::filesystem::path(path).extension() != ".png") {
+    std::printf("plot script: %s\n", gp.c_str());
+    return;
+  }
+  const pid_t child = fork();
+  if (child == 0) {
+    execlp("gnuplot", "gnuplot", gp.c_str(), static_cast<char*>(nullptr));
+    _exit(127);
+  }
+  int status = 0;
+  const bool ran = child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) &&
+                   WEXITSTATUS(status) == 0;
+  if (ran)
+    std::printf("plot: %s\n", path.c_str());
+  else
+    std::printf("plot script: %s (run gnuplot on it to get %s)\n", gp.c_str(), path.c_str());
+}
+
+}  // namespace rwkv::bench
