@@ -2,17 +2,16 @@
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
-#include <optional>
 
 #include "kernels/cases/wkv7_cases.h"
 #include "kernels/core/arena.h"
-#include "kernels/core/bf16.h"
 #include "kernels/core/error.h"
 #include "kernels/core/memory.h"
 #include "kernels/core/parallel.h"
 #include "kernels/core/trace.h"
 #include "kernels/wkv/registry.h"
 #include "tools/bench/cuda_timing.h"
+#include "tools/bench/device_values.h"
 #include "tools/bench/wkv_fp16.h"
 
 namespace rwkv::bench {
@@ -49,7 +48,7 @@ class Step {
     const Wkv7Data d =
         make_wkv7_data({"decode", Wkv7Kind::kModel, {1, 4099, 1, s.head_size, false}, 4});
     const std::vector<float>* from[] = {&d.r, &d.w_logit, &d.k, &d.v, &d.a, &d.b};
-    for (size_t i = 0; i < 6; ++i) fill(in_[i], *from[i]);
+    for (size_t i = 0; i < 6; ++i) fill_values(ctx, in_[i], *from[i]);
     ctx.synchronize("decoding benchmark");
     bytes_ = {2.0 * static_cast<double>(state.bytes()),
               2.0 * static_cast<double>(state.bytes()) + 7.0 * static_cast<double>(vec.bytes())};
@@ -62,36 +61,13 @@ class Step {
     run_forward(ctx_, kWkv7, call);
   }
   bool finite() {
-    const auto n = static_cast<size_t>(out_[0].numel());
-    std::vector<float> y(n);
-    if (out_[0].spec.dtype == DType::kBF16) {
-      std::vector<BF16> half(n);
-      copy(ctx_, TensorView(half.data(), out_[0].spec), out_[0]);
-      for (size_t i = 0; i < n; ++i) y[i] = to_float(half[i]);
-    } else {
-      copy(ctx_, TensorView(y.data(), out_[0].spec), out_[0]);
-    }
-    for (const float x : y)
+    for (const double x : read_values(ctx_, out_[0]))
       if (!std::isfinite(x)) return false;
     return true;
   }
   std::pair<double, double> bytes() const { return bytes_; }
 
  private:
-  void fill(const TensorView& to, const std::vector<float>& values) {
-    const auto n = static_cast<int64_t>(values.size());
-    std::vector<BF16> half;
-    for (const float x : values) half.push_back(to_bf16(x));
-    if (ctx_.device() == Device::kCpu) {
-      for (int64_t i = 0; i < to.numel(); ++i) to.f32()[i] = values[static_cast<size_t>(i % n)];
-      return;
-    }
-    void* from = to.spec.dtype == DType::kBF16 ? static_cast<void*>(half.data())
-                                               : const_cast<float*>(values.data());
-    const int64_t most = std::min(n, to.numel());
-    cuda_fill_repeated(ctx_, to, TensorView(from, TensorSpec({most}, to.spec.dtype)));
-  }
-
   Context& ctx_;
   Wkv7Attrs attrs_;
   Arena arena_;
