@@ -8,6 +8,7 @@ rwkv_test(trainer_checkpoint_test LABEL unit SOURCES unit/trainer_checkpoint_tes
   DEPS rwkv_trainer)
 rwkv_test(trainer_metrics_test LABEL unit SOURCES unit/trainer_metrics_test.cpp
   DEPS rwkv_trainer nlohmann_json::nlohmann_json)
+rwkv_test(trainer_events_test LABEL unit SOURCES unit/trainer_events_test.cpp DEPS rwkv_trainer)
 rwkv_test(trainer_memory_test LABEL unit SOURCES unit/trainer_memory_test.cpp DEPS rwkv_trainer)
 rwkv_test(trainer_gemm_cache_test LABEL unit SOURCES unit/trainer_gemm_cache_test.cpp
   DEPS rwkv_trainer)

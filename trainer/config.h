@@ -70,6 +70,7 @@ struct TrainConfig {
   } checkpoint;
   struct Log {
     int64_t every = 1, print_every = 10;
+    bool tensorboard = true;
   } log;
   struct Limits {
     double peak_tflops = 0;

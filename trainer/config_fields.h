@@ -98,6 +98,8 @@ void visit_fields(Config& c, F&& f) {
     "also keep those whose step is a multiple of this; 0: none");
 
   f("log.every", c.log.every, from(1), "steps between lines of the JSON log");
+  f("log.tensorboard", c.log.tensorboard, any,
+    "also write the numbers of the log as a TensorBoard event file");
   f("log.print_every", c.log.print_every, from(1),
     "steps between lines when the output is not a terminal");
 

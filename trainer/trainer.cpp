@@ -14,6 +14,7 @@
 #include "kernels/core/trace.h"
 #include "trainer/checkpoint.h"
 #include "trainer/data_source.h"
+#include "trainer/event_file.h"
 #include "trainer/gemm_choices.h"
 #include "trainer/memory.h"
 #include "trainer/metrics.h"
@@ -200,6 +201,7 @@ class Run {
     d.code_version = code_version();
     if (log_->empty()) log_->run(d, config_);
     if (resuming_) log_->resume(state_.step, result_.last_checkpoint);
+    if (config_.log.tensorboard) events_.emplace(dir_, state_.step + 1);
     line_.message(str("training ", config_.name, ": ",
                       format_count(static_cast<double>(count.used)), " parameters, ", total_steps_,
                       " steps of ", config_.tokens_per_step(), " tokens, ", d.threads,
@@ -267,6 +269,7 @@ class Run {
     step_seconds_ = step_seconds_ > 0 ? 0.9 * step_seconds_ + 0.1 * per_step : per_step;
     s.eta_s = step_seconds_ * static_cast<double>(total_steps_ - state_.step);
     if (logs) log_->step(s);
+    if (logs && events_) events_->step(s, config_.optimizer.weight_decay);
     line_.show(s, prints);
     last_record_ = now;
     steps_since_record_ = 0;
@@ -283,6 +286,7 @@ class Run {
     }
     const double loss = sum / static_cast<double>(valid_->batches());
     log_->valid(state_.step, loss);
+    if (events_) events_->valid(state_.step, loss);
     if (std::isfinite(loss)) {
       state_.last_valid_loss = loss;
       if (state_.best_valid_step < 0 || loss < state_.best_valid_loss) {
@@ -303,6 +307,7 @@ class Run {
                          config_.sample.tokens, config_.sample.temperature, config_.sample.top_p,
                          static_cast<uint64_t>(config_.train.seed)});
     log_->sample(state_.step, text);
+    if (events_) events_->sample(state_.step, text);
     line_.message(str("step ", state_.step, ", sample: ", text));
     last_record_ += now_seconds() - begin;
   }
@@ -349,6 +354,7 @@ class Run {
   std::optional<RunLock> lock_;
   std::optional<ValidationSet> valid_;
   std::optional<JsonLog> log_;
+  std::optional<EventLog> events_;
   TrainerState state_;
   RunResult result_;
   bool resuming_ = false;

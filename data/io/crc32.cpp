@@ -12,14 +12,21 @@ static_assert(std::endian::native == std::endian::little, "file formats here are
 constexpr int kSlices = 16;
 using Tables = std::array<std::array<uint32_t, 256>, kSlices>;
 
+constexpr std::array<uint32_t, 256> byte_table(uint32_t polynomial) {
+  std::array<uint32_t, 256> t{};
+  for (uint32_t b = 0; b < 256; ++b) {
+    uint32_t c = b;
+    for (int bit = 0; bit < 8; ++bit) c = (c >> 1) ^ (polynomial & (0u - (c & 1u)));
+    t[b] = c;
+  }
+  return t;
+}
+constexpr std::array<uint32_t, 256> kCastagnoli = byte_table(0x82F63B78u);
+
 // table[s][b]: what byte b contributes when s more bytes follow it.
 constexpr Tables make_tables() {
   Tables t{};
-  for (uint32_t b = 0; b < 256; ++b) {
-    uint32_t c = b;
-    for (int bit = 0; bit < 8; ++bit) c = (c >> 1) ^ (0xEDB88320u & (0u - (c & 1u)));
-    t[0][b] = c;
-  }
+  t[0] = byte_table(0xEDB88320u);
   for (size_t s = 1; s < kSlices; ++s)
     for (size_t b = 0; b < 256; ++b) t[s][b] = (t[s - 1][b] >> 8) ^ t[0][t[s - 1][b] & 0xFFu];
   return t;
@@ -45,6 +52,12 @@ uint32_t crc32(std::span<const std::byte> data, uint32_t crc) {
     n -= kSlices;
   }
   for (; n > 0; --n, ++p) c = (c >> 8) ^ kTables[0][(c ^ static_cast<uint32_t>(*p)) & 0xFF];
+  return ~c;
+}
+
+uint32_t crc32c(std::span<const std::byte> data) {
+  uint32_t c = ~uint32_t{0};
+  for (const std::byte b : data) c = (c >> 8) ^ kCastagnoli[(c ^ static_cast<uint32_t>(b)) & 0xFF];
   return ~c;
 }
 
