@@ -26,7 +26,8 @@ int wkv7_scan_segments(const Wkv7Shape& shape, int multiprocessors) {
 size_t wkv7_chunk_saved_bytes(const Wkv7Shape& shape) {
   const chunk::Plan plan(shape);
   const int streams = shape.batch * shape.heads;
-  return chunk::checkpoint_bytes(plan, streams) + chunk::operator_bytes(plan, streams);
+  return chunk::checkpoint_bytes(plan, streams) +
+         (plan.whole(streams) ? 0 : chunk::operator_bytes(plan, streams));
 }
 
 size_t wkv7_chunk_workspace_bytes(const Wkv7Shape& shape) {

@@ -501,6 +501,10 @@ struct Plan {
     steps_per_segment = wanted > 0 ? (steps + wanted - 1) / wanted : 1;
     segments = steps > 0 ? (steps + steps_per_segment - 1) / steps_per_segment : 1;
   }
+  /// From this many heads on, walking whole heads takes less time than finding the segments'
+  /// operators. The forward then has no segments; the backward first walks its chain of lambda
+  /// alone, for the gradients at the segments' ends.
+  bool whole(int streams) const { return segments > 1 && streams >= 64; }
 };
 
 }  // namespace rwkv::cuda::chunk

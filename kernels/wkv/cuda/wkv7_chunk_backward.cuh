@@ -31,6 +31,7 @@ struct BackwardParams {
   float* operator_q;  // (B H, segments), for kOperator
   unsigned add;       // Wkv7Backward::add
   bool has_s0;
+  bool whole;  // for LambdaWalk
   int tokens, heads, steps, segments, steps_per_segment;
 };
 
@@ -502,7 +503,38 @@ __global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
                 (p.add >> 6 & 1u) != 0);
 }
 
-// Only the lambda chain, from zero: Q of a segment, the first one excepted, which nobody needs.
+// Walks of the lambda chain alone. Without `whole`, block y + 1 finds Q of that segment, from zero
+// (nobody needs the first one's). With it, one block per head finds the gradient of the state at
+// every segment's end.
+struct LambdaWalk {
+  int head, segment, first, last;
+  __device__ explicit LambdaWalk(const BackwardParams& p) : head(static_cast<int>(blockIdx.x)) {
+    segment = static_cast<int>(blockIdx.y) + 1;
+    first = segment * p.steps_per_segment;
+    last = p.whole ? p.steps : min(first + p.steps_per_segment, p.steps);
+  }
+  __device__ float* slot(const BackwardParams& p, int at, int floats) const {
+    return p.operator_q + (static_cast<int64_t>(head) * p.segments + at) * floats;
+  }
+  template <int kTiles>
+  __device__ void begin(const BackwardParams& p, float (&lambda)[kTiles][4]) const {
+    constexpr int kFloats = kTiles * kTiles * 64;
+    if (!p.whole) return;
+    if (p.end_gradient != nullptr)
+      load_state(lambda, p.end_gradient + static_cast<int64_t>(head) * kFloats);
+    store_state(lambda, slot(p, p.segments - 1, kFloats));
+  }
+  /// After `step`.
+  template <int kTiles>
+  __device__ void end(const BackwardParams& p, const float (&lambda)[kTiles][4], int step) const {
+    constexpr int kFloats = kTiles * kTiles * 64;
+    if (step % p.steps_per_segment != 0) return;
+    const int at = step / p.steps_per_segment;
+    store_state(lambda, slot(p, p.whole ? at - 1 : at, kFloats));
+  }
+};
+
+// Only the lambda chain.
 template <int kN>
 __global__ void __launch_bounds__(Head<kN>::kThreads, Head<kN>::kForwardFew)
     operator_kernel(const BackwardParams p) {
@@ -511,9 +543,8 @@ __global__ void __launch_bounds__(Head<kN>::kThreads, Head<kN>::kForwardFew)
   extern __shared__ __align__(1024) uint4 memory[];
   OperatorShared<kN>& shared = *reinterpret_cast<OperatorShared<kN>*>(memory);
   const int warp = static_cast<int>(threadIdx.x) >> 5;
-  const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y) + 1;
-  const int first = segment * p.steps_per_segment;
-  const int last = min(first + p.steps_per_segment, p.steps);
+  const LambdaWalk walk(p);
+  const int head = walk.head, first = walk.first, last = walk.last;
   const int64_t stride = static_cast<int64_t>(p.heads) * kN;
   const int64_t origin = static_cast<int64_t>(head / p.heads) * p.tokens * stride +
                          static_cast<int64_t>(head % p.heads) * kN;
@@ -522,6 +553,7 @@ __global__ void __launch_bounds__(Head<kN>::kThreads, Head<kN>::kForwardFew)
   const uint32_t dy_at = shared_address(shared.dy), small_at = shared_address(shared.small);
   const Chain<kN> chain;
   StateRows<kN> lambda = {};
+  walk.begin(p, lambda);
   Raw raw;
   load_raw<kN, true, false, true>(raw, p.in, origin + int64_t{last - 1} * kStep * stride, stride,
                                   p.tokens - (last - 1) * kStep);
@@ -549,9 +581,8 @@ __global__ void __launch_bounds__(Head<kN>::kThreads, Head<kN>::kForwardFew)
           rows, small_at + c * kSmalls * kSmallBytes, shared.end + c * kN, 0, unused, l, [] {});
     }
     __syncthreads();
+    walk.end(p, lambda, step);
   }
-  store_state(lambda, p.operator_q + (static_cast<int64_t>(head) * p.segments + segment) *
-                                         Sizes::kStateFloats);
 }
 
 }  // namespace rwkv::cuda::chunk

@@ -2,9 +2,19 @@
 /// Launches the chunked WKV-7 backward.
 
 #include "kernels/wkv/cuda/wkv7_chunk_backward_group.cuh"
+#include "kernels/wkv/cuda/wkv7_chunk_backward_pair.cuh"
 #include "kernels/wkv/cuda/wkv7_chunk_head.h"
 
 namespace rwkv::cuda::chunk {
+
+template <int kN>
+cudaError_t launch_lambda(const BackwardParams& p, dim3 grid, int batch, cudaStream_t stream) {
+  if constexpr (Head<kN>::kGroup)
+    return launch_pair_lambda<kN>(p, grid, batch, stream);
+  else
+    return launch(operator_kernel<kN>, grid, Head<kN>::kThreads, sizeof(OperatorShared<kN>), false,
+                  stream, p);
+}
 
 template <int kN>
 cudaError_t backward(const Wkv7Shape& shape, const Wkv7Backward& io, cudaStream_t stream) {
@@ -36,13 +46,14 @@ cudaError_t backward(const Wkv7Shape& shape, const Wkv7Backward& io, cudaStream_
   const dim3 grid(static_cast<unsigned>(streams), static_cast<unsigned>(plan.segments));
   if (plan.segments > 1) {
     p.operator_q = memory.operator_n;
-    if (const cudaError_t e = launch(operator_kernel<kN>, dim3(grid.x, grid.y - 1), Sizes::kThreads,
-                                     sizeof(OperatorShared<kN>), false, stream, p);
-        e != cudaSuccess)
+    p.whole = plan.whole(streams);
+    const dim3 walks(grid.x, p.whole ? 1 : grid.y - 1);
+    if (const cudaError_t e = launch_lambda<kN>(p, walks, shape.batch, stream); e != cudaSuccess)
       return e;
-    if (const cudaError_t e = join_backward<kN>(plan, streams, memory, io.ds_out, stream);
-        e != cudaSuccess)
-      return e;
+    if (!p.whole)
+      if (const cudaError_t e = join_backward<kN>(plan, streams, memory, io.ds_out, stream);
+          e != cudaSuccess)
+        return e;
     p.end_gradient = memory.operator_n;
   }
   int multiprocessors = 0;

@@ -21,13 +21,8 @@ struct ForwardParams {
   float* s_out;
   uint32_t* checkpoints;  // (B H, steps) packed states at each step's start; null: not saved
   float *operator_n, *operator_m;  // (B H, segments), for kOperator
-  int first_segment;               // what blockIdx.y = 0 walks
   int tokens, heads, steps, segments, steps_per_segment;
 };
-
-// From this many heads on, the forward walks whole heads even if the backward has segments: a block
-// per head then takes less time than finding N and M first.
-inline constexpr int kWholeHeads = 64;
 
 // With heads of 64 the copy engine loads a step's rows while the step before is worked on, and
 // stores y; tiles of 32 tokens.
@@ -145,8 +140,7 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, const Maps<
   ForwardShared<kN>& shared = *reinterpret_cast<ForwardShared<kN>*>(memory);
   constexpr bool kY = kWalk == Walk::kOutputs, kV = kWalk != Walk::kOperatorM;
   const int warp = static_cast<int>(threadIdx.x) >> 5;
-  const int head = static_cast<int>(blockIdx.x),
-            segment = static_cast<int>(blockIdx.y) + p.first_segment;
+  const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
   const int first = segment * p.steps_per_segment;
   const int last = min(first + p.steps_per_segment, p.steps);
   const int64_t stride = static_cast<int64_t>(p.heads) * kN;
@@ -240,7 +234,7 @@ __global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
   walk_segment<kN, Walk::kOutputs>(p, maps);
 }
 
-// M of every segment, and N if it is wanted.
+// N and M of every segment.
 template <int kN, int kBlocks>
 __global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
     operators_kernel(const ForwardParams p, const __grid_constant__ Maps<kN> maps) {

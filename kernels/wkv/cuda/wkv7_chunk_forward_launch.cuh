@@ -63,30 +63,23 @@ cudaError_t forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t 
   if (const cudaError_t e = describe_vectors(maps, p, shape.batch); e != cudaSuccess) return e;
   int multiprocessors = 0;
   if (const cudaError_t e = count_multiprocessors(multiprocessors); e != cudaSuccess) return e;
-  const bool whole_heads = streams >= kWholeHeads;
-  if (plan.segments > 1 && (!whole_heads || io.saved != nullptr)) {
-    p.operator_m = memory.operator_m;
-    p.operator_n = memory.operator_n;
-    // The backward, which alone needs M then, never asks for the first segment's.
-    p.first_segment = whole_heads ? 1 : 0;
-    const auto rows = static_cast<unsigned>(plan.segments - p.first_segment);
-    const dim3 blocks(grid.x, rows, whole_heads ? 1 : 2);
-    if (const cudaError_t e = launch_operators<kN>(p, maps, blocks, multiprocessors, stream);
-        e != cudaSuccess)
-      return e;
-  }
-  p.first_segment = 0;
-  if (whole_heads) {
+  if (plan.whole(streams)) {
     p.segments = 1;
     p.steps_per_segment = plan.steps;
   } else if (plan.segments > 1) {
+    p.operator_m = memory.operator_m;
+    p.operator_n = memory.operator_n;
+    if (const cudaError_t e =
+            launch_operators<kN>(p, maps, dim3(grid.x, grid.y, 2), multiprocessors, stream);
+        e != cudaSuccess)
+      return e;
     if (const cudaError_t e = join_forward<kN>(plan, streams, memory, io.s0, stream);
         e != cudaSuccess)
       return e;
     p.start = memory.operator_n;
   }
   return launch_forward<kN>(p, maps, dim3(grid.x, static_cast<unsigned>(p.segments)),
-                            multiprocessors, plan.segments > 1, stream);
+                            multiprocessors, p.segments > 1, stream);
 }
 
 }  // namespace rwkv::cuda::chunk

@@ -28,16 +28,10 @@ __device__ __forceinline__ void arrive_on(int barrier, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-/// Where a block stands.
+/// What a block works on: `count` steps from `begin` on, forwards or backwards (sign).
 struct PairPlace {
-  int head, segment, first, last, channel, batch;
-  __device__ explicit PairPlace(const ForwardParams& p)
-      : head(static_cast<int>(blockIdx.x)),
-        segment(static_cast<int>(blockIdx.y) + p.first_segment),
-        first(segment * p.steps_per_segment),
-        last(min(first + p.steps_per_segment, p.steps)),
-        channel(head % p.heads * 64),
-        batch(head / p.heads) {}
+  int begin, count, sign, channel, batch;
+  __device__ int step(int n) const { return begin + sign * n; }
 };
 
 __device__ __forceinline__ Tilde pair_tilde(const PairShared& shared, int slot) {
@@ -45,69 +39,88 @@ __device__ __forceinline__ Tilde pair_tilde(const PairShared& shared, int slot) 
           shared_address(shared.b[slot]), shared_address(shared.k[slot])};
 }
 
-template <bool kY, bool kV>
-__device__ __forceinline__ void prepare_steps(const ForwardParams& p, const ForwardMaps& maps,
-                                              PairShared& shared) {
-  const PairPlace at(p);
+/// The first warpgroup. kRows: v (or what stands for it in the maps) is loaded too.
+template <bool kR, bool kK, bool kRows>
+__device__ __forceinline__ void prepare_steps(const PairPlace& at, int tokens,
+                                              const ForwardMaps& maps, PairShared& shared) {
   const Lanes<64> lanes;
   constexpr int kTileBytes = sizeof(shared.y);
   const uint32_t loaded = shared_address(&shared.loaded);
   const auto raw_at = [&](int i) { return shared_address(shared.raw[i]); };
-  const auto load = [&](const CUtensorMap& map, const void* to, int step, uint32_t barrier) {
-    load_tile(shared_address(to), map, at.channel, step * kStep, at.batch, barrier);
+  const auto load = [&](const CUtensorMap& map, const void* to, int n, uint32_t barrier) {
+    load_tile(shared_address(to), map, at.channel, at.step(n) * kStep, at.batch, barrier);
   };
-  const auto load_next = [&](int step) {
-    expect(loaded, (3 + (kY ? 1 : 0) + (kV ? 1 : 0)) * kTileBytes);
-    load(maps.w, shared.raw[1], step, loaded);
-    load(maps.a, shared.raw[3], step, loaded);
-    load(maps.b, shared.raw[4], step, loaded);
-    if constexpr (kV) load(maps.k, shared.raw[2], step, loaded);
-    if constexpr (kY) load(maps.r, shared.raw[0], step, loaded);
+  const auto load_next = [&](int n) {
+    expect(loaded, (3 + (kR ? 1 : 0) + (kK ? 1 : 0)) * kTileBytes);
+    load(maps.w, shared.raw[1], n, loaded);
+    load(maps.a, shared.raw[3], n, loaded);
+    load(maps.b, shared.raw[4], n, loaded);
+    if constexpr (kK) load(maps.k, shared.raw[2], n, loaded);
+    if constexpr (kR) load(maps.r, shared.raw[0], n, loaded);
   };
   const bool leads = threadIdx.x == 0;
-  if (leads) load_next(at.first);
-  for (int step = at.first; step < at.last; ++step) {
-    const int n = step - at.first, slot = n & 1;
+  if (leads) load_next(0);
+  for (int n = 0; n < at.count; ++n) {
+    const int slot = n & 1;
     if (n >= 2) sync_on(kEmpty + slot, 256);
-    if (kV && leads) {
+    if (kRows && leads) {
       const uint32_t barrier = shared_address(&shared.v_loaded[slot]);
       expect(barrier, kTileBytes);
-      load(maps.v, shared.v[slot], step, barrier);
+      load(maps.v, shared.v[slot], n, barrier);
     }
     wait_barrier(loaded, static_cast<uint32_t>(slot));
     Raw raw;
-    load_raw<kY, kV>(raw, raw_at(0), raw_at(1), raw_at(2), raw_at(3), raw_at(4));
+    load_raw<kR, kK>(raw, raw_at(0), raw_at(1), raw_at(2), raw_at(3), raw_at(4));
     const Tilde tilde = pair_tilde(shared, slot);
-    prepare<64, kY, kV, false>(raw, p.tokens - step * kStep, tilde, shared.end[slot], nullptr);
+    prepare<64, kR, kK, false>(raw, tokens - at.step(n) * kStep, tilde, shared.end[slot], nullptr);
     publish_shared();
     sync_on(kPreparers, 128);
-    if (leads && step + 1 < at.last) load_next(step + 1);
-    causal_products<64, kY, kV>(tilde, shared_address(shared.small[slot]), shared.solve, lanes);
+    if (leads && n + 1 < at.count) load_next(n + 1);
+    causal_products<64, kR, kK>(tilde, shared_address(shared.small[slot]), shared.solve, lanes);
     publish_shared();
     arrive_on(kFull + slot, 256);
   }
 }
 
+/// The second warpgroup, before and after its work on step n.
+template <bool kRows>
+__device__ __forceinline__ void await_step(PairShared& shared, int n) {
+  sync_on(kFull + (n & 1), 256);
+  if (kRows)
+    wait_barrier(shared_address(&shared.v_loaded[n & 1]), static_cast<uint32_t>(n >> 1 & 1));
+}
+__device__ __forceinline__ void release_step(const PairPlace& at, int n) {
+  if (n + 2 < at.count) arrive_on(kEmpty + (n & 1), 256);
+}
+
+__device__ __forceinline__ void make_pair_barriers(PairShared& shared) {
+  if (threadIdx.x == 0) {
+    make_barrier(shared_address(&shared.loaded));
+    make_barrier(shared_address(&shared.v_loaded[0]));
+    make_barrier(shared_address(&shared.v_loaded[1]));
+  }
+  __syncthreads();
+}
+
 template <Walk kWalk>
 __device__ __forceinline__ void walk_steps(const ForwardParams& p, const ForwardMaps& maps,
-                                           PairShared& shared) {
+                                           const PairPlace& at, PairShared& shared) {
   constexpr bool kY = kWalk == Walk::kOutputs, kV = kWalk != Walk::kOperatorM;
-  const PairPlace at(p);
   const Chain<64> chain;
-  const int64_t state = static_cast<int64_t>(at.head) * p.segments + at.segment;
+  const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
+  const int64_t state = static_cast<int64_t>(head) * p.segments + segment;
   const uint32_t own = tile<64>(chain.lanes.across, warp_in_group<4>());
   const uint32_t y_at = shared_address(shared.y);
   const bool leads = threadIdx.x == 128;
   StateRows<64> s = {};
   if (kWalk == Walk::kOperatorM) identity_state(s);
   if (kY && p.start != nullptr) load_state(s, p.start + state * Head<64>::kStateFloats);
-  for (int step = at.first; step < at.last; ++step) {
-    const int n = step - at.first, slot = n & 1;
+  for (int n = 0; n < at.count; ++n) {
+    const int step = at.step(n), slot = n & 1;
     if (kY && leads) wait_tiles_read();  // y of the step before has left
-    sync_on(kFull + slot, 256);
-    if (kV) wait_barrier(shared_address(&shared.v_loaded[slot]), static_cast<uint32_t>(n >> 1 & 1));
+    await_step<kV>(shared, n);
     if (kY && p.checkpoints != nullptr)
-      store_checkpoint(s, p.checkpoints + (static_cast<int64_t>(at.head) * p.steps + step) *
+      store_checkpoint(s, p.checkpoints + (static_cast<int64_t>(head) * p.steps + step) *
                                               Head<64>::kCheckpointWords);
     const Tilde tilde = pair_tilde(shared, slot);
 #pragma unroll 1
@@ -119,7 +132,7 @@ __device__ __forceinline__ void walk_steps(const ForwardParams& p, const Forward
                                  shared.end[slot] + c * 64);
       if constexpr (kY) store_frag_t(y_at + rows + own, y);
     }
-    if (step + 2 < at.last) arrive_on(kEmpty + slot, 256);
+    release_step(at, n);
     if constexpr (kY) {
       publish_shared();
       sync_on(kWalkers, 128);
@@ -131,8 +144,8 @@ __device__ __forceinline__ void walk_steps(const ForwardParams& p, const Forward
   }
   if constexpr (!kY)
     store_state(s, (kV ? p.operator_n : p.operator_m) + state * Head<64>::kStateFloats);
-  else if (p.s_out != nullptr && at.segment == p.segments - 1)
-    store_state(s, p.s_out + static_cast<int64_t>(at.head) * Head<64>::kStateFloats);
+  else if (p.s_out != nullptr && segment == p.segments - 1)
+    store_state(s, p.s_out + static_cast<int64_t>(head) * Head<64>::kStateFloats);
   if (kY && leads) wait_tiles();
 }
 
@@ -141,16 +154,15 @@ __device__ __forceinline__ void walk_pair(const ForwardParams& p, const ForwardM
   constexpr bool kY = kWalk == Walk::kOutputs, kV = kWalk != Walk::kOperatorM;
   extern __shared__ __align__(1024) uint4 memory[];
   PairShared& shared = *reinterpret_cast<PairShared*>(memory);
-  if (threadIdx.x == 0) {
-    make_barrier(shared_address(&shared.loaded));
-    make_barrier(shared_address(&shared.v_loaded[0]));
-    make_barrier(shared_address(&shared.v_loaded[1]));
-  }
-  __syncthreads();
+  make_pair_barriers(shared);
+  const int first = static_cast<int>(blockIdx.y) * p.steps_per_segment;
+  const int last = min(first + p.steps_per_segment, p.steps);
+  const int head = static_cast<int>(blockIdx.x);
+  const PairPlace at{first, last - first, 1, head % p.heads * 64, head / p.heads};
   if (threadIdx.x < 128)
-    prepare_steps<kY, kV>(p, maps, shared);
+    prepare_steps<kY, kV, kV>(at, p.tokens, maps, shared);
   else
-    walk_steps<kWalk>(p, maps, shared);
+    walk_steps<kWalk>(p, maps, at, shared);
 }
 
 template <int kN, int kBlocks>
@@ -160,7 +172,7 @@ __global__ void __launch_bounds__(256, kBlocks)
   walk_pair<Walk::kOutputs>(p, maps);
 }
 
-// M of every segment, and N if it is wanted.
+// N and M of every segment.
 template <int kN, int kBlocks>
 __global__ void __launch_bounds__(256, kBlocks)
     pair_operators_kernel(const ForwardParams p, const __grid_constant__ ForwardMaps maps) {
