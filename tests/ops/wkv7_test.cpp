@@ -260,6 +260,33 @@ TEST_P(Wkv7Variant, ForwardWithoutSavingGivesTheSameBits) {
   }
 }
 
+// More heads than a GPU takes at once are walked in pieces, by whichever block is free.
+TEST_P(Wkv7Variant, ManyHeadsEqualFew) {
+  if (kTestDevice == Device::kCpu || kernel().io != DType::kBF16) GTEST_SKIP();
+  const WkvShape few{1, 520, 2, 64, true}, many{200, 520, 2, 64, true};
+  if (!runs(many)) GTEST_SKIP();
+  const Wkv7Data d = data({"pieces", Wkv7Kind::kModel, few, 13});
+  Wkv7Data repeated;
+  const auto repeat = [&](const std::vector<float>& x) {
+    std::vector<float> all;
+    for (int64_t b = 0; b < many.batch; ++b) all.insert(all.end(), x.begin(), x.end());
+    return all;
+  };
+  std::vector<float> Wkv7Data::*const members[] = {
+      &Wkv7Data::r, &Wkv7Data::w_logit, &Wkv7Data::k,  &Wkv7Data::v,     &Wkv7Data::a,
+      &Wkv7Data::b, &Wkv7Data::dy,      &Wkv7Data::s0, &Wkv7Data::ds_out};
+  for (const auto member : members) repeated.*member = repeat(d.*member);
+  const Wkv7Result all = run_wkv7(kernel(), many, repeated);
+  const Wkv7Result one = run_wkv7(kernel(), few, d);
+  // "scan" cuts few heads into segments; otherwise the order of all sums is the same.
+  const Wkv7Limits limits = limits_of(kernel());
+  const double scale = kernel().family == "scan" ? limits.split : 0.0;
+  EXPECT_TRUE(close("y", all.y, repeat(one.y), scale * limits.y));
+  EXPECT_TRUE(close("s_out", all.s_out, repeat(one.s_out), scale * limits.s_out));
+  for (size_t i = 0; i < 7; ++i)
+    EXPECT_TRUE(close(kWkv7Names[i], all.grad[i], repeat(one.grad[i]), scale * limits.grad[i]));
+}
+
 INSTANTIATE_TEST_SUITE_P(Device, Wkv7Variant, testing::ValuesIn(test_variants()), variant_name);
 
 }  // namespace

@@ -20,18 +20,16 @@ int block_slots(const Wkv7Shape& shape, int multiprocessors) {
 
 int wkv7_scan_segments(const Wkv7Shape& shape, int multiprocessors) {
   const int fill = block_slots(shape, multiprocessors) / (shape.batch * shape.heads);
+  if (fill < 2) return 1;
   return std::max(2, std::min(fill, (shape.tokens + chunk::kStep - 1) / 128));
 }
 
 size_t wkv7_chunk_saved_bytes(const Wkv7Shape& shape) {
-  const chunk::Plan plan(shape);
-  const int streams = shape.batch * shape.heads;
-  return chunk::checkpoint_bytes(plan, streams) +
-         (plan.whole(streams) ? 0 : chunk::operator_bytes(plan, streams));
+  return chunk::Memory::saved_bytes(chunk::Plan(shape));
 }
 
 size_t wkv7_chunk_workspace_bytes(const Wkv7Shape& shape) {
-  return 2 * chunk::operator_bytes(chunk::Plan(shape), shape.batch * shape.heads);
+  return chunk::Memory::workspace_bytes(chunk::Plan(shape));
 }
 
 cudaError_t wkv7_chunk_forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t stream) {

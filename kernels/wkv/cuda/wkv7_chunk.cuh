@@ -493,9 +493,11 @@ __device__ __forceinline__ Frag transpose_frag(const Frag& f) {
 /// Segments are whole steps; the last one may be shorter.
 struct Plan {
   int steps, segments, steps_per_segment;
+  int streams;
   size_t state_floats;
   explicit Plan(const Wkv7Shape& s)
-      : state_floats(static_cast<size_t>(s.head_size) * static_cast<size_t>(s.head_size)) {
+      : streams(s.batch * s.heads),
+        state_floats(static_cast<size_t>(s.head_size) * static_cast<size_t>(s.head_size)) {
     steps = (s.tokens + kStep - 1) / kStep;
     const int wanted = s.segments < 1 ? 1 : (s.segments < steps ? s.segments : steps);
     steps_per_segment = wanted > 0 ? (steps + wanted - 1) / wanted : 1;
@@ -504,7 +506,20 @@ struct Plan {
   /// From this many heads on, walking whole heads takes less time than finding the segments'
   /// operators. The forward then has no segments; the backward first walks its chain of lambda
   /// alone, for the gradients at the segments' ends.
-  bool whole(int streams) const { return segments > 1 && streams >= 64; }
+  bool whole() const {
+    const int from = steps <= 16 ? 32 : steps <= 32 ? 40 : 64;
+    return segments > 1 && streams >= from;
+  }
+  /// Steps of a piece if the backward walks whole heads of 64 in pieces (PieceQueue); 0: it does
+  /// not. Pieces pay where the last round of whole heads would leave slots idle, more than an
+  /// eighth of what all heads need.
+  int piece() const {
+    constexpr int kSteps = 8, kSlots = kWkv7PlannedProcessors * Head<64>::kBackwardMany;
+    if (state_floats != 64 * 64 || segments > 1 || steps < 2 * kSteps || streams <= kSlots)
+      return 0;
+    const int64_t rounds = (streams + kSlots - 1) / kSlots;
+    return 8 * rounds * kSlots > int64_t{9} * streams ? kSteps : 0;
+  }
 };
 
 }  // namespace rwkv::cuda::chunk

@@ -32,6 +32,10 @@ struct BackwardParams {
   unsigned add;       // Wkv7Backward::add
   bool has_s0;
   bool whole;  // for LambdaWalk
+  // With pieces of heads, which are the segments then: how many of them blocks have taken, then for
+  // every head how many are done; and (B H) gradients that a piece hands to the one before it.
+  unsigned* queue;
+  float* handed;
   int tokens, heads, steps, segments, steps_per_segment;
 };
 

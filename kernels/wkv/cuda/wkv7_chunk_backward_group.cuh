@@ -31,6 +31,7 @@ struct GroupShared {
   float end[128];
   float crossing[4][64];  // per warp: sums over its value rows of S0 L
   uint64_t loaded;        // barrier of the loads
+  int head, piece;        // from PieceQueue
   __device__ float* solve() { return reinterpret_cast<float*>(l); }  // l is not in use yet
 };
 inline constexpr int kTileBytes = 2048;  // 16 token rows
@@ -291,14 +292,55 @@ __device__ __forceinline__ void send_gradients(const BackwardParams& p, const Ba
   commit_tiles();
 }
 
-template <int kN, int kBlocks>
+/// The pieces of whole heads, later tokens first, and the order in which blocks take them: more
+/// heads than fit at once then share the processors evenly to the end. Only a piece that some
+/// running or finished block has taken is ever waited for.
+struct PieceQueue {
+  unsigned* taken;
+  unsigned* done;  // per head
+  __device__ explicit PieceQueue(const BackwardParams& p) : taken(p.queue), done(p.queue + 1) {}
+  /// By all threads of a block, like the others: shared.head and shared.piece.
+  __device__ void take(GroupShared& shared, int pieces) const {
+    if (threadIdx.x == 0) {
+      const unsigned ticket = atomicAdd(taken, 1u);
+      shared.head = static_cast<int>(ticket % gridDim.x);
+      shared.piece = pieces - 1 - static_cast<int>(ticket / gridDim.x);
+    }
+    __syncthreads();
+  }
+  /// Until `pieces` of a head are done.
+  __device__ void await(int head, int pieces) const {
+    if (threadIdx.x == 0)
+      for (unsigned there = 0; there < static_cast<unsigned>(pieces);) {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                     : "=r"(there)
+                     : "l"(done + head)
+                     : "memory");
+        if (there < static_cast<unsigned>(pieces)) __nanosleep(100);
+      }
+    __syncthreads();
+  }
+  __device__ void finish(int head) const {
+    __syncthreads();  // all have stored
+    if (threadIdx.x == 0) {
+      __threadfence();
+      atomicAdd(done + head, 1u);
+    }
+  }
+};
+
+// kQueue: with PieceQueue. The grid says how many heads and segments (or pieces) there are.
+template <int kN, int kBlocks, bool kQueue>
 __global__ void __launch_bounds__(128, kBlocks)
     group_backward_kernel(const BackwardParams p, const __grid_constant__ BackwardMaps maps) {
   using Sizes = Head<64>;
   extern __shared__ __align__(1024) uint4 memory[];
   GroupShared& shared = *reinterpret_cast<GroupShared*>(memory);
   const int warp = static_cast<int>(threadIdx.x) >> 5;
-  const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
+  if constexpr (kQueue) PieceQueue(p).take(shared, p.segments);
+  // Read again where it is needed: that costs less than a register.
+  const auto this_head = [&] { return kQueue ? shared.head : static_cast<int>(blockIdx.x); };
+  const int head = this_head(), segment = kQueue ? shared.piece : static_cast<int>(blockIdx.y);
   const int first = segment * p.steps_per_segment;
   const int last = min(first + p.steps_per_segment, p.steps);
   const int channel = head % p.heads * 64, batch = head / p.heads;
@@ -312,7 +354,7 @@ __global__ void __launch_bounds__(128, kBlocks)
 
   wait_for_previous_kernel();
   StateRows<64> lambda = {};
-  if (p.end_gradient != nullptr)
+  if (!kQueue && p.end_gradient != nullptr)
     load_state(lambda, p.end_gradient + (static_cast<int64_t>(head) * p.segments + segment) *
                                             Sizes::kStateFloats);
 
@@ -322,6 +364,13 @@ __global__ void __launch_bounds__(128, kBlocks)
     load_step(maps, shared, channel, (last - 1) * kStep, batch);
   }
   __syncthreads();
+  const auto state = [&] { return static_cast<int64_t>(this_head()) * Sizes::kStateFloats; };
+  if constexpr (kQueue) {
+    const int later = p.segments - 1 - segment;
+    if (later > 0) PieceQueue(p).await(head, later);
+    const float* end = later > 0 ? p.handed : p.end_gradient;
+    if (end != nullptr) load_state(lambda, end + state());
+  }
   uint32_t phase = 0;
   for (int step = last - 1; step >= first; --step) {
     wait_barrier(loaded, phase);
@@ -335,7 +384,8 @@ __global__ void __launch_bounds__(128, kBlocks)
     publish_shared();
     __syncthreads();
     const uint32_t* checkpoint =
-        p.checkpoints + (static_cast<int64_t>(head) * p.steps + step) * Sizes::kCheckpointWords;
+        p.checkpoints +
+        (static_cast<int64_t>(this_head()) * p.steps + step) * Sizes::kCheckpointWords;
     Frag start[4];
     load_checkpoint(start, checkpoint);
     causal_products<64, true, true>(tilde, small_at, shared.solve(), chain.lanes);
@@ -417,17 +467,18 @@ __global__ void __launch_bounds__(128, kBlocks)
     }
   }
   if (p.ds0 != nullptr && segment == 0)
-    store_state(lambda, p.ds0 + static_cast<int64_t>(head) * Sizes::kStateFloats,
-                (p.add >> 6 & 1u) != 0);
+    store_state(lambda, p.ds0 + state(), (p.add >> 6 & 1u) != 0);
+  if constexpr (kQueue)
+    if (first > 0) {
+      store_state(lambda, p.handed + state());
+      PieceQueue(p).finish(shared.head);
+    }
   if (threadIdx.x == 0) wait_tiles();
 }
 
-/// Launches the kernel of the gradients for heads of 64.
 template <int kN>
-cudaError_t launch_group_backward(const BackwardParams& p, dim3 grid, bool few, bool overlap,
-                                  int batch, cudaStream_t stream) {
+cudaError_t describe_group(BackwardMaps& maps, const BackwardParams& p, int batch) {
   static_assert(kN == 64);
-  BackwardMaps maps{};
   cudaError_t error = cudaSuccess;
   const auto describe_one = [&](CUtensorMap& map, const void* data, int tile_tokens) {
     if (data == nullptr || error != cudaSuccess) return;
@@ -443,10 +494,31 @@ cudaError_t launch_group_backward(const BackwardParams& p, dim3 grid, bool few, 
   describe_one(maps.k, p.in.k, kStep);
   describe_one(maps.a, p.in.a, kStep);
   describe_one(maps.b, p.in.b, kStep);
-  if (error != cudaSuccess) return error;
-  const auto kernel = few ? group_backward_kernel<kN, Head<kN>::kBackwardFew>
-                          : group_backward_kernel<kN, Head<kN>::kBackwardMany>;
+  return error;
+}
+
+/// Launches the kernel of the gradients for heads of 64.
+template <int kN>
+cudaError_t launch_group_backward(const BackwardParams& p, dim3 grid, bool few, bool overlap,
+                                  int batch, cudaStream_t stream) {
+  BackwardMaps maps{};
+  if (const cudaError_t e = describe_group<kN>(maps, p, batch); e != cudaSuccess) return e;
+  const auto kernel = few ? group_backward_kernel<kN, Head<kN>::kBackwardFew, false>
+                          : group_backward_kernel<kN, Head<kN>::kBackwardMany, false>;
   return launch(kernel, grid, 128, sizeof(GroupShared), overlap, stream, p, maps);
+}
+
+/// The same on pieces of whole heads.
+template <int kN>
+cudaError_t launch_queue_backward(const BackwardParams& p, int streams, size_t queue_bytes,
+                                  int batch, cudaStream_t stream) {
+  BackwardMaps maps{};
+  if (const cudaError_t e = describe_group<kN>(maps, p, batch); e != cudaSuccess) return e;
+  if (const cudaError_t e = cudaMemsetAsync(p.queue, 0, queue_bytes, stream); e != cudaSuccess)
+    return e;
+  const dim3 grid(static_cast<unsigned>(streams), static_cast<unsigned>(p.segments));
+  return launch(group_backward_kernel<kN, Head<kN>::kBackwardMany, true>, grid, 128,
+                sizeof(GroupShared), false, stream, p, maps);
 }
 
 }  // namespace rwkv::cuda::chunk

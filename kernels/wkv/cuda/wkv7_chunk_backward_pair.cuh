@@ -14,8 +14,8 @@ __global__ void __launch_bounds__(256, 2)
   PairShared& shared = *reinterpret_cast<PairShared*>(memory);
   make_pair_barriers(shared);
   const LambdaWalk walk(p);
-  const PairPlace at{walk.last - 1, walk.last - walk.first, -1, walk.head % p.heads * 64,
-                     walk.head / p.heads};
+  const PairPlace<-1> at{walk.last - 1, walk.last - walk.first, walk.head % p.heads * 64,
+                         walk.head / p.heads};
   if (threadIdx.x < 128) {
     prepare_steps<true, false, true>(at, p.tokens, maps, shared);
     return;
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(256, 2)
                              shared_address(shared.small[slot]) + c * kSmalls * kSmallBytes,
                              shared.end[slot] + c * 64, 0, unused, l, [] {});
     }
-    release_step(at, n);
+    release_step(at.count, n);
     walk.end(p, lambda, at.step(n));
   }
 }

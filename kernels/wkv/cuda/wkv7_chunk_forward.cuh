@@ -132,7 +132,8 @@ __device__ __forceinline__ void load_step(const ForwardMaps& maps, ForwardShared
   if constexpr (kK) load(maps.v, shared.v[parity]);
 }
 
-template <int kN, Walk kWalk>
+// kWhole: there is one segment.
+template <int kN, Walk kWalk, bool kWhole = false>
 __device__ __forceinline__ void walk_segment(const ForwardParams& p, const Maps<kN>& maps) {
   using Sizes = Head<kN>;
   constexpr bool kGroup = Sizes::kGroup;
@@ -140,13 +141,14 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, const Maps<
   ForwardShared<kN>& shared = *reinterpret_cast<ForwardShared<kN>*>(memory);
   constexpr bool kY = kWalk == Walk::kOutputs, kV = kWalk != Walk::kOperatorM;
   const int warp = static_cast<int>(threadIdx.x) >> 5;
-  const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
-  const int first = segment * p.steps_per_segment;
-  const int last = min(first + p.steps_per_segment, p.steps);
+  const int head = static_cast<int>(blockIdx.x);
+  const int segment = kWhole ? 0 : static_cast<int>(blockIdx.y);
+  const int first = kWhole ? 0 : segment * p.steps_per_segment;
+  const int last = kWhole ? p.steps : min(first + p.steps_per_segment, p.steps);
   const int64_t stride = static_cast<int64_t>(p.heads) * kN;
   const int channel = head % p.heads * kN, batch = head / p.heads;
   const int64_t origin = static_cast<int64_t>(batch) * p.tokens * stride + channel;
-  const int64_t slot = static_cast<int64_t>(head) * p.segments + segment;
+  const int64_t slot = kWhole ? head : static_cast<int64_t>(head) * p.segments + segment;
 
   const Tilde tilde{shared_address(shared.r), shared_address(shared.a), shared_address(shared.b),
                     shared_address(shared.k)};
@@ -222,16 +224,17 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, const Maps<
     if (threadIdx.x == 0) wait_tiles();
   if constexpr (!kY)
     store_state(s, (kV ? p.operator_n : p.operator_m) + slot * Sizes::kStateFloats);
-  else if (p.s_out != nullptr && segment == p.segments - 1)
+  else if (p.s_out != nullptr && (kWhole || segment == p.segments - 1))
     store_state(s, p.s_out + static_cast<int64_t>(head) * Sizes::kStateFloats);
 }
 
-// kBlocks per multiprocessor: fewer leave the compiler more registers; 4 pays when blocks queue.
+// kBlocks per multiprocessor: fewer leave the compiler more registers; kForwardMany, which pays
+// when blocks queue, is for whole heads only.
 template <int kN, int kBlocks>
 __global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
     forward_kernel(const ForwardParams p, const __grid_constant__ Maps<kN> maps) {
   wait_for_previous_kernel();
-  walk_segment<kN, Walk::kOutputs>(p, maps);
+  walk_segment<kN, Walk::kOutputs, kBlocks == Head<kN>::kForwardMany>(p, maps);
 }
 
 // N and M of every segment.

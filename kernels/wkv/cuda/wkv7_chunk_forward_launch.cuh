@@ -6,9 +6,6 @@
 
 namespace rwkv::cuda::chunk {
 
-/// Up to this many blocks per multiprocessor, two warpgroups per head are faster than one.
-inline constexpr int kPairs = 2;
-
 template <int kN>
 cudaError_t launch_forward(const ForwardParams& p, const Maps<kN>& maps, dim3 grid,
                            int multiprocessors, bool overlap, cudaStream_t stream) {
@@ -21,7 +18,7 @@ cudaError_t launch_forward(const ForwardParams& p, const Maps<kN>& maps, dim3 gr
       return launch(kernel, grid, 256, sizeof(PairShared), overlap, stream, p, maps);
     }
   }
-  const auto kernel = blocks <= Sizes::kForwardFew * multiprocessors
+  const auto kernel = grid.y > 1 || blocks <= Sizes::kForwardFew * multiprocessors
                           ? forward_kernel<kN, Sizes::kForwardFew>
                           : forward_kernel<kN, Sizes::kForwardMany>;
   return launch(kernel, grid, Sizes::kThreads, sizeof(ForwardShared<kN>), overlap, stream, p, maps);
@@ -44,7 +41,6 @@ cudaError_t launch_operators(const ForwardParams& p, const Maps<kN>& maps, dim3 
 template <int kN>
 cudaError_t forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t stream) {
   const Plan plan(shape);
-  const int streams = shape.batch * shape.heads;
   const auto bf16 = [](const void* p) { return static_cast<const __nv_bfloat16*>(p); };
   ForwardParams p{};
   p.in = {bf16(io.r), bf16(io.w), bf16(io.k), bf16(io.v), bf16(io.a), bf16(io.b)};
@@ -56,14 +52,14 @@ cudaError_t forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t 
   p.steps = plan.steps;
   p.segments = plan.segments;
   p.steps_per_segment = plan.steps_per_segment;
-  const Memory memory(plan, streams, io.saved, io.workspace);
+  const Memory memory(plan, io.saved, io.workspace);
   p.checkpoints = memory.checkpoints;
-  const dim3 grid(static_cast<unsigned>(streams), static_cast<unsigned>(plan.segments));
+  const dim3 grid(static_cast<unsigned>(plan.streams), static_cast<unsigned>(plan.segments));
   Maps<kN> maps{};
   if (const cudaError_t e = describe_vectors(maps, p, shape.batch); e != cudaSuccess) return e;
   int multiprocessors = 0;
   if (const cudaError_t e = count_multiprocessors(multiprocessors); e != cudaSuccess) return e;
-  if (plan.whole(streams)) {
+  if (plan.whole()) {
     p.segments = 1;
     p.steps_per_segment = plan.steps;
   } else if (plan.segments > 1) {
@@ -73,8 +69,7 @@ cudaError_t forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t 
             launch_operators<kN>(p, maps, dim3(grid.x, grid.y, 2), multiprocessors, stream);
         e != cudaSuccess)
       return e;
-    if (const cudaError_t e = join_forward<kN>(plan, streams, memory, io.s0, stream);
-        e != cudaSuccess)
+    if (const cudaError_t e = join_forward<kN>(plan, memory, io.s0, stream); e != cudaSuccess)
       return e;
     p.start = memory.operator_n;
   }

@@ -8,6 +8,9 @@
 
 namespace rwkv::cuda::chunk {
 
+/// Up to this many blocks per multiprocessor, two warpgroups per head are faster than one.
+inline constexpr int kPairs = 2;
+
 struct PairShared {
   using Rows = uint4[Head<64>::kRowsWords];
   Rows r[2], a[2], b[2], k[2], v[2];  // of two steps
@@ -28,10 +31,11 @@ __device__ __forceinline__ void arrive_on(int barrier, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-/// What a block works on: `count` steps from `begin` on, forwards or backwards (sign).
+/// What a block works on: `count` steps from `begin` on, forwards or backwards (kSign).
+template <int kSign>
 struct PairPlace {
-  int begin, count, sign, channel, batch;
-  __device__ int step(int n) const { return begin + sign * n; }
+  int begin, count, channel, batch;
+  __device__ int step(int n) const { return begin + kSign * n; }
 };
 
 __device__ __forceinline__ Tilde pair_tilde(const PairShared& shared, int slot) {
@@ -40,8 +44,8 @@ __device__ __forceinline__ Tilde pair_tilde(const PairShared& shared, int slot) 
 }
 
 /// The first warpgroup. kRows: v (or what stands for it in the maps) is loaded too.
-template <bool kR, bool kK, bool kRows>
-__device__ __forceinline__ void prepare_steps(const PairPlace& at, int tokens,
+template <bool kR, bool kK, bool kRows, int kSign>
+__device__ __forceinline__ void prepare_steps(const PairPlace<kSign>& at, int tokens,
                                               const ForwardMaps& maps, PairShared& shared) {
   const Lanes<64> lanes;
   constexpr int kTileBytes = sizeof(shared.y);
@@ -57,6 +61,11 @@ __device__ __forceinline__ void prepare_steps(const PairPlace& at, int tokens,
     load(maps.b, shared.raw[4], n, loaded);
     if constexpr (kK) load(maps.k, shared.raw[2], n, loaded);
     if constexpr (kR) load(maps.r, shared.raw[0], n, loaded);
+    if constexpr (kR && kK) {  // the chain of states or gradients alone gains nothing
+      if (n + 1 == at.count) return;
+      for (const CUtensorMap* map : {&maps.w, &maps.a, &maps.b, &maps.k, &maps.r, &maps.v})
+        prefetch_tile(*map, at.channel, at.step(n + 1) * kStep, at.batch);
+    }
   };
   const bool leads = threadIdx.x == 0;
   if (leads) load_next(0);
@@ -89,8 +98,8 @@ __device__ __forceinline__ void await_step(PairShared& shared, int n) {
   if (kRows)
     wait_barrier(shared_address(&shared.v_loaded[n & 1]), static_cast<uint32_t>(n >> 1 & 1));
 }
-__device__ __forceinline__ void release_step(const PairPlace& at, int n) {
-  if (n + 2 < at.count) arrive_on(kEmpty + (n & 1), 256);
+__device__ __forceinline__ void release_step(int count, int n) {
+  if (n + 2 < count) arrive_on(kEmpty + (n & 1), 256);
 }
 
 __device__ __forceinline__ void make_pair_barriers(PairShared& shared) {
@@ -104,7 +113,7 @@ __device__ __forceinline__ void make_pair_barriers(PairShared& shared) {
 
 template <Walk kWalk>
 __device__ __forceinline__ void walk_steps(const ForwardParams& p, const ForwardMaps& maps,
-                                           const PairPlace& at, PairShared& shared) {
+                                           const PairPlace<1>& at, PairShared& shared) {
   constexpr bool kY = kWalk == Walk::kOutputs, kV = kWalk != Walk::kOperatorM;
   const Chain<64> chain;
   const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
@@ -132,7 +141,7 @@ __device__ __forceinline__ void walk_steps(const ForwardParams& p, const Forward
                                  shared.end[slot] + c * 64);
       if constexpr (kY) store_frag_t(y_at + rows + own, y);
     }
-    release_step(at, n);
+    release_step(at.count, n);
     if constexpr (kY) {
       publish_shared();
       sync_on(kWalkers, 128);
@@ -158,7 +167,7 @@ __device__ __forceinline__ void walk_pair(const ForwardParams& p, const ForwardM
   const int first = static_cast<int>(blockIdx.y) * p.steps_per_segment;
   const int last = min(first + p.steps_per_segment, p.steps);
   const int head = static_cast<int>(blockIdx.x);
-  const PairPlace at{first, last - first, 1, head % p.heads * 64, head / p.heads};
+  const PairPlace<1> at{first, last - first, head % p.heads * 64, head / p.heads};
   if (threadIdx.x < 128)
     prepare_steps<kY, kV, kV>(at, p.tokens, maps, shared);
   else

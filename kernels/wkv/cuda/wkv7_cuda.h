@@ -49,8 +49,12 @@ struct Wkv7Backward {
   void* workspace;
 };
 
-/// Number of segments that fills `multiprocessors`: at least 2, none shorter than 128 tokens if
-/// there are more. Needs kWkv7ScanTokens or more.
+/// Memory is planned before a device is chosen: segments and pieces are counted for this many
+/// processors (an H100 or H200), whatever the card has. Results depend on it by rounding only.
+inline constexpr int kWkv7PlannedProcessors = 132;
+
+/// Number of segments that fills `multiprocessors`: 1 if heads alone fill more than half, else at
+/// least 2, none shorter than 128 tokens if there are more. Needs kWkv7ScanTokens or more.
 int wkv7_scan_segments(const Wkv7Shape& shape, int multiprocessors);
 inline constexpr int kWkv7ScanTokens = 64;
 size_t wkv7_chunk_saved_bytes(const Wkv7Shape& shape);

@@ -6,10 +6,6 @@
 namespace rwkv::cuda {
 namespace {
 
-/// Memory is planned before a device is chosen: segments are counted for this many processors (an
-/// H100 or H200), whatever the card has. Results depend on it by rounding only.
-constexpr int kPlannedProcessors = 132;
-
 Wkv7Shape shape_of(const WkvShape& s) {
   return {static_cast<int>(s.batch), static_cast<int>(s.tokens), static_cast<int>(s.heads),
           static_cast<int>(s.head_size), 1};
@@ -32,7 +28,7 @@ struct Chunk {
   static constexpr int64_t kMinTokens = kScan ? kWkv7ScanTokens : 1;
   static Wkv7Shape cut(const WkvShape& s) {
     Wkv7Shape shape = shape_of(s);
-    if (kScan) shape.segments = wkv7_scan_segments(shape, kPlannedProcessors);
+    if (kScan) shape.segments = wkv7_scan_segments(shape, kWkv7PlannedProcessors);
     return shape;
   }
   static size_t saved(const WkvShape& s) { return wkv7_chunk_saved_bytes(cut(s)); }

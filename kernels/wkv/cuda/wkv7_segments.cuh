@@ -5,25 +5,42 @@
 
 namespace rwkv::cuda::chunk {
 
-inline size_t checkpoint_bytes(const Plan& p, int streams) {
-  return static_cast<size_t>(streams) * static_cast<size_t>(p.steps) * p.state_floats * 2;
+inline size_t checkpoint_bytes(const Plan& p) {
+  return static_cast<size_t>(p.streams) * static_cast<size_t>(p.steps) * p.state_floats * 2;
 }
-inline size_t operator_bytes(const Plan& p, int streams) {
-  if (p.segments <= 1) return 0;
-  return static_cast<size_t>(streams) * static_cast<size_t>(p.segments) * p.state_floats * 4;
+inline size_t state_bytes(const Plan& p) {
+  return static_cast<size_t>(p.streams) * p.state_floats * 4;
+}
+inline size_t operator_bytes(const Plan& p) {
+  return p.segments <= 1 ? 0 : static_cast<size_t>(p.segments) * state_bytes(p);
 }
 
 /// saved = packed states of every step, then M of every segment. Without `saved`, M lies in the
-/// workspace behind N.
+/// workspace behind N. With Plan::whole there is no M; with Plan::piece the workspace holds a state
+/// per head and the queue.
 struct Memory {
   uint32_t* checkpoints;
   float *operator_m, *operator_n;
-  Memory(const Plan& p, int streams, void* saved, void* workspace) {
+  unsigned* queue;
+  Memory(const Plan& p, void* saved, void* workspace) {
     checkpoints = static_cast<uint32_t*>(saved);
     operator_n = static_cast<float*>(workspace);
-    char* m = saved != nullptr ? static_cast<char*>(saved) + checkpoint_bytes(p, streams)
-                               : static_cast<char*>(workspace) + operator_bytes(p, streams);
+    char* m = saved != nullptr ? static_cast<char*>(saved) + checkpoint_bytes(p)
+                               : static_cast<char*>(workspace) + operator_bytes(p);
     operator_m = reinterpret_cast<float*>(m);
+    queue = p.piece() == 0
+                ? nullptr
+                : reinterpret_cast<unsigned*>(static_cast<char*>(workspace) + state_bytes(p));
+  }
+  static size_t saved_bytes(const Plan& p) {
+    return checkpoint_bytes(p) + (p.whole() ? 0 : operator_bytes(p));
+  }
+  static size_t queue_bytes(const Plan& p) {
+    return (static_cast<size_t>(p.streams) + 1) * sizeof(unsigned);
+  }
+  static size_t workspace_bytes(const Plan& p) {
+    if (p.piece() > 0) return state_bytes(p) + queue_bytes(p);
+    return operator_bytes(p) * (p.whole() ? 1 : 2);
   }
 };
 
@@ -131,18 +148,18 @@ __global__ void __launch_bounds__(4 * kN)
 
 /// N[g] <- start state of segment g: s0, then S M[g] + N[g].
 template <int kN>
-cudaError_t join_forward(const Plan& plan, int streams, const Memory& memory, const float* s0,
+cudaError_t join_forward(const Plan& plan, const Memory& memory, const float* s0,
                          cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(streams), kN / kJoinRows);
+  const dim3 grid(static_cast<unsigned>(plan.streams), kN / kJoinRows);
   return launch(join_kernel<kN, false>, grid, 4 * kN, sizeof(JoinShared<kN>), false, stream,
                 static_cast<const float*>(memory.operator_m), memory.operator_n, s0, plan.segments);
 }
 
 /// Q[g] (in N's place) <- gradient of segment g's end state: ds_out, then lambda M[g]^T + Q[g].
 template <int kN>
-cudaError_t join_backward(const Plan& plan, int streams, const Memory& memory, const float* ds_out,
+cudaError_t join_backward(const Plan& plan, const Memory& memory, const float* ds_out,
                           cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(streams), kN / kJoinRows);
+  const dim3 grid(static_cast<unsigned>(plan.streams), kN / kJoinRows);
   return launch(join_kernel<kN, true>, grid, 4 * kN, sizeof(JoinShared<kN>), true, stream,
                 static_cast<const float*>(memory.operator_m), memory.operator_n, ds_out,
                 plan.segments);
