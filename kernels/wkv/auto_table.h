@@ -40,19 +40,19 @@ inline constexpr std::string_view kIdle =
 /// (one thread: an earlier version under load; two threads: tools/records/cpu-wkv.json.) Below 16
 /// tokens a chunk is mostly padding. Heads of 32 and 128 order the variants in the same way.
 ///
-/// CUDA, bf16: `tools/gpu/bench.sh OUT lengths streams` on an H200, N = 64, microseconds forward +
+/// CUDA, bf16: `tools/gpu/bench.sh OUT streams` on an H200, N = 64, microseconds forward +
 /// backward, chunk16 / scan16, by tokens and sequences x heads:
 ///
-///   T        12            48           96            132           192
-///   192      52 / 49       52 / 56      53 / 65
-///   256      67 / 60       67 / 68      70 / 82       74 / 88
-///   512     128 / 65      130 / 103    135 / 138     138 / 166
-///   1024    249 / 79                   259 / 244     265 / 284     378 / 396
-///   4096    990 / 207                 1002 / 860    1019 / 992    1456 / 1452
-///   131072 31500 / 3250              31700 / 26000
+///   T     12            48            96            144           192           216
+///   192   53 / 50       53 / 43       56 / 50       68 / 64       72 / 67       71 / 71
+///   256   68 / 60       69 / 54       72 / 64       87 / 81       92 / 84       91 / 92
+///   512   129 / 67      132 / 89      134 / 100     163 / 148     171 / 152     170 / 170
+///   1024  251 / 83      255 / 151     255 / 187     315 / 281     326 / 290     328 / 329
+///   4096  987 / 207     988 / 438     986 / 693     1227 / 1065   1258 / 1082   1260 / 1267
 ///
-/// (before heads of 64 got warpgroup products; after it 4096 x 96 takes 982 / 742, 512 x 192
-/// 168 / 185: the same order, tools/records/h200-wkv-kernels.json).
+/// From 199 on (half of the blocks that fit) scan16 cuts nothing and is the same. At 160 tokens 12
+/// and 24 take 46 / 50 and 46 / 53, 36 and more 46 / 41 to 61 / 60. Heads of 32 and 128 order the
+/// variants in the same way.
 ///
 /// serial takes as long as chunk16 at 2 tokens and ten times as long from 64 on. What is equal goes
 /// to chunk16, which saves less.
@@ -79,12 +79,8 @@ inline constexpr WkvAutoRow kWkvAutoTable[] = {
      "fastest from 16 tokens on (tools/records/cpu-wkv.json)"},
     {"wkv7", Device::kCpu, DType::kF32, 1, 1, "wkv7.cpu.serial.f32",
      "below 16 tokens a chunk is mostly padding (tools/records/cpu-wkv.json)"},
-    {"wkv7", Device::kCuda, DType::kBF16, 4096, 133, kChunk, kFull},
-    {"wkv7", Device::kCuda, DType::kBF16, 4096, 1, kScan, kIdle},
-    {"wkv7", Device::kCuda, DType::kBF16, 1024, 97, kChunk, kFull},
-    {"wkv7", Device::kCuda, DType::kBF16, 1024, 1, kScan, kIdle},
-    {"wkv7", Device::kCuda, DType::kBF16, 256, 49, kChunk, kFull},
-    {"wkv7", Device::kCuda, DType::kBF16, 256, 1, kScan, kIdle},
+    {"wkv7", Device::kCuda, DType::kBF16, 192, 199, kChunk, kFull},
+    {"wkv7", Device::kCuda, DType::kBF16, 192, 1, kScan, kIdle},
     {"wkv7", Device::kCuda, DType::kBF16, 1, 1, kChunk,
      "too short to be cut into segments (tools/records/h200-wkv-lengths.json)"},
     {"wkv7", Device::kCuda, DType::kF32, 1, 1, "wkv7.cuda.serial.f32", "the only one"},

@@ -68,9 +68,10 @@ TEST(WkvRegistry, AutoOnCuda) {
   };
   for (const int64_t n : {32, 64, 128}) {
     EXPECT_EQ(family({1, 1, 12, n, true}, DType::kBF16), "chunk");
-    EXPECT_EQ(family({1, 255, 12, n, false}, DType::kBF16), "chunk");
-    EXPECT_EQ(family({1, 256, 12, n, false}, DType::kBF16), "scan");
-    EXPECT_EQ(family({8, 512, 12, n, false}, DType::kBF16), "chunk");
+    EXPECT_EQ(family({1, 191, 12, n, false}, DType::kBF16), "chunk");
+    EXPECT_EQ(family({1, 192, 12, n, false}, DType::kBF16), "scan");
+    EXPECT_EQ(family({16, 512, 12, n, false}, DType::kBF16), "scan");
+    EXPECT_EQ(family({17, 512, 12, n, false}, DType::kBF16), "chunk");
     EXPECT_EQ(family({8, 4096, 12, n, false}, DType::kBF16), "scan");
     EXPECT_EQ(family({30, 4096, 12, n, false}, DType::kBF16), "chunk");
     EXPECT_EQ(family({8, 4096, 12, n, false}, DType::kF32), "serial");

@@ -67,7 +67,7 @@ for part in "${parts[@]}"; do
     streams)
       shapes=()
       for tokens in 192 256 512 1024 4096; do
-        for batch in 1 4 8 11 16; do shapes+=(--shape "$batch,$tokens,12,64"); done
+        for batch in 1 4 8 12 16 18; do shapes+=(--shape "$batch,$tokens,12,64"); done
       done
       bench wkv-streams wkv --variant chunk --variant scan --seconds 0.1 "${shapes[@]}"
       ;;
