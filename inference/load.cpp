@@ -1,14 +1,36 @@
 #include "inference/load.h"
 
-#include "data/io/hdf5_file.h"
-#include "data/io/seal.h"
-#include "model/weights.h"
+#include <filesystem>
+
+#include "data/tokenizer/world_tokenizer.h"
+#include "inference/gguf_vocabulary.h"
 
 namespace rwkv {
 namespace {
 
-std::shared_ptr<const Tokenizer> model_tokenizer(Hdf5File& file, const std::string& vocab) {
-  const TokenizerBlob stored = read_tokenizer(file);
+namespace fs = std::filesystem;
+
+constexpr int64_t kWorldRows = 65536;
+constexpr const char* kNeoxVocabularyFile = "20B_tokenizer.json";
+
+/// Files without a tokenizer: a vocabulary that the user put beside it, or the likely one.
+std::shared_ptr<const Tokenizer> guess_tokenizer(const ModelFile& file) {
+  std::error_code ec;
+  const bool folder = fs::is_directory(file.path(), ec);
+  const fs::path beside = folder ? fs::path(file.path()) : fs::path(file.path()).parent_path();
+  for (const std::string_view name : {kWorldVocabularyFile, std::string_view(kNeoxVocabularyFile)})
+    if (const fs::path vocabulary = beside / name; fs::is_regular_file(vocabulary, ec))
+      return load_tokenizer("auto", {.file = vocabulary.string()});
+  if (file.config().vocab_size != kWorldRows) return nullptr;
+  try {
+    return load_tokenizer("world");
+  } catch (const IoError&) {
+    return nullptr;  // token ids work without; texts will ask for it
+  }
+}
+
+std::shared_ptr<const Tokenizer> model_tokenizer(const ModelFile& file, const std::string& vocab) {
+  const TokenizerBlob& stored = file.tokenizer();
   if (!vocab.empty()) {
     RWKV_CHECK(stored.name != "bytes", IoError, "opening ", file.path(), " with --vocab ", vocab,
                ": the model was trained on bytes and needs no vocabulary; leave --vocab out");
@@ -19,6 +41,11 @@ std::shared_ptr<const Tokenizer> model_tokenizer(Hdf5File& file, const std::stri
                "); leave --vocab out to use the one in the model file");
     return given;
   }
+  if (const auto* gguf = dynamic_cast<const GgufFile*>(&file.file())) {
+    auto found = tokenizer_of_gguf(*gguf);
+    return found != nullptr ? found : guess_tokenizer(file);
+  }
+  if (file.format() != TensorFormat::kHdf5) return guess_tokenizer(file);
   if (stored.name.empty()) return nullptr;
   if (stored.blob.empty() && stored.name != "bytes")
     return load_tokenizer(stored.name, {.beside = file.path()});
@@ -39,26 +66,28 @@ const Tokenizer& LoadedModel::need_tokenizer() const {
   return *tokenizer;
 }
 
+std::shared_ptr<const Tokenizer> find_tokenizer(const ModelFile& file, const std::string& vocab) {
+  auto tokenizer = model_tokenizer(file, vocab);
+  if (tokenizer == nullptr) return nullptr;
+  const std::string& hash = file.tokenizer().hash;
+  RWKV_CHECK(hash.empty() || hash == tokenizer->hash(), IoError, "opening ", file.path(), ": the ",
+             tokenizer->name(), " vocabulary found has sha256 ", tokenizer->hash(),
+             ", the model was trained with ", hash, "; give the right file with --vocab");
+  const int64_t rows = file.config().vocab_size;
+  RWKV_CHECK(tokenizer->vocab_size() <= rows, IoError, "opening ", file.path(), ": the ",
+             tokenizer->name(), " vocabulary has ", tokenizer->vocab_size(),
+             " ids, but the model has only ", rows, " rows; it belongs to another model");
+  return tokenizer;
+}
+
 LoadedModel load_model(const std::string& path, const std::string& vocab) {
-  // The HDF5 library crashes on some damaged files: a seal is checked before it sees them.
-  if (has_seal(path)) check_seal(path, "");
-  Hdf5File file = Hdf5File::open(path);
+  const ModelFile file = ModelFile::open(path);
   LoadedModel m;
   m.path = path;
-  m.model = make_model(read_model_config(file));
-  m.tokenizer = model_tokenizer(file, vocab);
-  if (m.tokenizer != nullptr) {
-    const std::string hash = read_tokenizer(file).hash;
-    RWKV_CHECK(hash.empty() || hash == m.tokenizer->hash(), IoError, "opening ", path, ": the ",
-               m.tokenizer->name(), " vocabulary found has sha256 ", m.tokenizer->hash(),
-               ", the model was trained with ", hash, "; give the right file with --vocab");
-    const int64_t rows = m.model->config().vocab_size;
-    RWKV_CHECK(m.tokenizer->vocab_size() <= rows, IoError, "opening ", path, ": the ",
-               m.tokenizer->name(), " vocabulary has ", m.tokenizer->vocab_size(),
-               " ids, but the model has only ", rows, " rows; it belongs to another model");
-  }
-  m.weights = std::make_unique<ParamStore>(Device::kCpu, m.model->params(), "weights");
-  read_weights(file, m.model->params(), *m.weights);
+  m.tokenizer = find_tokenizer(file, vocab);
+  OpenedModel opened = open_model(file);
+  m.model = std::move(opened.model);
+  m.weights = std::move(opened.weights);
   return m;
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "data/tokenizer/tokenizer.h"
+#include "model/model_file.h"
 #include "model/params.h"
 #include "model/rwkv.h"
 
@@ -22,10 +23,17 @@ struct LoadedModel {
   const Tokenizer& need_tokenizer() const;
 };
 
-/// Reads a file that model/weights.h describes (checkpoints are such files). `vocab`, unless empty,
-/// is a vocabulary file to use: for files without one, and as a check for files with one.
+/// Reads any file that ModelFile opens: our own models and checkpoints, .pth, safetensors and
+/// transformers folders, GGUF. `vocab` as for find_tokenizer.
 /// Throws IoError for missing, foreign, truncated or corrupt files, for a vocabulary that is not
 /// the one the model was trained with, and for one with more ids than the model has rows.
 LoadedModel load_model(const std::string& path, const std::string& vocab = "");
+
+/// The tokenizer of a model file: the one in it, if its format has any (HDF5, GGUF); else a
+/// vocabulary with the published name in its folder (World, else NeoX); else, for a model with the
+/// rows of the published World models, the World vocabulary of the user's cache; else null.
+/// `vocab`, unless empty, is a vocabulary file to use: for files without one, and as a check for
+/// files that say which one they need. Throws as load_model.
+std::shared_ptr<const Tokenizer> find_tokenizer(const ModelFile& file, const std::string& vocab);
 
 }  // namespace rwkv

@@ -55,8 +55,7 @@ void read_param_group(Hdf5File& file, const std::string& group, const ParamRegis
   }
 }
 
-void write_model(Hdf5File& file, const ModelConfig& config, const ParamRegistry& params,
-                 const ParamStore& values, const TokenizerBlob& tokenizer) {
+void write_model_header(Hdf5File& file, const ModelConfig& config, const TokenizerBlob& tokenizer) {
   file.write_string("model/format", kFormat);
   file.write_string("model/config", model_config_json(config));
   if (!tokenizer.name.empty()) {
@@ -66,6 +65,18 @@ void write_model(Hdf5File& file, const ModelConfig& config, const ParamRegistry&
       file.write<uint8_t>("tokenizer/blob", {static_cast<int64_t>(tokenizer.blob.size())},
                           tokenizer.blob, {.deflate = 6});
   }
+}
+
+void write_weight(Hdf5File& file, const std::string& name, const std::vector<int64_t>& shape,
+                  std::span<const float> values) {
+  const std::string path = "weights/" + name;
+  file.write<float>(path, shape, values);
+  file.write_attr(path, "crc32", crc32_of(values));
+}
+
+void write_model(Hdf5File& file, const ModelConfig& config, const ParamRegistry& params,
+                 const ParamStore& values, const TokenizerBlob& tokenizer) {
+  write_model_header(file, config, tokenizer);
   write_param_group(file, "weights", params, values);
 }
 

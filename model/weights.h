@@ -11,6 +11,7 @@
 ///   attribute "crc32" (integer) on every dataset of /weights
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,12 @@ struct TokenizerBlob {
 /// Writes /model, /weights and /tokenizer. Throws IoError.
 void write_model(Hdf5File& file, const ModelConfig& config, const ParamRegistry& params,
                  const ParamStore& values, const TokenizerBlob& tokenizer);
+
+/// The parts of write_model, for files that are written tensor by tensor: everything but the
+/// weights, then each tensor of /weights with its checksum.
+void write_model_header(Hdf5File& file, const ModelConfig& config, const TokenizerBlob& tokenizer);
+void write_weight(Hdf5File& file, const std::string& name, const std::vector<int64_t>& shape,
+                  std::span<const float> values);
 
 ModelConfig read_model_config(Hdf5File& file);
 TokenizerBlob read_tokenizer(Hdf5File& file);

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "data/io/seal.h"
+#include "data/io/tensor_file.h"
 #include "kernels/core/error.h"
 #include "kernels/core/parallel.h"
 #include "kernels/core/trace.h"
@@ -70,7 +71,7 @@ void ProgressLine::operator()(int64_t done, int64_t total) {
 
 std::string resolve_model(const std::string& path) {
   std::error_code ec;
-  if (!std::filesystem::is_directory(path, ec)) return path;
+  if (!std::filesystem::is_directory(path, ec) || is_safetensors_folder(path)) return path;
   const std::vector<CheckpointFile> found = list_checkpoints(path);
   RWKV_CHECK(!found.empty(), ConfigError, "opening ", path,
              ": there is no checkpoint in this folder; expected a run folder of rwkv-train");

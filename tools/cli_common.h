@@ -34,9 +34,9 @@ class ProgressLine {
   bool shown_ = false;
 };
 
-/// A model file or checkpoint as it is; for a run folder its newest checkpoint. Throws ConfigError
-/// if the folder has none, IoError if none is whole; damaged ones are skipped with a line on
-/// stderr.
+/// A model file, checkpoint or transformers folder as it is; for a run folder its newest
+/// checkpoint. Throws ConfigError if the folder has none, IoError if none is whole; damaged ones
+/// are skipped with a line on stderr.
 std::string resolve_model(const std::string& path);
 
 /// Everything on standard input. Throws IoError.

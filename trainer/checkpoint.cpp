@@ -17,6 +17,7 @@
 #include "data/io/hdf5_file.h"
 #include "data/io/seal.h"
 #include "kernels/core/error.h"
+#include "model/model_file.h"
 
 namespace rwkv {
 namespace {
@@ -178,10 +179,11 @@ TrainerState read_checkpoint_state(const std::string& path, std::string* config_
 
 void read_initial_weights(const std::string& path, const ModelConfig& model,
                           const ParamRegistry& params, ParamStore& values) {
-  if (has_seal(path)) check_seal(path, "");
-  auto file = Hdf5File::open(path);
-  check_same_model(path, read_model_config(file), model);
-  read_weights(file, params, values);
+  const ModelFile file = ModelFile::open(path);
+  RWKV_CHECK(file.config() == model, ConfigError, "loading ", path, ": it holds the model ",
+             model_config_json(file.config()), ", the config asks for ", model_config_json(model),
+             "; give the config these sizes as its \"model\"");
+  file.read_all(params, values);
 }
 
 std::string checkpoint_path(const std::string& dir, int64_t step) {

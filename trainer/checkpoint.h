@@ -68,7 +68,7 @@ TrainerState read_checkpoint(const std::string& path, const CheckpointContent& c
 /// State and config only. Throws IoError.
 TrainerState read_checkpoint_state(const std::string& path, std::string* config_json = nullptr);
 
-/// Weights of any model file or checkpoint (--init). Throws as read_checkpoint.
+/// Weights of anything that ModelFile opens (--init). Throws as read_checkpoint.
 void read_initial_weights(const std::string& path, const ModelConfig& model,
                           const ParamRegistry& params, ParamStore& values);
 

@@ -1,0 +1,85 @@
+// HDF5 files as files of tensors: every numeric dataset by its path.
+
+#include "data/io/crc32.h"
+#include "data/io/hdf5_file.h"
+#include "data/io/seal.h"
+#include "data/io/tensor_file.h"
+#include "kernels/core/error.h"
+
+#include <filesystem>
+
+namespace rwkv {
+namespace {
+
+TensorType type_of(H5Type type) {
+  switch (type) {
+    case H5Type::kF16:
+      return TensorType::kF16;
+    case H5Type::kF32:
+      return TensorType::kF32;
+    case H5Type::kF64:
+      return TensorType::kF64;
+    case H5Type::kI8:
+      return TensorType::kI8;
+    case H5Type::kU8:
+      return TensorType::kU8;
+    case H5Type::kI16:
+      return TensorType::kI16;
+    case H5Type::kI32:
+      return TensorType::kI32;
+    case H5Type::kI64:
+      return TensorType::kI64;
+    default:
+      return TensorType::kOther;
+  }
+}
+
+class Hdf5Tensors final : public TensorFile {
+ public:
+  explicit Hdf5Tensors(const std::string& path) : file_(open_checked(path)) {
+    path_ = path;
+    std::error_code ec;
+    file_bytes_ = std::filesystem::file_size(path, ec);
+    for (const std::string& name : file_.list_datasets()) {
+      const H5Type type = file_.type(name);
+      if (type == H5Type::kString) {
+        header_.push_back({name, file_.read_string(name)});
+        continue;
+      }
+      const Shape shape = file_.shape(name);
+      const uint64_t numel = checked_numel(shape, name, path);
+      add_tensor({name, shape, type_of(type), std::string(h5type_name(type)),
+                  tensor_bytes(type_of(type), numel)});
+    }
+  }
+  TensorFormat format() const override { return TensorFormat::kHdf5; }
+
+ private:
+  /// The HDF5 library crashes on some damaged files: a seal is checked before it sees them.
+  static Hdf5File open_checked(const std::string& path) {
+    if (has_seal(path)) check_seal(path, "");
+    return Hdf5File::open(path);
+  }
+
+  void read_values(size_t index, std::span<float> out) const override {
+    const TensorInfo& t = tensors()[index];
+    RWKV_CHECK(t.type == TensorType::kF32, IoError, "reading ", t.name, " of ", path_, ": it is ",
+               t.type_name, ", expected f32");
+    file_.read_into<float>(t.name, t.shape, out);
+    if (file_.has_attr(t.name, "crc32"))
+      RWKV_CHECK(static_cast<uint32_t>(file_.attr_int(t.name, "crc32")) ==
+                     crc32_of(std::span<const float>(out)),
+                 IoError, "loading ", t.name, " from ", path_,
+                 ": the checksum does not match: the file is corrupt; use another copy");
+  }
+
+  Hdf5File file_;
+};
+
+}  // namespace
+
+std::unique_ptr<TensorFile> open_hdf5_tensors(const std::string& path) {
+  return std::make_unique<Hdf5Tensors>(path);
+}
+
+}  // namespace rwkv
