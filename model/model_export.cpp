@@ -38,9 +38,8 @@ TensorType kept(TensorType stored) {
 }
 
 /// The matrices that llama.cpp multiplies with in any type; everything else it wants in f32.
-bool is_large(std::string_view name) {
-  return name == "emb.weight" || name == "head.weight" ||
-         (name.find(".ln") == std::string_view::npos && name.ends_with(".weight"));
+bool is_large(std::string_view name, const Shape& shape) {
+  return shape.size() == 2 && name.ends_with(".weight");  // low-rank ones are called w1, w2, ...
 }
 
 class Planner {
@@ -61,7 +60,7 @@ class Planner {
     for (const ModelTensor& t : tensors) {
       if (is_unused(t.name) && layout_ != Layout::kBlinkDl) continue;  // fla has none; GGUF below
       if (layout_ == Layout::kGguf && add_to_stack(t)) continue;
-      add(t.name, t.shape, {t.name}, type_of(t.name, t.stored));
+      add(t.name, t.shape, {t.name}, type_of(t.name, t.shape, t.stored));
       // Readers want layer 0's unused tensors: the reference's loader all three, llama.cpp too.
       if (t.name == "blocks.0.att.a2") add_unused(t.stored);
     }
@@ -77,9 +76,9 @@ class Planner {
     return name == "blocks.0.att.v0" || name == "blocks.0.att.v1" || name == "blocks.0.att.v2";
   }
 
-  TensorType type_of(const std::string& name, TensorType stored) const {
+  TensorType type_of(const std::string& name, const Shape& shape, TensorType stored) const {
     if (options_.to == TensorFormat::kHdf5) return TensorType::kF32;
-    if (options_.to == TensorFormat::kGguf && !is_large(name)) return TensorType::kF32;
+    if (options_.to == TensorFormat::kGguf && !is_large(name, shape)) return TensorType::kF32;
     return options_.type.value_or(kept(stored));
   }
 
@@ -122,7 +121,7 @@ class Planner {
     const ModelConfig& c = model_.config();
     const bool has = std::ranges::any_of(model_.tensors(),
                                          [](const ModelTensor& t) { return is_unused(t.name); });
-    const TensorType type = type_of("blocks.0.att.v0", stored);
+    const TensorType type = type_of("blocks.0.att.v0", {1, 1, c.n_embd}, stored);
     if (layout_ == Layout::kGguf) {
       // The loader expects them with the rank of a there.
       add("blocks.0.att.v0", {1, 1, c.n_embd}, {}, type);
