@@ -14,6 +14,11 @@ rwkv_test(wkv_compare_test LABEL unit SOURCES unit/wkv_compare_test.cpp DEPS rwk
 rwkv_test(generate_programs_test LABEL integration SOURCES integration/generate_programs_test.cpp
   DEPS rwkv_inference)
 add_dependencies(generate_programs_test rwkv-generate rwkv-eval)
+rwkv_test(convert_program_test LABEL integration SOURCES integration/convert_program_test.cpp
+  DEPS rwkv_trainer rwkv_inference nlohmann_json::nlohmann_json)
+add_dependencies(convert_program_test rwkv-convert rwkv-generate rwkv-eval rwkv-train)
 # Waiting threads sleep: spinning ones stop each other when ctest runs as many programs as cores.
 set_tests_properties(inference_engine_test inference_generate_test generate_programs_test
   PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=passive)
+rwkv_test(inference_files_test LABEL unit SOURCES unit/inference_files_test.cpp
+  DEPS rwkv_inference nlohmann_json::nlohmann_json)

@@ -119,9 +119,10 @@ void run_tasks(const Flags& f) {
 
 void run_logits(const Flags& f) {
   Loaded m(f);
+  const bool standard_input = f.file.empty() || f.file == "-";
   std::ifstream file;
-  if (f.file != "-") file.open(f.file);
-  std::istream& in = f.file == "-" ? std::cin : file;
+  if (!standard_input) file.open(f.file);
+  std::istream& in = standard_input ? std::cin : file;
   RWKV_CHECK(in.good(), IoError, "opening ", f.file, ": no such file, or not readable");
   const auto v = static_cast<size_t>(m.file.model->config().vocab_size);
   std::string line;
@@ -153,9 +154,11 @@ void run_logits(const Flags& f) {
 
 CLI::App* declare(CLI::App& app, Flags& f, const char* name, const char* what, const char* input) {
   CLI::App* sub = app.add_subcommand(name, what);
-  sub->add_option("--model", f.model, "model file, checkpoint, or run folder (its newest)")
+  sub->add_option("--model", f.model,
+                  "model file of any format, checkpoint, or run folder (its newest)")
       ->required();
-  sub->add_option("FILE", f.file, input)->required();
+  auto* file = sub->add_option("FILE", f.file, input);
+  if (sub->get_name() != "logits") file->required();
   sub->add_option("--vocab", f.vocab, "vocabulary file, for models that carry none");
   add_device_flags(*sub, f.device);
   add_threads_flag(*sub, f.threads);
@@ -209,7 +212,7 @@ int main(int argc, char** argv) {
   batched(tasks, "problems per task (0: all)");
   tasks->add_option("--errors", f.errors, "wrong outputs to show per task");
   auto* logits = declare(app, f, "logits", "Logits of token ids, as JSON lines",
-                         "one JSON array of ids per line; - for standard input");
+                         "one JSON array of ids per line (default: standard input)");
   logits->add_flag("--last", f.last, "only those after the last token");
   for (CLI::App* s : {loss, compare, lambada, tasks})
     s->add_flag("--json", f.json, "one JSON object on stdout");

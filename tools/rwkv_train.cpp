@@ -36,7 +36,7 @@ void add_options(CLI::App& app, Flags& f) {
   app.add_option("--set", f.settings, "key=value, overrides the config; may be repeated")
       ->allow_extra_args(false);
   app.add_flag("--resume", f.resume, "continue from the newest good checkpoint of the run folder");
-  app.add_option("--init", f.init, "start from the weights of this model file or checkpoint");
+  app.add_option("--init", f.init, "start from the weights of this model file of any format");
   app.add_flag("--smoke", f.smoke,
                "2 epochs of 50 steps, batch 2, context 1024, timed; synthetic tokens without data");
   app.add_flag("--find-lr", f.find_lr, "learning-rate range test instead of training");

@@ -1,0 +1,197 @@
+// rwkv-convert as a program, and the other programs on the files of other projects.
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "data/io/atomic_file.h"
+#include "data/io/tensor_file.h"
+#include "data/io/zip_file.h"
+#include "tests/unit/data_test_util.h"
+#include "tests/unit/inference_model.h"
+#include "tests/unit/trainer_test_util.h"
+
+namespace rwkv {
+namespace {
+
+using test::TempDir;
+
+const std::string kHere = std::string(RWKV_SOURCE_DIR) + "/tests/golden/formats/";
+const std::string kRwkv4 = kHere + "tiny_rwkv4_bf16.pth";
+
+struct Output {
+  int code = -1;
+  std::string out, err;
+};
+
+class Convert : public testing::Test {
+ protected:
+  TempDir dir_;
+
+  /// `arguments` is shell text, run in the test's folder.
+  Output run(const std::string& program, const std::string& arguments) const {
+    const std::string command = str(
+        "cd '", dir_.path(), "' && HOME='", dir_.path(), "' XDG_CACHE_HOME= '", RWKV_BINARY_DIR,
+        "/bin/", program, "' ", arguments, " >'", dir_.file("out"), "' 2>'", dir_.file("err"), "'");
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(dir_.file("out")),
+            read_file(dir_.file("err"))};
+  }
+  Output convert(const std::string& a) const { return run("rwkv-convert", a); }
+  void expect_failure(const Output& o, int code, const std::string& message) const {
+    EXPECT_EQ(o.code, code) << o.err;
+    EXPECT_NE(o.err.find(message), std::string::npos) << o.err;
+  }
+
+  /// A model with heads, small enough for any test.
+  std::string rwkv7() const {
+    const test::TestModel m = test::random_model(5, 2, 64, 257);
+    std::vector<TensorPlan> plan;
+    for (const ParamSpec& p : m.model->params().specs())
+      plan.push_back(
+          {p.name, Shape(p.spec.dim.begin(), p.spec.dim.begin() + p.spec.rank), TensorType::kBF16});
+    const auto out = create_pth(dir_.file("seven.pth"), plan);
+    for (const TensorPlan& t : plan) out->write(m.tensor(t.name));
+    out->finish();
+    return dir_.file("seven.pth");
+  }
+};
+
+TEST_F(Convert, EveryWayGivesTheSameLogits) {
+  rwkv7();
+  std::ofstream(dir_.file("ids")) << "[1, 2, 3, 4, 5]\n\n[256]\n";
+  const auto logits = [&](const std::string& model, const char* more) {
+    const Output o = run("rwkv-eval", str("logits --model ", model, " ", more, " < ids"));
+    EXPECT_EQ(o.code, 0) << o.err;
+    return o.out;
+  };
+  const std::string expected = logits("seven.pth", ""), last = logits("seven.pth", "--last");
+  EXPECT_EQ(std::count(expected.begin(), expected.end(), '\n'), 2);
+  for (const char* way :
+       {"seven.pth a.h5", "a.h5 b.pth --dtype bf16", "b.pth folder/", "folder c.gguf",
+        "c.gguf d.gguf --dtype bf16", "d.gguf e.safetensors", "e.safetensors f.bin --to pth"}) {
+    const Output o = convert(way);
+    ASSERT_EQ(o.code, 0) << way << "\n" << o.err;
+    EXPECT_EQ(o.out, "") << way;
+  }
+  for (const char* file :
+       {"a.h5", "b.pth", "folder", "c.gguf", "d.gguf", "e.safetensors", "f.bin"}) {
+    EXPECT_EQ(logits(file, ""), expected) << file;
+    EXPECT_EQ(logits(file, "--last"), last) << file;
+  }
+  // The other programs, from a file without a tokenizer and from one with.
+  const std::string greedy = " --prompt-ids 1 2 3 --max-tokens 5 --temperature 0 --ids";
+  const Output ids = run("rwkv-generate", "--model folder" + greedy);
+  EXPECT_EQ(ids.code, 0) << ids.err;
+  EXPECT_EQ(run("rwkv-generate", "--model d.gguf" + greedy).out, ids.out);
+  expect_failure(run("rwkv-generate", "--model folder --prompt a"), 2, "--vocab");
+}
+
+TEST_F(Convert, ReferenceModelInEveryProgram) {
+  const auto cases = nlohmann::json::parse(read_file(kHere + "tiny_rwkv4_expected.json"))["cases"];
+  for (const auto& [name, c] : cases.items()) {
+    std::ofstream(dir_.file("ids")) << c["tokens"].dump() << "\n";
+    const Output o = run("rwkv-eval", "logits --model " + kRwkv4 + " --last < ids");
+    ASSERT_EQ(o.code, 0) << o.err;
+    const auto got = nlohmann::json::parse(o.out).get<std::vector<double>>();
+    const auto want = c["last_logits"].get<std::vector<double>>();
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t i = 0; i < got.size(); ++i) EXPECT_LE(std::fabs(got[i] - want[i]), 1e-4) << name;
+  }
+}
+
+TEST_F(Convert, TrainingStartsFromAnyFile) {
+  rwkv7();
+  for (const char* way : {"seven.pth a.h5", "seven.pth folder/", "seven.pth c.gguf"})
+    ASSERT_EQ(convert(way).code, 0);
+  test::write_token_file(dir_.file("train.h5"), 2000, 1);
+  std::ofstream(dir_.file("c.json")) << R"({
+    "model": {"n_layer": 2, "n_embd": 64, "vocab_size": 257},
+    "data": {"train": "train.h5", "sampler": "shuffle"},
+    "train": {"context": 32, "batch": 2, "steps": 2}, "optimizer": {"lr": 1e-5},
+    "limits": {"peak_tflops": 1}})";
+  std::ofstream(dir_.file("ids")) << "[1, 2, 3]\n";
+  /// What the model says after two steps.
+  const auto after = [&](const std::string& run_dir, const std::string& init) {
+    const Output o =
+        run("rwkv-train", str("--config c.json --quiet --set checkpoint.dir=", run_dir, " ", init));
+    EXPECT_EQ(o.code, 0) << o.err;
+    return run("rwkv-eval", str("logits --model ", run_dir, " < ids")).out;
+  };
+  const std::string expected = after("r1", "--init seven.pth");
+  EXPECT_EQ(after("r2", "--init a.h5"), expected);
+  EXPECT_EQ(after("r3", "--init folder"), expected);
+  EXPECT_EQ(after("r4", "--init c.gguf"), expected);
+  EXPECT_NE(after("r5", ""), expected);
+  expect_failure(
+      run("rwkv-train",
+          "--config c.json --init seven.pth --set model.n_layer=3 --set checkpoint.dir=r6"),
+      2, "it holds the model");
+}
+
+TEST_F(Convert, DryRunAndInspect) {
+  rwkv7();
+  const Output table = convert("seven.pth x.gguf --dry-run --dtype q8_0");
+  EXPECT_EQ(table.code, 0) << table.err;
+  for (const char* part : {"blk.0.time_mix_lerp_fused.weight", "(6, 1, 1, 64)", "q8_0",
+                           "blocks.1.att.w1, transposed", "zeros, unused by the model"})
+    EXPECT_NE(table.out.find(part), std::string::npos) << part;
+  EXPECT_FALSE(std::filesystem::exists(dir_.file("x.gguf")));
+  for (const char* way : {"seven.pth a.h5", "seven.pth b/", "seven.pth c.gguf"})
+    ASSERT_EQ(convert(way).code, 0);
+  for (const char* file : {"seven.pth", "a.h5", "b", "c.gguf"}) {
+    const Output o = convert(str("--inspect ", file));
+    EXPECT_EQ(o.code, 0) << o.err;
+    EXPECT_NE(o.out.find("model: rwkv7, 2 layers, width 64"), std::string::npos) << o.out;
+  }
+  const Output other = convert("--inspect " + kHere + "torch_variants.pth");
+  EXPECT_EQ(other.code, 0);
+  EXPECT_NE(other.out.find("model: none"), std::string::npos);
+  EXPECT_NE(other.out.find("plain.bf16"), std::string::npos);
+}
+
+TEST_F(Convert, MistakesHaveTheirExitCodes) {
+  rwkv7();
+  expect_failure(convert("seven.pth"), 2, "give a file to read and one to write");
+  expect_failure(convert("seven.pth x"), 2, "its ending says no known format");
+  expect_failure(convert("seven.pth x.h5 --dtype bf16"), 2, "fp32 only");
+  expect_failure(convert("seven.pth x.pth --dtype q8_0"), 2, "q8_0");
+  expect_failure(convert("seven.pth ./seven.pth"), 2, "another name");
+  expect_failure(convert(kRwkv4 + " x.gguf"), 2, "llama.cpp has no RWKV-4");
+  expect_failure(convert("missing.pth x.h5"), 3, "missing.pth");
+  expect_failure(convert("seven.pth no/such/folder/x.h5"), 3, "does not exist");
+  expect_failure(convert(kHere + "torch_variants.pth x.h5"), 3, "not those of an RWKV");
+  for (const auto& entry : std::filesystem::directory_iterator(dir_.path()))
+    EXPECT_EQ(entry.path().string().find(".tmp"), std::string::npos) << entry.path();
+}
+
+TEST_F(Convert, APickleThatRunsCodeIsRefusedByEveryProgram) {
+  {
+    ByteWriter out(dir_.file("evil.pth"));
+    ZipWriter zip(out);
+    const std::string command = "touch " + dir_.file("was-run");
+    ByteBuilder b;
+    b.text(
+        "\x80\x02"
+        "cposix\nsystem\n(X");
+    b.number(static_cast<uint32_t>(command.size()));
+    b.text(command + "tR.");
+    zip.add_text("x/data.pkl", b.bytes);
+    zip.finish();
+    out.close();
+  }
+  const char* message = "refusing to construct posix.system";
+  expect_failure(convert("evil.pth x.h5"), 3, message);
+  expect_failure(convert("--inspect evil.pth"), 3, message);
+  expect_failure(run("rwkv-eval", "logits --model evil.pth < /dev/null"), 3, message);
+  expect_failure(run("rwkv-generate", "--model evil.pth --prompt a"), 3, message);
+  EXPECT_FALSE(std::filesystem::exists(dir_.file("was-run")));
+}
+
+}  // namespace
+}  // namespace rwkv
