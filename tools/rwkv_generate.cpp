@@ -27,7 +27,8 @@ struct Flags {
 
 void declare(CLI::App& app, Flags& f) {
   SamplingOptions& s = f.generate.sampling;
-  app.add_option("--model", f.model, "model file of any format, checkpoint, or run folder (its newest)")
+  app.add_option("--model", f.model,
+                 "model file of any format, checkpoint, or run folder (its newest)")
       ->required();
   auto* text = app.add_option("--prompt", f.prompt, "text to continue; else standard input");
   auto* file = app.add_option("--prompt-file", f.prompt_file, "file with the text to continue");

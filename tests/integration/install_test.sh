@@ -20,7 +20,7 @@ prefix=$work/prefix
 mkdir "$work/elsewhere"
 cd "$work/elsewhere"
 
-for program in rwkv-data rwkv-train rwkv-eval rwkv-generate; do
+for program in rwkv-data rwkv-train rwkv-eval rwkv-generate rwkv-convert; do
   "$prefix/bin/$program" --help >"$work/help" || fail "$program --help failed"
   grep -q -- --help "$work/help" || fail "$program --help prints no options"
 done
