@@ -1,15 +1,18 @@
 #pragma once
-/// Binary files: reading at any position with every range checked, and writing front to back.
+/// Binary formats on top of data/io/posix_file.h: numbers, padding, and ranges that are checked
+/// before memory is taken.
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
 #include <vector>
 
+#include "data/io/posix_file.h"
 #include "kernels/core/error.h"
 
 namespace rwkv {
@@ -19,14 +22,8 @@ class ByteFile {
  public:
   /// Throws IoError: no such file, a folder, not readable.
   static ByteFile open(const std::string& path);
-  ByteFile(ByteFile&& other) noexcept;
-  ByteFile& operator=(ByteFile&& other) noexcept;
-  ByteFile(const ByteFile&) = delete;
-  ByteFile& operator=(const ByteFile&) = delete;
-  ~ByteFile();
-
-  const std::string& path() const { return path_; }
-  uint64_t size() const { return size_; }
+  const std::string& path() const { return file_->path(); }
+  uint64_t size() const { return static_cast<uint64_t>(file_->size()); }
 
   /// Exactly out.size() bytes from `offset`. Throws IoError naming file and `what` if the file does
   /// not have them all.
@@ -47,22 +44,19 @@ class ByteFile {
   void check_range(uint64_t offset, uint64_t bytes, std::string_view what) const;
 
  private:
-  ByteFile() = default;
-  int fd_ = -1;
-  uint64_t size_ = 0;
-  std::string path_;
+  std::unique_ptr<PosixReader> file_;
 };
 
 /// A file that is written front to back. Combine with AtomicFile: give it temp_path().
 class ByteWriter {
  public:
   /// Creates or truncates. Throws IoError.
-  explicit ByteWriter(const std::string& path);
-  ~ByteWriter();
-  ByteWriter(const ByteWriter&) = delete;
-  ByteWriter& operator=(const ByteWriter&) = delete;
+  explicit ByteWriter(const std::string& path) : file_(path, PosixWriter::Mode::kTruncate) {}
 
-  void write(std::span<const std::byte> bytes);
+  void write(std::span<const std::byte> bytes) {
+    file_.append(bytes.data(), bytes.size());
+    position_ += bytes.size();
+  }
   void text(std::string_view bytes) { write(std::as_bytes(std::span(bytes))); }
   template <class T>
   void number(T value) {
@@ -73,15 +67,13 @@ class ByteWriter {
   /// Zeros up to the next multiple of `alignment`.
   void pad_to(uint64_t alignment);
   uint64_t position() const { return position_; }
-  /// Hands everything over and closes. Throws IoError (disk full, ...).
-  void close();
+  /// Hands everything to the operating system; nothing may be written after it. Throws IoError
+  /// (disk full, ...).
+  void close() { file_.close(); }
 
  private:
-  void flush();
-  int fd_ = -1;
+  PosixWriter file_;
   uint64_t position_ = 0;
-  std::string path_;
-  std::vector<std::byte> buffer_;
 };
 
 /// Appends numbers and texts to a string, little-endian: headers that are built in memory.
