@@ -2,14 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
+#include <cstdio>
 #include <iomanip>
 #include <iostream>
 #include <vector>
 
 #include "data/binidx.h"
 #include "data/dataset.h"
+#include "data/io/atomic_file.h"
 #include "data/sampler.h"
+#include "data/tokenizer/id_list.h"
 #include "kernels/core/error.h"
 #include "tools/cli_common.h"
 
@@ -24,6 +26,29 @@ void context_row(int64_t tokens, int64_t ctx) {
   if (ctx > 0)
     row("context") << ctx << ": " << tokens / ctx << " slots, magic prime "
                    << magic_prime(tokens, ctx) << "\n";
+}
+
+std::string read_input(const std::string& path) {
+  return path == "-" ? read_stdin() : read_file(path);
+}
+
+void write_output(const std::string& path, const std::string& text) {
+  if (!path.empty())
+    write_file_atomic(path, text);
+  else
+    RWKV_CHECK(std::fwrite(text.data(), 1, text.size(), stdout) == text.size(), IoError,
+               "writing to standard output failed");
+}
+
+/// Calls f(line, number from 1) for each line, without its line end.
+template <class F>
+void for_each_line(std::string_view text, F&& f) {
+  size_t number = 1;
+  for (size_t at = 0; at < text.size(); ++number) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    f(text.substr(at, end - at), number);
+    at = end + 1;
+  }
 }
 
 bool is_hdf5_name(const std::string& path) {
@@ -113,6 +138,33 @@ void data_convert(const ConvertOptions& o) {
   const auto made = TokenFile::open(o.output);
   std::cout << o.output << ": " << made->size() << " tokens, " << made->documents()
             << " documents, " << made->text_bytes() << " bytes of text\n";
+}
+
+void data_encode(const TextOptions& o) {
+  const auto tokenizer = load_tokenizer(o.tokenizer, {.file = o.vocab});
+  const std::string text = read_input(o.input);
+  std::string out;
+  const auto encode = [&](std::string_view part) {
+    out += format_ids(tokenizer->encode(part)) + "\n";
+  };
+  if (o.lines)
+    for_each_line(text, [&](std::string_view line, size_t) { encode(line); });
+  else
+    encode(text);
+  write_output(o.output, out);
+}
+
+void data_decode(const TextOptions& o) {
+  const auto tokenizer = load_tokenizer(o.tokenizer, {.file = o.vocab});
+  const std::string text = read_input(o.input);
+  const std::string name = o.input == "-" ? "standard input" : o.input;
+  std::string out;
+  for_each_line(text, [&](std::string_view line, size_t number) {
+    out += tokenizer->decode(
+        parse_ids(line, tokenizer->vocab_size(), str("decoding ", name, ", line ", number)));
+    if (o.lines) out += '\n';
+  });
+  write_output(o.output, out);
 }
 
 }  // namespace rwkv

@@ -19,4 +19,15 @@ struct ConvertOptions {
 /// Token files to binidx and back.
 void data_convert(const ConvertOptions& options);
 
+struct TextOptions {
+  std::string input = "-", output;  ///< "-": standard input; no output: standard output
+  std::string tokenizer = "auto", vocab;
+  bool lines = false;  ///< each line of the input is a text of its own
+};
+/// Text (any bytes) to one JSON array of ids; with `lines` to one per line.
+void data_encode(const TextOptions& options);
+/// The texts of lists of ids, one list per line, one after the other; with `lines` a line end after
+/// each.
+void data_decode(const TextOptions& options);
+
 }  // namespace rwkv

@@ -6,6 +6,7 @@
 #include "tools/bench/bench.h"
 #include "tools/bench/ops.h"
 #include "tools/bench/step.h"
+#include "tools/bench/tokenize.h"
 #include "tools/bench/train_times.h"
 #include "tools/bench/wkv_fp16.h"
 
@@ -134,12 +135,27 @@ int main(int argc, char** argv) {
   times_app->add_option("--plot", times.plot, "draw bars: FILE.gp or FILE.png");
   times_app->add_option("--from", times.from, "draw this JSON record (with --plot)");
 
+  rwkv::bench::TokenizeOptions tokenize;
+  CLI::App* tokenize_app =
+      app.add_subcommand("tokenize", "text to token ids and back, in memory, on one core");
+  tokenize_app->add_option("--tokenizer", tokenize.tokenizers,
+                           "world, neox, bytes or a vocabulary file, repeatable (default: all)");
+  tokenize_app
+      ->add_option("--text", tokenize.texts,
+                   "plain text, or .jsonl with documents as \"text\"; repeatable")
+      ->required();
+  tokenize_app->add_option("--repeats", tokenize.repeats, "timed runs per row")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  tokenize_app->add_option("--json", tokenize.json, "also write the rows to this file");
+
   try {
     app.parse(argc, argv);
     if (wkv_app->parsed() && wkv.decode) return rwkv::bench::run_wkv_decode(wkv);
     if (wkv_app->parsed() && wkv.state_error) return rwkv::bench::run_wkv_state_error(wkv);
     if (wkv_app->parsed()) return rwkv::bench::run_wkv(wkv);
     if (ops_app->parsed()) return rwkv::bench::run_ops(ops);
+    if (tokenize_app->parsed()) return rwkv::bench::run_tokenize(tokenize);
     if (times_app->parsed()) return rwkv::bench::run_train_times(times);
     if (step_app->parsed()) return rwkv::bench::run_step(step);
     return 0;

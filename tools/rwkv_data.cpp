@@ -135,6 +135,25 @@ int main(int argc, char** argv) {
   c->add_option("--tokenizer", convert.tokenizer, "binidx input: world, neox or bytes made it");
   c->add_option("--vocab", convert.vocab, "binidx input: the tokenizer's vocabulary file");
 
+  TextOptions text;
+  const auto text_command = [&](const char* name, const char* help, const char* lines_help) {
+    auto* command = app.add_subcommand(name, help);
+    command->add_option("input", text.input, "File, or - for standard input")
+        ->capture_default_str();
+    command->add_option("-o,--output", text.output, "File to write; default: standard output");
+    command
+        ->add_option("--tokenizer", text.tokenizer,
+                     "world, neox, bytes; auto: by --vocab, else world")
+        ->capture_default_str();
+    command->add_option("--vocab", text.vocab, "Vocabulary file: World's text, or NeoX' JSON");
+    command->add_flag("--lines", text.lines, lines_help);
+    return command;
+  };
+  auto* e = text_command("encode", "Text (any bytes) to token ids, a JSON array",
+                         "Each line is a text of its own and gives an array of its own");
+  auto* d = text_command("decode", "Token ids, one array per line, to their text",
+                         "A line end after the text of each array");
+
   TaskOptions tasks;
   auto* m = app.add_subcommand("make-tasks", "The embedded corpus: problems with answers");
   m->add_option("-o,--output", tasks.output, "Training token file");
@@ -156,6 +175,8 @@ int main(int argc, char** argv) {
     if (i->parsed()) data_info(path, ctx);
     if (v->parsed()) return data_verify(path);
     if (c->parsed()) data_convert(convert);
+    if (e->parsed()) data_encode(text);
+    if (d->parsed()) data_decode(text);
     if (m->parsed()) make_tasks(tasks);
     return 0;
   });

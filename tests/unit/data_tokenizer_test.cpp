@@ -9,6 +9,7 @@
 #include "data/io/atomic_file.h"
 #include "data/io/hdf5_file.h"
 #include "data/io/sha256.h"
+#include "data/tokenizer/id_list.h"
 #include "data/tokenizer/tokenizer.h"
 #include "data/tokenizer/utf8.h"
 #include "data/tokenizer/world_tokenizer.h"
@@ -301,6 +302,22 @@ TEST_F(RealWorld, Corpora) {
     ids.push_back(kEndOfDocument);
   }
   check_stream("lambada_test", ids);
+}
+
+TEST(IdList, WhatIsWrittenIsRead) {
+  const std::vector<int32_t> ids = {33155, 0, 40213, 34};
+  EXPECT_EQ(format_ids(ids), "[33155, 0, 40213, 34]");
+  EXPECT_EQ(format_ids({}), "[]");
+  for (const char* text : {"[33155, 0, 40213, 34]", "33155 0 40213 34", " 33155,0, 40213 ,34 ",
+                           "[33155,0,40213,34]\r", "[ 33155 , 0 , 40213 , 34 ] "})
+    EXPECT_EQ(parse_ids(text, 65536, "test"), ids) << text;
+  for (const char* text : {"", "  ", "[]", " [ ] "})
+    EXPECT_TRUE(parse_ids(text, 10, "test").empty()) << text;
+  for (const char* text : {"[1, 2", "1, 2]", "[1, 2] 3", "[1 2]", "[1,, 2]", "[,]", "[1,]", "x",
+                           "1x", "1.5", "-1", "10", "99999999999999999999", "[[1]]", "\"a\""})
+    EXPECT_NE(test::error_of<IoError>([&] { parse_ids(text, 10, "test"); }).find("test, column"),
+              std::string::npos)
+        << text;
 }
 
 }  // namespace
