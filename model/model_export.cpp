@@ -186,6 +186,7 @@ void export_hdf5(const ModelFile& model, const std::string& path,
                  const std::vector<ExportTensor>& plan, const ExportOptions& options) {
   AtomicFile out(path);
   Hdf5File file = Hdf5File::create(out.temp_path());
+  file.write_attr("", kSealedAttribute, 1);
   write_model_header(file, model.config(), options.tokenizer);
   stream(model, plan, options, [&](const ExportTensor& t, std::span<const float> values) {
     write_weight(file, t.plan.name, t.plan.shape, values);

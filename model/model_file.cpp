@@ -6,6 +6,7 @@
 #include <set>
 
 #include "data/io/gguf.h"
+#include "data/io/seal.h"
 #include "model/hf_config.h"
 #include "model/rwkv.h"
 
@@ -100,6 +101,8 @@ struct ModelFile::Opening {
   void recognise() {
     if (file().format() == TensorFormat::kHdf5) {
       Hdf5File h = Hdf5File::open(m.path());
+      if (h.has_attr("", kSealedAttribute) && !has_seal(m.path()))
+        fail("the seal at its end is missing: the file is truncated");
       m.config_ = read_model_config(h);
       m.tokenizer_ = read_tokenizer(h);
       architecture = m.config_.architecture;
@@ -218,9 +221,15 @@ struct ModelFile::Opening {
     if (architecture == "rwkv7") {
       const auto r_k = found.find("blocks.0.att.r_k");
       if (r_k == found.end()) fail("there is no blocks.0.att.r_k; is the file complete?");
-      const Shape shape = squeezed(shape_of(r_k->second));
-      // A flat one leaves the head size to the header; 64 is what all published models have.
-      if (shape.size() == 2 || head_size == 0) head_size = shape.size() == 2 ? shape[1] : 64;
+      const Shape shape = shape_of(r_k->second);
+      // (H, N), or flat: that leaves the head size to the header; 64 is what all published models
+      // have. (1, C) is flat if no head is that wide.
+      const int64_t n = shape.size() == 2 ? shape[1] : 0;
+      const bool flat = shape.size() != 2 || (shape[0] == 1 && n != 32 && n != 64 && n != 128);
+      if (!flat)
+        head_size = n;
+      else if (head_size == 0)
+        head_size = 64;
       c.head_size = head_size;
       c.rank_w = need("blocks.0.att.w1", 2)[1];
       c.rank_a = need("blocks.0.att.a1", 2)[1];

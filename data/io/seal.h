@@ -16,6 +16,10 @@
 
 namespace rwkv {
 
+/// A file whose root has an attribute of this name had a seal when it was written: without one it
+/// was cut, at a place that HDF5 does not notice.
+inline constexpr const char* kSealedAttribute = "sealed";
+
 /// Appends the seal to a complete, closed HDF5 file. Throws IoError.
 void seal_hdf5(const std::string& path);
 
