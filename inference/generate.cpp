@@ -38,11 +38,15 @@ Generated generate(Engine& engine, const Tokenizer* tokenizer, std::span<const i
     return !on_text || on_text(text);
   };
 
+  RWKV_CHECK(options.state == nullptr || !prompt.empty(), ConfigError,
+             "generating: a state is continued by at least one token; give a prompt");
   constexpr int32_t kStart[] = {kEndOfDocument};
   if (prompt.empty()) prompt = kStart;
   g.prompt_tokens = std::ssize(prompt);
   sampler.see(prompt);
-  RnnState state = engine.new_state();
+  std::optional<RnnState> own;
+  if (options.state == nullptr) own.emplace(engine.new_state());
+  RnnState& state = own ? *own : *options.state;
   const double start = now_seconds();
   TensorView logits = engine.prefill(state, prompt);
   const double prefilled = now_seconds();
@@ -76,6 +80,10 @@ Generated generate(Engine& engine, const Tokenizer* tokenizer, std::span<const i
     }
   }
   if (stream) emit(stream->finish());
+  if (options.state != nullptr && !g.ids.empty()) {
+    engine.decode(state, {&g.ids.back(), 1});
+    ++g.decoded_tokens;
+  }
   g.decode_seconds = now_seconds() - prefilled;
   return g;
 }

@@ -20,6 +20,9 @@ struct GenerateOptions {
   int64_t max_tokens = 256;
   std::vector<std::string> stop;        ///< end the text; not part of it
   bool stop_at_end_of_document = true;  ///< id 0 ends the text (it has no text itself)
+  /// A state to start from instead of a fresh one; afterwards it has seen the prompt and all ids
+  /// that were drawn. The prompt must then have at least one id.
+  RnnState* state = nullptr;
 };
 
 enum class FinishReason : uint8_t { kLength, kStop, kEnd, kCancelled };
@@ -40,11 +43,11 @@ using TextSink = std::function<bool(std::string_view text)>;
 /// Receives each token id as it is drawn. False cancels.
 using IdSink = std::function<bool(int32_t id)>;
 
-/// Feeds the prompt to a fresh state, then draws up to max_tokens tokens. An empty prompt stands
-/// for one end-of-document id, the beginning of a text. Ids that the tokenizer has no use for
-/// (rows beyond its vocabulary) are never drawn; without a tokenizer (null) there is no text and
-/// all rows may be drawn.
-/// Throws ConfigError for bad options or ids, NonFiniteError for logits that are not finite.
+/// Feeds the prompt to a fresh state (or options.state), then draws up to max_tokens tokens. An
+/// empty prompt stands for one end-of-document id, the beginning of a text. Ids that the tokenizer
+/// has no use for (rows beyond its vocabulary) are never drawn; without a tokenizer (null) there is
+/// no text and all rows may be drawn. Throws ConfigError for bad options or ids, NonFiniteError for
+/// logits that are not finite.
 Generated generate(Engine& engine, const Tokenizer* tokenizer, std::span<const int32_t> prompt,
                    const GenerateOptions& options, const TextSink& on_text = {},
                    const IdSink& on_id = {});

@@ -3,11 +3,13 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <optional>
 
 #include "data/io/atomic_file.h"
 #include "data/tokenizer/utf8.h"
 #include "inference/generate.h"
 #include "inference/load.h"
+#include "inference/state_file.h"
 #include "tools/cli_common.h"
 #include "tools/device_flags.h"
 
@@ -16,7 +18,7 @@ namespace {
 using namespace rwkv;
 
 struct Flags {
-  std::string model, vocab, prompt, prompt_file;
+  std::string model, vocab, prompt, prompt_file, state_in, state_out;
   DeviceFlags device;
   std::vector<int32_t> prompt_ids;
   GenerateOptions generate{.sampling = {.top_p = 0.85}};
@@ -56,6 +58,9 @@ void declare(CLI::App& app, Flags& f) {
   app.add_flag("--echo", f.echo, "print the prompt first");
   app.add_flag("--ids", f.ids, "print token ids instead of text");
   app.add_flag("--stats", f.stats, "print timings to standard error");
+  app.add_option("--state-in", f.state_in, "start from the state in this file");
+  app.add_option("--state-out", f.state_out,
+                 "write the state after prompt and output to this file");
   app.add_option("--vocab", f.vocab, "vocabulary file, for models that carry none");
   add_device_flags(app, f.device);
   add_threads_flag(app, f.threads);
@@ -98,7 +103,8 @@ int run(const CLI::App& app, Flags& f) {
   std::string echoed;
   if (text_in) {
     const std::string text = prompt_text(app, f);
-    prompt = prompt_ids(*tokenizer, text, !f.no_start_token);
+    // A state has begun already.
+    prompt = prompt_ids(*tokenizer, text, !f.no_start_token && f.state_in.empty());
     echoed = to_valid_utf8(text);
   } else if (tokenizer != nullptr) {
     echoed = to_valid_utf8(tokenizer->decode(prompt));
@@ -107,6 +113,11 @@ int run(const CLI::App& app, Flags& f) {
   f.generate.stop_at_end_of_document = !f.ignore_end;
 
   Engine engine(*loaded.model, *loaded.weights, options);
+  std::optional<RnnState> state;
+  int64_t seen = 0;
+  if (!f.state_in.empty() || !f.state_out.empty()) state.emplace(engine.new_state());
+  if (!f.state_in.empty()) seen = read_state_file(f.state_in, engine, *state);
+  if (state) f.generate.state = &*state;
   if (f.echo && !f.ids) print(echoed);
   TextSink on_text;
   IdSink on_id;
@@ -117,6 +128,8 @@ int run(const CLI::App& app, Flags& f) {
   const Generated g = generate(engine, tokenizer, prompt, f.generate, on_text, on_id);
   if (!f.ids && !f.stream) print(g.text);
   if (!f.ids && isatty(STDOUT_FILENO) != 0) print("\n");
+  if (!f.state_out.empty())
+    write_state_file(f.state_out, engine, *state, seen + std::ssize(prompt) + std::ssize(g.ids));
   if (f.stats) print_stats(g, engine);
   return 0;
 }

@@ -250,10 +250,12 @@ class SafetensorsFile final : public TensorFile {
 
 class SafetensorsWriter final : public TensorWriter {
  public:
-  SafetensorsWriter(const std::string& path, std::vector<TensorPlan> plan)
+  SafetensorsWriter(const std::string& path, std::vector<TensorPlan> plan,
+                    const std::vector<std::pair<std::string, std::string>>& metadata)
       : plan_(std::move(plan)), target_(path), out_(target_.temp_path()) {
     nlohmann::ordered_json header;
-    header["__metadata__"] = {{"format", "pt"}};
+    header["__metadata__"]["format"] = "pt";
+    for (const auto& [key, value] : metadata) header["__metadata__"][key] = value;
     uint64_t end = 0;
     for (const TensorPlan& t : plan_) {
       const auto type = std::ranges::find(kTypes, t.type, &NamedType::type);
@@ -300,9 +302,10 @@ std::unique_ptr<TensorFile> open_safetensors(const std::string& path) {
   return std::make_unique<SafetensorsFile>(path);
 }
 
-std::unique_ptr<TensorWriter> create_safetensors(const std::string& path,
-                                                 std::vector<TensorPlan> plan) {
-  return std::make_unique<SafetensorsWriter>(path, std::move(plan));
+std::unique_ptr<TensorWriter> create_safetensors(
+    const std::string& path, std::vector<TensorPlan> plan,
+    const std::vector<std::pair<std::string, std::string>>& metadata) {
+  return std::make_unique<SafetensorsWriter>(path, std::move(plan), metadata);
 }
 
 }  // namespace rwkv

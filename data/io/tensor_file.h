@@ -105,8 +105,10 @@ class TensorWriter {
 
 /// Readable by torch.load(weights_only=True): a plain dict of name to tensor.
 std::unique_ptr<TensorWriter> create_pth(const std::string& path, std::vector<TensorPlan> plan);
-/// With {"format": "pt"} as metadata. Tensors should come with the widest types first.
-std::unique_ptr<TensorWriter> create_safetensors(const std::string& path,
-                                                 std::vector<TensorPlan> plan);
+/// With {"format": "pt"} and `metadata` in its header. Tensors should come with the widest types
+/// first.
+std::unique_ptr<TensorWriter> create_safetensors(
+    const std::string& path, std::vector<TensorPlan> plan,
+    const std::vector<std::pair<std::string, std::string>>& metadata = {});
 
 }  // namespace rwkv

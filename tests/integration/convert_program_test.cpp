@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "data/io/atomic_file.h"
 #include "data/io/tensor_file.h"
@@ -103,6 +104,27 @@ TEST_F(Convert, ReferenceModelInEveryProgram) {
     ASSERT_EQ(got.size(), want.size());
     for (size_t i = 0; i < got.size(); ++i) EXPECT_LE(std::fabs(got[i] - want[i]), 1e-4) << name;
   }
+}
+
+TEST_F(Convert, GenerationContinuesFromAStateFile) {
+  rwkv7();
+  const std::string base = "--model seven.pth --temperature 0 --ids --ignore-end --prompt-ids ";
+  // Token by token in both cases, so that no rounding differs.
+  const Output all = run("rwkv-generate", base + "7 --max-tokens 8");
+  ASSERT_EQ(all.code, 0) << all.err;
+  const Output first = run("rwkv-generate", base + "7 --max-tokens 4 --state-out s");
+  ASSERT_EQ(first.code, 0) << first.err;
+  EXPECT_EQ(all.out.substr(0, first.out.size()), first.out);
+  // The next token of the whole run is the prompt of the rest.
+  std::istringstream ids(all.out);
+  std::string id;
+  for (int i = 0; i < 5; ++i) ids >> id;
+  const Output rest = run("rwkv-generate", base + id + " --max-tokens 3 --state-in s");
+  EXPECT_EQ(rest.code, 0) << rest.err;
+  EXPECT_EQ(first.out + id + "\n" + rest.out, all.out);
+  const Output shown = convert("--inspect s");
+  EXPECT_NE(shown.out.find("metadata.tokens: 5"), std::string::npos) << shown.out;
+  expect_failure(run("rwkv-generate", base + "1 --state-in seven.pth"), 3, "seven.pth");
 }
 
 TEST_F(Convert, TrainingStartsFromAnyFile) {

@@ -1,0 +1,121 @@
+// Recurrent states in files: bit-equal continuation, and what is refused.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "data/io/atomic_file.h"
+#include "data/io/tensor_file.h"
+#include "inference/generate.h"
+#include "inference/state_file.h"
+#include "tests/unit/data_test_util.h"
+#include "tests/unit/inference_model.h"
+
+namespace rwkv {
+namespace {
+
+using test::error_of;
+using test::TempDir;
+
+const std::vector<int32_t> kFirst = {5, 17, 200, 3}, kThen = {44, 9};
+
+std::vector<float> logits_of(Engine& engine, RnnState& state, std::span<const int32_t> ids) {
+  const TensorView l = engine.prefill(state, ids);
+  return {l.f32(), l.f32() + l.last()};
+}
+
+TEST(StateFiles, ContinueBitForBit) {
+  const TempDir dir;
+  struct Case {
+    const char* architecture;
+    std::string wkv;
+  };
+  for (const Case& c : {Case{"rwkv7", "auto"}, {"rwkv7", "fp16-dithered"}, {"rwkv4", "auto"}}) {
+    const test::TestModel m = c.architecture == std::string("rwkv7")
+                                  ? test::random_model(5, 2, 64, 257)
+                                  : test::random_rwkv4(5, 2, 64, 257);
+    Engine engine(*m.model, *m.weights, {.wkv = c.wkv});
+    RnnState state = engine.new_state();
+    logits_of(engine, state, kFirst);
+    write_state_file(dir.file("s"), engine, state, std::ssize(kFirst));
+    const std::vector<float> expected = logits_of(engine, state, kThen);
+
+    Engine other(*m.model, *m.weights, {.wkv = c.wkv});
+    RnnState restored = other.new_state();
+    EXPECT_EQ(read_state_file(dir.file("s"), other, restored), 4);
+    EXPECT_EQ(logits_of(other, restored, kThen), expected) << c.architecture << " " << c.wkv;
+    // A fresh state says something else.
+    RnnState fresh = other.new_state();
+    EXPECT_NE(logits_of(other, fresh, kThen), expected);
+  }
+}
+
+TEST(StateFiles, HoldWhatTheDocumentationSays) {
+  const TempDir dir;
+  const test::TestModel m = test::random_model(5, 2, 64, 257, 32);
+  Engine engine(*m.model, *m.weights);
+  RnnState state = engine.new_state();
+  logits_of(engine, state, kFirst);
+  write_state_file(dir.file("s"), engine, state, 4);
+  const auto file = open_tensor_file(dir.file("s"));
+  ASSERT_EQ(file->tensors().size(), 6u);
+  EXPECT_EQ(file->tensors()[*file->find("blocks.1.att.wkv_state")].shape, (Shape{2, 32, 32}));
+  EXPECT_EQ(file->tensors()[*file->find("blocks.0.ffn.shift_state")].shape, (Shape{64}));
+  RnnState two(*m.model, 2);
+  EXPECT_THROW(write_state_file(dir.file("t"), engine, two, 1), ShapeError);
+}
+
+TEST(StateFiles, OfAnotherModelAreRefused) {
+  const TempDir dir;
+  const auto engine_of = [&](const test::TestModel& m) { return Engine(*m.model, *m.weights); };
+  const test::TestModel small = test::random_model(5, 2, 64, 257);
+  const test::TestModel deep = test::random_model(5, 3, 64, 257);
+  const test::TestModel wide = test::random_model(5, 2, 128, 257);
+  Engine a = engine_of(small), b = engine_of(deep), c = engine_of(wide);
+  RnnState state = a.new_state(), sb = b.new_state(), sc = c.new_state();
+  write_state_file(dir.file("s"), a, state, 0);
+  EXPECT_NE(error_of<IoError>([&] { read_state_file(dir.file("s"), b, sb); }).find("is missing"),
+            std::string::npos);
+  EXPECT_NE(error_of<IoError>([&] { read_state_file(dir.file("s"), c, sc); }).find("another model"),
+            std::string::npos);
+  write_state_file(dir.file("s"), b, sb, 0);
+  EXPECT_NE(error_of<IoError>([&] { read_state_file(dir.file("s"), a, state); }).find("9 tensors"),
+            std::string::npos);
+  // Other safetensors, damage, and numbers that are none.
+  const std::vector<TensorPlan> plan = {{"x", {1}, TensorType::kF32}};
+  const auto out = create_safetensors(dir.file("x"), plan);
+  out->write(std::vector<float>{1});
+  out->finish();
+  EXPECT_NE(error_of<IoError>([&] { read_state_file(dir.file("x"), a, state); }).find("no state"),
+            std::string::npos);
+  write_state_file(dir.file("s"), a, state, 0);
+  std::string bytes = read_file(dir.file("s"));
+  const float nan = NAN;
+  std::memcpy(&bytes[bytes.size() - 4], &nan, 4);
+  std::ofstream(dir.file("n"), std::ios::binary) << bytes;
+  EXPECT_NE(error_of<IoError>([&] { read_state_file(dir.file("n"), a, state); }).find("NaN"),
+            std::string::npos);
+  std::ofstream(dir.file("n"), std::ios::binary) << bytes.substr(0, bytes.size() / 2);
+  EXPECT_THROW(read_state_file(dir.file("n"), a, state), IoError);
+}
+
+TEST(StateFiles, GenerationLeavesTheStateAfterAllTokens) {
+  const test::TestModel m = test::random_model(5, 2, 64, 257);
+  Engine engine(*m.model, *m.weights);
+  RnnState state = engine.new_state();
+  GenerateOptions o{.sampling = {.temperature = 0}, .max_tokens = 3, .state = &state};
+  o.stop_at_end_of_document = false;
+  const Generated g = generate(engine, nullptr, kFirst, o);
+  ASSERT_EQ(g.ids.size(), 3u);
+  RnnState plain = engine.new_state();
+  engine.prefill(plain, kFirst);
+  for (const int32_t id : g.ids) engine.decode(plain, {&id, 1});
+  EXPECT_EQ(logits_of(engine, state, kThen), logits_of(engine, plain, kThen));
+  EXPECT_THROW(generate(engine, nullptr, {}, o), ConfigError);
+}
+
+}  // namespace
+}  // namespace rwkv
