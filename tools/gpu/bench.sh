@@ -98,7 +98,7 @@ for part in "${parts[@]}"; do
         data=(--set "data.train=$work/tasks.h5")
       fi
       bench train-times train-times "${data[@]}"
-      bench train-times-large train-times "${data[@]}" --dtype bf16 --set train.steps=20 \
+      bench train-times-large train-times "${data[@]}" --dtype bf16 --set train.steps=12 \
         --shape 16,1024 --shape 64,1024 --shape 16,4096
       ;;
     occupancy)

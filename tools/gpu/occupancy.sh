@@ -62,15 +62,15 @@ member() {
 awk -F '","' -v commit="$(member commit)" -v hash="$(member kernel_hash)" \
   -v device="$(member device)" -v day="$(member date)" -v text="$out/wkv4-occupancy.txt" '
 function number(x) { gsub(/[",]/, "", x); return x + 0 }
-function clean(name) { sub(/^void /, "", name); gsub(/\(anonymous namespace\)::|rwkv::cuda::|<unnamed>::/, "", name)
-  sub(/\(.*/, "", name); return name }
+function clean(name) { gsub(/\(anonymous namespace\)::/, "", name); sub(/\(.*/, "", name); sub(/^void /, "", name)
+  sub(/^.*::/, "", name); return name }
 $2 == "ID" { for (i = 1; i <= NF; ++i) { f = $i; gsub(/"/, "", f); at[f] = i }; next }
 {
   run = $1; sub(/^"/, "", run)
   kernel = clean($at["Kernel Name"])
   key = run SUBSEP kernel
-  if (!(key in id)) { order[++n] = key }
-  if (id[key] != $2) { id[key] = $2; grid[key] = $at["Grid Size"]; block[key] = $at["Block Size"] }
+  if (!(key in grid)) order[++n] = key
+  grid[key] = $at["Grid Size"]; block[key] = $at["Block Size"]
   m = $at["Metric Name"]; v = number($at["Metric Value"])
   unit = $at["Metric Unit"]
   if (m ~ /^gpu__time/) {
@@ -87,11 +87,11 @@ $2 == "ID" { for (i = 1; i <= NF; ++i) { f = $i; gsub(/"/, "", f); at[f] = i }; 
 END {
   printf "{\n \"benchmark\": \"wkv4-occupancy\",\n \"date\": \"%s\",\n \"commit\": \"%s\",\n \"kernel_hash\": \"%s\",\n \"device\": \"%s\",\n", day, commit, hash, device
   printf " \"dtype\": \"f32\",\n \"unit\": \"percent of peak over the whole kernel, all multiprocessors\",\n \"rows\": ["
-  printf "%-14s %-8s %-40s %-18s %10s %7s %7s %7s %7s\n", "B,T,C", "variant", "kernel", "grid", "us", "busy", "warps", "issue", "dram" >text
+  printf "%-14s %-8s %-32s %-18s %10s %7s %7s %7s %7s\n", "B,T,C", "variant", "kernel", "grid", "us", "busy", "warps", "issue", "dram" >text
   for (i = 1; i <= n; ++i) {
     key = order[i]; split(key, part, SUBSEP); split(part[1], w, " ")
     printf "%s\n  {\"shape\":\"%s\",\"variant\":\"%s\",\"kernel\":\"%s\",\"grid\":\"%s\",\"block\":\"%s\",\"us\":%.2f,\"busy\":%.2f,\"warps\":%.2f,\"issue\":%.2f,\"dram\":%.2f}", (i > 1 ? "," : ""), w[1], w[2], part[2], grid[key], block[key], us[key], busy[key], warps[key], issue[key], dram[key]
-    printf "%-14s %-8s %-40s %-18s %10.2f %7.2f %7.2f %7.2f %7.2f\n", w[1], w[2], substr(part[2], 1, 40), grid[key], us[key], busy[key], warps[key], issue[key], dram[key] >text
+    printf "%-14s %-8s %-32s %-18s %10.2f %7.2f %7.2f %7.2f %7.2f\n", w[1], w[2], substr(part[2], 1, 32), grid[key], us[key], busy[key], warps[key], issue[key], dram[key] >text
   }
   printf "\n ]\n}\n"
   exit n == 0
