@@ -183,36 +183,50 @@ struct Head {
         width(x.last()),
         vocab(weight.dim(0)),
         stride(logits_stride(vocab)),
+        // An odd number of words, as the Pile's 50277, keeps cuBLASLt from its wide kernels: its
+        // products take five times as long. The words beyond the last multiple of 64 are products
+        // of their own.
+        whole(vocab % 8 == 0 || vocab < kWords ? vocab : vocab / kWords * kWords),
         kept(call.attr<LinearCrossEntropyAttrs>().chunk_tokens == 0),
         chunk(kept ? rows : std::min(rows, call.attr<LinearCrossEntropyAttrs>().chunk_tokens)) {}
 
   TensorView x, weight;
-  int64_t rows, width, vocab, stride;
+  static constexpr int64_t kWords = 64;
+  int64_t rows, width, vocab, stride, whole;
   bool kept;
   int64_t chunk;
 
   DType type() const { return x.spec.dtype; }
-  std::byte* x_at(int64_t row) const {
-    return static_cast<std::byte*>(x.data) +
-           row * width * static_cast<int64_t>(dtype_bytes(type()));
+  /// `data` and `elements` more of them.
+  std::byte* after(void* data, int64_t elements) const {
+    return static_cast<std::byte*>(data) + elements * static_cast<int64_t>(dtype_bytes(type()));
   }
+  std::byte* x_at(int64_t row) const { return after(x.data, row * width); }
   void* logits(Context& ctx, const OpCall& call) const {
     if (kept) return call.saved[1].data;
     return ctx.workspace(static_cast<size_t>(chunk * stride) * dtype_bytes(type()));
   }
+  /// Calls part(first, words) for both parts of the vocabulary, the small one first, if any.
+  template <class Part>
+  void parts(const Part& part) const {
+    if (whole < vocab) part(whole, vocab - whole);
+    part(int64_t{0}, whole);
+  }
   void compute_logits(Context& ctx, int64_t row, int64_t tokens, void* logits) const {
-    gemm(ctx, {.m = tokens,
-               .n = vocab,
-               .k = width,
-               .a = x_at(row),
-               .b = weight.data,
-               .c = logits,
-               .lda = width,
-               .ldb = width,
-               .ldc = stride,
-               .trans_b = true,
-               .dtype = type(),
-               .out_dtype = type()});
+    parts([&](int64_t first, int64_t words) {
+      gemm(ctx, {.m = tokens,
+                 .n = words,
+                 .k = width,
+                 .a = x_at(row),
+                 .b = after(weight.data, first * width),
+                 .c = after(logits, first),
+                 .lda = width,
+                 .ldb = width,
+                 .ldc = stride,
+                 .trans_b = true,
+                 .dtype = type(),
+                 .out_dtype = type()});
+    });
   }
   void softmax(Context& ctx, const OpCall& call, int64_t row, int64_t tokens, void* logits,
                bool forward, bool gradient) const {
@@ -266,36 +280,41 @@ void linear_cross_entropy_backward(Context& ctx, const OpCall& call) {
       head.compute_logits(ctx, row, tokens, logits);
       head.softmax(ctx, call, row, tokens, logits, false, true);
     }
-    if (call.din_mode[0] != Accum::kSkip)
-      gemm(ctx, {.m = tokens,
+    Accum x_mode = call.din_mode[0];
+    if (x_mode != Accum::kSkip)
+      head.parts([&](int64_t first, int64_t words) {
+        gemm(ctx, {.m = tokens,
+                   .n = head.width,
+                   .k = words,
+                   .a = head.after(logits, first),
+                   .b = head.after(head.weight.data, first * head.width),
+                   .c = head.after(call.din[0].data, row * head.width),
+                   .lda = head.stride,
+                   .ldb = head.width,
+                   .ldc = head.width,
+                   .mode = x_mode,
+                   .dtype = type,
+                   .out_dtype = type,
+                   .alpha = call.dout[0].f32()});
+        x_mode = Accum::kAdd;
+      });
+    if (weight_mode == Accum::kSkip) continue;
+    head.parts([&](int64_t first, int64_t words) {
+      gemm(ctx, {.m = words,
                  .n = head.width,
-                 .k = head.vocab,
-                 .a = logits,
-                 .b = head.weight.data,
-                 .c = static_cast<std::byte*>(call.din[0].data) +
-                      row * head.width * static_cast<int64_t>(dtype_bytes(type)),
+                 .k = tokens,
+                 .a = head.after(logits, first),
+                 .b = head.x_at(row),
+                 .c = call.dparam[0].f32() + first * head.width,
                  .lda = head.stride,
                  .ldb = head.width,
                  .ldc = head.width,
-                 .mode = call.din_mode[0],
+                 .trans_a = true,
+                 .mode = weight_mode,
                  .dtype = type,
-                 .out_dtype = type,
+                 .out_dtype = DType::kF32,
                  .alpha = call.dout[0].f32()});
-    if (weight_mode == Accum::kSkip) continue;
-    gemm(ctx, {.m = head.vocab,
-               .n = head.width,
-               .k = tokens,
-               .a = logits,
-               .b = head.x_at(row),
-               .c = call.dparam[0].data,
-               .lda = head.stride,
-               .ldb = head.width,
-               .ldc = head.width,
-               .trans_a = true,
-               .mode = weight_mode,
-               .dtype = type,
-               .out_dtype = DType::kF32,
-               .alpha = call.dout[0].f32()});
+    });
     weight_mode = Accum::kAdd;
   }
 }
