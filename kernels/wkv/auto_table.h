@@ -57,24 +57,23 @@ inline constexpr std::string_view kIdle =
 /// serial takes as long as chunk16 at 2 tokens and ten times as long from 64 on. What is equal goes
 /// to chunk16, which saves less.
 ///
-/// WKV-4 on the CPU: two threads of a Sapphire Rapids Xeon (AVX-512), rates and keys of an
-/// initialised model, milliseconds forward + backward (medians of 15):
+/// WKV-4 on the CPU: two threads of a Sapphire Rapids Xeon (AVX-512), rates e^-5 to e^3,
+/// milliseconds forward + backward (tools/records/cpu-wkv4.json):
 ///
 ///   B, T, C         serial         scan           cumsum
-///   1, 16, 768       0.02 + 0.03    0.03 + 0.04    0.02 + 0.04
-///   1, 512, 768      0.31 + 1.05    0.60 + 1.27    0.32 + 0.79
-///   2, 1024, 768     1.50 + 4.69    3.03 + 5.82    1.48 + 3.43
-///   8, 256, 768      1.42 + 4.04    2.67 + 6.33    1.48 + 4.43
-///   1, 4096, 256     0.90 + 2.71    1.40 + 4.49    0.86 + 2.52
-///   1, 16384, 32     0.31 + 0.72    0.54 + 1.24    0.36 + 0.98
-///   1, 16384, 16     0.22 + 0.53    0.23 + 0.52    0.25 + 0.55
+///   1, 64, 768      0.042 + 0.116  0.051 + 0.125  0.048 + 0.151
+///   1, 512, 768     0.22 + 0.85    0.45 + 1.29    0.30 + 0.98
+///   8, 256, 768     1.13 + 5.09    2.09 + 7.63    1.26 + 6.70
+///   1, 4096, 256    0.65 + 2.33    1.25 + 4.05    0.65 + 2.47
+///   8, 2048, 256    3.87 + 17.17   6.75 + 28.61   4.43 + 23.87
+///   1, 16384, 32    0.28 + 0.86    0.52 + 1.30    0.30 + 0.87
 ///
-/// scan needs more threads than blocks of 16 channels to win.
+/// Each channel's recurrence is short of neither lanes nor threads there, and memory limits all. An
+/// AVX2 build has half the lanes per exponential; cumsum, with its one exponential per token, then
+/// takes up to a fifth less than serial.
 inline constexpr WkvAutoRow kWkvAutoTable[] = {
-    {"wkv4", Device::kCpu, DType::kF32, 512, 256, "wkv4.cpu.cumsum.f32",
-     "independent exponentials; less time than serial in the backward (auto_table.h)"},
     {"wkv4", Device::kCpu, DType::kF32, 1, 1, "wkv4.cpu.serial.f32",
-     "least arithmetic (auto_table.h)"},
+     "least arithmetic, and never slower (tools/records/cpu-wkv4.json)"},
     {"wkv7", Device::kCpu, DType::kF32, 16, 1, "wkv7.cpu.chunk16.f32",
      "fastest from 16 tokens on (tools/records/cpu-wkv.json)"},
     {"wkv7", Device::kCpu, DType::kF32, 1, 1, "wkv7.cpu.serial.f32",
