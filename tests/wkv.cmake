@@ -16,6 +16,7 @@ rwkv_gpu_test(cuda_wkv7_test
 rwkv_gpu_test(cuda_wkv7_fp16_test
   SOURCES ops/wkv7_fp16_test.cpp ${PROJECT_SOURCE_DIR}/kernels/cases/wkv7_cases.cpp
   DEPS rwkv_kernels)
+rwkv_gpu_test(cuda_fp16_state_test SOURCES unit/cuda_fp16_state_test.cpp DEPS rwkv_inference)
 rwkv_gpu_test(cuda_golden_dither SOURCES golden/dither_test.cpp DEPS rwkv_kernels rwkv_data)
 rwkv_gpu_test(cuda_dither_test SOURCES ops/cuda_dither_test.cpp ops/dither_device.cu DEPS rwkv_core)
 rwkv_gpu_test(cuda_golden_wkv7_ops SOURCES golden/wkv7_ops_test.cpp DEPS rwkv_kernels rwkv_data)

@@ -99,6 +99,7 @@ const std::vector<Way>& ways() {
                    {d, "train.grad_checkpointing=block", "train.loss_chunk_tokens=100"}});
       w.push_back({dtype[0] == 'f' ? "f32_micro" : "bf16_micro", {d, "train.micro_batches=3"}});
     }
+    w.push_back({"bf16_fp16_dithered", {"kernels.dtype=bf16", "kernels.wkv7=fp16-dithered"}});
     return w;
   }();
   return list;
@@ -130,6 +131,18 @@ TEST_P(CudaWays, RerunsAndResumedRunsAreByteEqual) {
   const auto losses = losses_of("a");
   ASSERT_EQ(losses.size(), 20u);
   EXPECT_LT(losses.back(), losses.front() - 1) << "it does not learn";
+}
+
+TEST_F(CudaRun, A16BitStateTrainsLikeAnF32State) {
+  for (const char* wkv : {"serial", "fp16-dithered", "fp16-plain"})
+    run_training(config(wkv, {"kernels.dtype=f32", std::string("kernels.wkv7=") + wkv}), gpu_);
+  const auto want = losses_of("serial");
+  for (const char* wkv : {"fp16-dithered", "fp16-plain"}) {
+    const double worst = largest_difference(losses_of(wkv), want);
+    std::printf("%s: losses of 20 steps differ from an f32 state's by at most %.1e\n", wkv, worst);
+    EXPECT_GT(worst, 0);
+    EXPECT_LE(worst, 5e-3);
+  }
 }
 
 TEST_F(CudaRun, RecomputationDoesNotChangeBits) {

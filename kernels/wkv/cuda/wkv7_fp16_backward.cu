@@ -60,21 +60,30 @@ __device__ __forceinline__ float slope_of(float w_logit) {
   return expf(-kDecayScale * sigmoid) * -kDecayScale * q * inverse * inverse;
 }
 
-// Tokens [t0, t0 + kHalf) by 64 threads; zeros behind the last.
-template <class T, bool kDithered>
-__device__ __forceinline__ void prepare(const Params<T>& p, Token* to, int64_t origin, int t0,
-                                        uint32_t elapsed, uint32_t head, int thread) {
+/// Four columns of one of the tokens [t0, t0 + kHalf) that a thread of 64 prepares; zeros behind
+/// the last.
+struct Loaded {
+  float4 value[7];
+  template <class T>
+  __device__ __forceinline__ void load(const Params<T>& p, int64_t origin, int t0, int thread) {
+    const int col = thread % 16 * 4, t = t0 + thread / 16;
+    const T* const in[] = {p.r, p.w, p.k, p.v, p.a, p.b, p.dy};
+#pragma unroll
+    for (int i = 0; i < 7; ++i)
+      value[i] = t < p.tokens ? load4(in[i] + origin + t * p.stride() + col)
+                              : float4{0.0f, 0.0f, 0.0f, 0.0f};
+  }
+};
+
+template <bool kDithered>
+__device__ __forceinline__ void prepare(Loaded& loaded, Token* to, uint32_t t0, uint32_t head,
+                                        int thread) {
   const int col = thread % 16 * 4, t = thread / 16;
   Token& x = to[t];
-  const T* const in[] = {p.r, p.w, p.k, p.v, p.a, p.b, p.dy};
-  float4 value[7];
-#pragma unroll
-  for (int i = 0; i < 7; ++i)
-    value[i] = t0 + t < p.tokens ? load4(in[i] + origin + (t0 + t) * p.stride() + col)
-                                 : float4{0.0f, 0.0f, 0.0f, 0.0f};
+  float4(&value)[7] = loaded.value;
   const float4 logit = value[1];
-  value[1] = decays_of<kDithered>(logit, dither_phase(elapsed + static_cast<uint32_t>(t0 + t), head,
-                                                      static_cast<uint32_t>(col)));
+  value[1] = decays_of<kDithered>(
+      logit, dither_phase(t0 + static_cast<uint32_t>(t), head, static_cast<uint32_t>(col)));
   __half* const out[] = {x.r, x.w, x.k, x.v, x.a, x.b};
 #pragma unroll
   for (int i = 0; i < 6; ++i) *reinterpret_cast<Quad*>(out[i] + col) = to_quad(value[i]);
@@ -119,16 +128,19 @@ struct Tile {
   float x[8][4];
 };
 
-__device__ __forceinline__ void quad_floats(const void* p, float (&x)[4]) {
-  const Quad q = *static_cast<const Quad*>(p);
+__device__ __forceinline__ Quad load_quad(const void* p) {
+  Quad q;
+  *reinterpret_cast<uint2*>(&q) = *static_cast<const uint2*>(p);
+  return q;
+}
+__device__ __forceinline__ void unpack(const Quad& q, float (&x)[4]) {
   const float2 lo = __half22float2(q.pair[0]), hi = __half22float2(q.pair[1]);
   x[0] = lo.x;
   x[1] = lo.y;
   x[2] = hi.x;
   x[3] = hi.y;
 }
-__device__ __forceinline__ void pack_floats(const __half* p, float (&x)[8]) {
-  const Pack q = load_pack(p);
+__device__ __forceinline__ void unpack(const Pack& q, float (&x)[8]) {
 #pragma unroll
   for (int m = 0; m < 4; ++m) {
     const float2 pair = __half22float2(q.pair[m]);
@@ -136,35 +148,42 @@ __device__ __forceinline__ void pack_floats(const __half* p, float (&x)[8]) {
     x[2 * m + 1] = pair.y;
   }
 }
-__device__ __forceinline__ void eight_floats(const float* p, float (&x)[8]) {
-  const float4 lo = load4(p), hi = load4(p + 4);
-  x[0] = lo.x;
-  x[1] = lo.y;
-  x[2] = lo.z;
-  x[3] = lo.w;
-  x[4] = hi.x;
-  x[5] = hi.y;
-  x[6] = hi.z;
-  x[7] = hi.w;
+__device__ __forceinline__ void unpack(const float4 (&q)[2], float (&x)[8]) {
+  x[0] = q[0].x;
+  x[1] = q[0].y;
+  x[2] = q[0].z;
+  x[3] = q[0].w;
+  x[4] = q[1].x;
+  x[5] = q[1].y;
+  x[6] = q[1].z;
+  x[7] = q[1].w;
 }
 
-__device__ __forceinline__ void load_state(Tile& s, const uint4* packs, int row0, int c) {
+/// What a lane needs of one token: its columns of five vectors, its rows of three, its tile of the
+/// state ahead of it. Read a token ahead.
+struct Operands {
+  Quad r, w, k, a, b, before[8];
+  Pack v, u;
+  float4 dy[2];
+  __device__ __forceinline__ void load(const Token& x, const uint4* packs, int row0, int c) {
+    r = load_quad(x.r + 4 * c);
+    w = load_quad(x.w + 4 * c);
+    k = load_quad(x.k + 4 * c);
+    a = load_quad(x.a + 4 * c);
+    b = load_quad(x.b + 4 * c);
+    v = load_pack(x.v + row0);
+    u = load_pack(x.u + row0);
+    dy[0] = load4(x.dy + row0);
+    dy[1] = load4(x.dy + row0 + 4);
 #pragma unroll
-  for (int m = 0; m < 8; ++m)  // row0 is a multiple of 8: row % 8 = m
-    quad_floats(reinterpret_cast<const Quad*>(packs + (row0 + m) * kPacks + ((c / 2) ^ m)) + c % 2,
-                s.x[m]);
-}
-
-// to[4 c ..] = sum over the warp's 16 rows of m.x * row
-__device__ __forceinline__ void column_sums(const Tile& m, const float (&row)[8], float* to, int g,
-                                            int c) {
-  float sum[4];
-#pragma unroll
-  for (int n = 0; n < 4; ++n) {
-    sum[n] = m.x[0][n] * row[0];
-#pragma unroll
-    for (int i = 1; i < 8; ++i) sum[n] += m.x[i][n] * row[i];
+    for (int m = 0; m < 8; ++m)  // row0 is a multiple of 8: row % 8 = m
+      before[m] = load_quad(
+          reinterpret_cast<const Quad*>(packs + (row0 + m) * kPacks + ((c / 2) ^ m)) + c % 2);
   }
+};
+
+/// to[4 c ..] = sums of four columns over the warp's two groups of rows.
+__device__ __forceinline__ void put_columns(const float (&sum)[4], float* to, int g, int c) {
   const float send0 = g == 0 ? sum[2] : sum[0], send1 = g == 0 ? sum[3] : sum[1];
   const float got0 = __shfl_xor_sync(0xffffffffu, send0, 16),
               got1 = __shfl_xor_sync(0xffffffffu, send1, 16);
@@ -172,85 +191,93 @@ __device__ __forceinline__ void column_sums(const Tile& m, const float (&row)[8]
                                                     (g == 0 ? sum[1] : sum[3]) + got1};
 }
 
-// Sums of 16 values over 16 lanes: lane c gets that of value c.
-__device__ __forceinline__ float scattered_sum(float (&z)[16], int c) {
+/// sum[n] = sum over the lane's rows of m.x * row
+__device__ __forceinline__ void column_sums(const Tile& m, const float (&row)[8], float (&sum)[4]) {
 #pragma unroll
-  for (int d = 8; d >= 1; d /= 2) {
-    const bool upper = (c & d) != 0;
+  for (int n = 0; n < 4; ++n) sum[n] = m.x[0][n] * row[0];
 #pragma unroll
-    for (int i = 0; i < d; ++i) {
-      const float send = upper ? z[i] : z[i + d];
-      const float keep = upper ? z[i + d] : z[i];
-      z[i] = keep + __shfl_xor_sync(0xffffffffu, send, d);
-    }
-  }
-  return z[0];
+  for (int i = 1; i < 8; ++i)
+#pragma unroll
+    for (int n = 0; n < 4; ++n) sum[n] += m.x[i][n] * row[i];
 }
 
-// One token; `after` is the state behind it and becomes the one ahead of it. Sums go to
-// to[kSums][kN], dv to its 16 rows, e through `e` (16).
-__device__ __forceinline__ void back(Tile& lambda, Tile& after, const Token& x, const uint4* before,
-                                     float* to, float* dv, float* e, int row0, int g, int c) {
-  float dy[8], column[4];
-  eight_floats(x.dy + row0, dy);
-  column_sums(after, dy, to + kDr * kN, g, c);
-  quad_floats(x.r + 4 * c, column);
+/// Sums of 2 kWidth values over 2 kWidth lanes: lane c gets that of value c in z[0].
+template <int kWidth>
+__device__ __forceinline__ void scatter_sums(float* z, int c) {
+  const bool upper = (c & kWidth) != 0;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    const float send = upper ? z[i] : z[i + kWidth];
+    const float keep = upper ? z[i + kWidth] : z[i];
+    z[i] = keep + __shfl_xor_sync(0xffffffffu, send, kWidth);
+  }
+  if constexpr (kWidth > 1) scatter_sums<kWidth / 2>(z, c);
+}
+
+/// One token; `after` is the state behind it and becomes the one ahead of it. Sums go to
+/// to[kSums][kN], dv to its 16 rows, e through `e` (16). `next` is loaded meanwhile.
+template <class LoadNext>
+__device__ __forceinline__ void back(Tile& lambda, Tile& after, const Operands& x, float* to,
+                                     float* dv, float* e, int row0, int g, int c,
+                                     const LoadNext& load_next) {
+  float row[8], column[4], dr[4];
+  unpack(x.dy, row);
+  unpack(x.r, column);
 #pragma unroll
   for (int i = 0; i < 8; ++i)
 #pragma unroll
-    for (int n = 0; n < 4; ++n) lambda.x[i][n] += dy[i] * column[n];
+    for (int n = 0; n < 4; ++n) lambda.x[i][n] += row[i] * column[n];
   {
     float k[4], z[16];
-    quad_floats(x.b + 4 * c, column);
-    quad_floats(x.k + 4 * c, k);
+    unpack(x.b, column);
+    unpack(x.k, k);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       z[i] = lambda.x[i][0] * column[0];
       z[i + 8] = lambda.x[i][0] * k[0];
+    }
 #pragma unroll
-      for (int n = 1; n < 4; ++n) {
+    for (int n = 1; n < 4; ++n)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
         z[i] += lambda.x[i][n] * column[n];
         z[i + 8] += lambda.x[i][n] * k[n];
       }
-    }
-    const float sum = scattered_sum(z, c);
-    if (c < 8)
-      e[8 * g + c] = sum;
-    else
-      dv[row0 + c - 8] = sum;
+    column_sums(after, row, dr);  // between the products and the exchange
+    scatter_sums<8>(z, c);
+    (c < 8 ? e + 8 * g : dv + row0 - 8)[c] = z[0];
   }
   __syncwarp();
-  load_state(after, before, row0, c);
-  float row[8];
-  pack_floats(x.v + row0, row);
-  column_sums(lambda, row, to + kDk * kN, g, c);
-  pack_floats(x.u + row0, row);
-  column_sums(lambda, row, to + kDb * kN, g, c);
-  {
-    float sum[4];
+  const float4 e_rows[2] = {load4(e + 8 * g), load4(e + 8 * g + 4)};
+  float dk[4], db[4], dw[4], da[4];
+  unpack(x.v, row);
+  column_sums(lambda, row, dk);
+  unpack(x.u, row);
+  column_sums(lambda, row, db);
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      sum[n] = lambda.x[0][n] * after.x[0][n];
+  for (int i = 0; i < 8; ++i) {
+    unpack(x.before[i], after.x[i]);
 #pragma unroll
-      for (int i = 1; i < 8; ++i) sum[n] += lambda.x[i][n] * after.x[i][n];
-    }
-    const float send0 = g == 0 ? sum[2] : sum[0], send1 = g == 0 ? sum[3] : sum[1];
-    const float got0 = __shfl_xor_sync(0xffffffffu, send0, 16),
-                got1 = __shfl_xor_sync(0xffffffffu, send1, 16);
-    *reinterpret_cast<float2*>(to + kDw * kN + 4 * c + 2 * g) = {(g == 0 ? sum[0] : sum[2]) + got0,
-                                                                 (g == 0 ? sum[1] : sum[3]) + got1};
+    for (int n = 0; n < 4; ++n)
+      dw[n] = i == 0 ? lambda.x[i][n] * after.x[i][n] : dw[n] + lambda.x[i][n] * after.x[i][n];
   }
-  eight_floats(e + 8 * g, row);
-  column_sums(after, row, to + kDa * kN, g, c);
   float w[4];
-  quad_floats(x.w + 4 * c, w);
-  quad_floats(x.a + 4 * c, column);
+  unpack(x.w, w);
+  unpack(x.a, column);
+  load_next();
+  unpack(e_rows, row);
+  column_sums(after, row, da);
 #pragma unroll
   for (int n = 0; n < 4; ++n) w[n] += 1.0f;
 #pragma unroll
   for (int i = 0; i < 8; ++i)
 #pragma unroll
     for (int n = 0; n < 4; ++n) lambda.x[i][n] = lambda.x[i][n] * w[n] + row[i] * column[n];
+  put_columns(dr, to + kDr * kN, g, c);
+  put_columns(dk, to + kDk * kN, g, c);
+  put_columns(db, to + kDb * kN, g, c);
+  put_columns(dw, to + kDw * kN, g, c);
+  put_columns(da, to + kDa * kN, g, c);
 }
 
 template <class T, bool kDithered>
@@ -268,6 +295,9 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Params<T> p
     const int j = thread - 192;
     for (int s = 0; s < chunks + 3; ++s)
       for (int h = 0; h < 2; ++h) {
+        const int chunk = chunks - 1 - s, t0 = chunk * kInterval + h * kHalf;
+        Loaded loaded;
+        if (chunk >= 0) loaded.load(p, origin, t0, j);
         // What `back` did before the last meeting: it goes from the second half to the first.
         const int done = h == 1 ? chunks + 1 - s : chunks + 2 - s;
         if (done >= 0 && done < chunks) {
@@ -276,10 +306,9 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Params<T> p
                 done * kInterval + half * kHalf, j);
         }
         asm volatile("bar.sync 1, 64;\n" ::: "memory");  // the slot is free
-        const int chunk = chunks - 1 - s;
         if (chunk >= 0)
-          prepare<T, kDithered>(p, sh.tokens[chunk % 3] + h * kHalf, origin,
-                                chunk * kInterval + h * kHalf, elapsed, head, j);
+          prepare<kDithered>(loaded, sh.tokens[chunk % 3] + h * kHalf,
+                             elapsed + static_cast<uint32_t>(t0), head, j);
         __syncthreads();
       }
     return;
@@ -329,19 +358,27 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Params<T> p
     lambda.x[i][2] = x.z;
     lambda.x[i][3] = x.w;
     const uint4* last = saved + static_cast<int64_t>(chunks) * kStatePacks;
-    quad_floats(reinterpret_cast<const Quad*>(last + c / 2 * kN + row0 + i) + c % 2, after.x[i]);
+    unpack(load_quad(reinterpret_cast<const Quad*>(last + c / 2 * kN + row0 + i) + c % 2),
+           after.x[i]);
   }
   for (int s = 0; s < chunks + 3; ++s)
     for (int h = 0; h < 2; ++h) {
       const int chunk = chunks + 1 - s, half = 1 - h;  // its second half first
-      if (chunk >= 0 && chunk < chunks)
+      const int last = min(kHalf, p.tokens - chunk * kInterval - half * kHalf) - 1;
+      if (chunk >= 0 && chunk < chunks && last >= 0) {
+        const Token* const tokens = sh.tokens[chunk % 3] + half * kHalf;
+        const auto* const states = sh.states[chunk & 1] + half * kHalf;
+        Operands x;
+        x.load(tokens[last], states[last], row0, c);
 #pragma unroll 1
-        for (int t = kHalf - 1; t >= 0; --t) {
-          const int slot = half * kHalf + t;
-          if (chunk * kInterval + slot >= p.tokens) continue;
-          back(lambda, after, sh.tokens[chunk % 3][slot], sh.states[chunk & 1][slot],
-               &sh.sums[h][t][warp][0][0], sh.dv[h][t], sh.e[t & 1][warp], row0, g, c);
+        for (int t = last; t >= 0; --t) {
+          const int before = max(t - 1, 0);
+          Operands next;
+          back(lambda, after, x, &sh.sums[h][t][warp][0][0], sh.dv[h][t], sh.e[t & 1][warp], row0,
+               g, c, [&] { next.load(tokens[before], states[before], row0, c); });
+          x = next;
         }
+      }
       __syncthreads();
     }
   if (p.ds0 == nullptr) return;
