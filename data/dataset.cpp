@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "data/io/crc32.h"
+#include "data/io/seal.h"
 #include "kernels/core/error.h"
 #include "kernels/core/rng.h"
 
@@ -55,6 +56,18 @@ void MemoryTokens::read(int64_t offset, std::span<int32_t> out) const {
 TokenFile::TokenFile(Hdf5File file) : file_(std::move(file)) {}
 
 std::shared_ptr<const TokenFile> TokenFile::open(const std::string& path) {
+  check_seal(path,
+             "; a token file that another program or an earlier version wrote is sealed by "
+             "rwkv-data verify --seal FILE",
+             "token file");
+  return open_unsealed(path);
+}
+
+void TokenFile::seal(const std::string& path) {
+  seal_hdf5(path, {"tokens", "documents"});
+}
+
+std::shared_ptr<const TokenFile> TokenFile::open_unsealed(const std::string& path) {
   std::shared_ptr<TokenFile> t(new TokenFile(Hdf5File::open(path)));
   const Hdf5File& f = t->file_;
   RWKV_CHECK(f.has_attr("", "format") && f.attr_string("", "format") == kFormat, IoError,
@@ -283,6 +296,7 @@ void TokenFileWriter::finish() {
   file_.write_attr("", "document_count", documents_);
   file_.write_attr("", "text_bytes", text_bytes_);
   file_.close();
+  TokenFile::seal(out_.temp_path());
   out_.commit();
 }
 

@@ -10,6 +10,7 @@
 #include "data/binidx.h"
 #include "data/dataset.h"
 #include "data/io/atomic_file.h"
+#include "data/io/seal.h"
 #include "data/sampler.h"
 #include "data/tokenizer/id_list.h"
 #include "kernels/core/error.h"
@@ -83,7 +84,7 @@ void data_info(const std::string& path, int64_t ctx) {
   row("created by") << t->created() << "\n";
 }
 
-int data_verify(const std::string& path) {
+int data_verify(const std::string& path, bool seal) {
   if (is_binidx(path)) {
     const auto b = BinidxFile::open(path, INT32_MAX);
     std::vector<int32_t> ids;
@@ -97,9 +98,12 @@ int data_verify(const std::string& path) {
     std::cout << path << ": good; the index fits the data, the largest id is " << largest << "\n";
     return 0;
   }
-  const auto problems = TokenFile::open(path)->verify();
+  const bool unsealed = seal && !has_seal(path);
+  const auto problems =
+      (unsealed ? TokenFile::open_unsealed(path) : TokenFile::open(path))->verify();
   for (const auto& p : problems) std::cout << path << ": " << p << "\n";
-  if (problems.empty()) std::cout << path << ": good\n";
+  if (problems.empty() && unsealed) TokenFile::seal(path);
+  if (problems.empty()) std::cout << path << ": good" << (unsealed ? ", sealed now\n" : "\n");
   return problems.empty() ? 0 : 3;
 }
 

@@ -8,8 +8,9 @@ namespace rwkv {
 
 /// Prints what a token file or binidx data holds; `ctx` > 0: also its magic prime.
 void data_info(const std::string& path, int64_t ctx);
-/// Reads everything. Returns the exit code: 3 if something is wrong, which is printed.
-int data_verify(const std::string& path);
+/// Reads everything. Returns the exit code: 3 if something is wrong, which is printed. `seal`:
+/// seals a token file without a seal if all is good.
+int data_verify(const std::string& path, bool seal);
 
 struct ConvertOptions {
   std::string input, output;

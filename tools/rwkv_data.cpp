@@ -99,7 +99,7 @@ int main(int argc, char** argv) {
 
   PrepareOptions prepare;
   std::string tokenizer = "auto", vocab, format = "auto", on_error = "stop", path;
-  bool no_end = false;
+  bool no_end = false, seal = false;
   auto* t = app.add_subcommand("tokenize", "Text, folders, JSON lines (also .zst) to a token file");
   t->add_option("inputs", prepare.inputs, "Files, folders, or - for standard input")->required();
   t->add_option("-o,--output", prepare.output, "Token file to write")->required();
@@ -124,6 +124,7 @@ int main(int argc, char** argv) {
   i->add_option("--ctx", ctx, "Context length: also print the magic prime");
   auto* v = app.add_subcommand("verify", "Read a token file or binidx data and check everything");
   v->add_option("file", path)->required();
+  v->add_flag("--seal", seal, "Seal a good token file that has no seal (other programs' files)");
 
   ConvertOptions convert;
   auto* c = app.add_subcommand("convert", "Token file to binidx (NAME.bin, NAME.idx) and back");
@@ -173,7 +174,7 @@ int main(int argc, char** argv) {
       return tokenize(prepare, tokenizer, vocab);
     }
     if (i->parsed()) data_info(path, ctx);
-    if (v->parsed()) return data_verify(path);
+    if (v->parsed()) return data_verify(path, seal);
     if (c->parsed()) data_convert(convert);
     if (e->parsed()) data_encode(text);
     if (d->parsed()) data_decode(text);

@@ -212,6 +212,37 @@ int64_t Hdf5File::data_offset(std::string_view name) const {
   return static_cast<int64_t>(at);
 }
 
+std::vector<std::pair<uint64_t, uint64_t>> Hdf5File::chunk_extents(std::string_view name) const {
+  LibraryLock lock;
+  const std::string n = normal_name(name);
+  const Hid set = impl_->open_dataset("locating", n);
+  const Hid plist(H5Dget_create_plist(set.get()), H5Pclose);
+  hsize_t rows = 0;
+  const Shape shape = impl_->shape_of(set.get());
+  if (shape.size() != 1 || H5Pget_layout(plist.get()) != H5D_CHUNKED ||
+      H5Pget_chunk(plist.get(), 1, &rows) != 1 || H5Pget_nfilters(plist.get()) != 0)
+    impl_->fail("locating", n, "expected one dimension, in chunks without filters");
+  std::vector<std::pair<uint64_t, uint64_t>> extents;
+  for (hsize_t at = 0; at < static_cast<hsize_t>(shape[0]); at += rows) {
+    haddr_t address = HADDR_UNDEF;
+    hsize_t bytes = 0;
+    // By place, which is a search in a tree; by number the library would count from the first.
+    if (H5Dget_chunk_info_by_coord(set.get(), &at, nullptr, &address, &bytes) < 0)
+      impl_->fail("locating", n, hdf5_says());
+    if (address != HADDR_UNDEF && bytes > 0) extents.emplace_back(address, bytes);
+  }
+  std::ranges::sort(extents);
+  size_t kept = 0;
+  for (size_t i = 1; i < extents.size(); ++i) {
+    if (extents[kept].first + extents[kept].second == extents[i].first)
+      extents[kept].second += extents[i].second;
+    else
+      extents[++kept] = extents[i];
+  }
+  if (!extents.empty()) extents.resize(kept + 1);
+  return extents;
+}
+
 template <class T>
 std::vector<T> Hdf5File::read(std::string_view name) const {
   LibraryLock lock;

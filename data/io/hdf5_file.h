@@ -16,6 +16,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "kernels/core/dtype.h"
@@ -95,6 +96,9 @@ class Hdf5File {
   /// Where the raw bytes of a contiguous dataset begin in the file; -1 if it is stored otherwise
   /// (chunked, or a string). For checksums over files (data/io/seal.h).
   int64_t data_offset(std::string_view name) const;
+  /// Where the chunks of a 1-D dataset without filters lie in the file: first byte and number of
+  /// bytes, neighbours joined, in the order of the file.
+  std::vector<std::pair<uint64_t, uint64_t>> chunk_extents(std::string_view name) const;
 
   // --- reading ----------------------------------------------------------------------------
   /// The whole dataset, row-major. Converts where no value can change: to wider integers and

@@ -11,6 +11,7 @@
 
 #include "data/io/crc32.h"
 #include "data/io/hdf5_file.h"
+#include "data/io/posix_file.h"
 #include "kernels/core/error.h"
 
 namespace rwkv {
@@ -20,13 +21,13 @@ constexpr std::array<char, 8> kMagic = {'G', 'R', 'E', 'Y', 'S', 'E', 'A', 'L'};
 constexpr size_t kFooterBytes = 8 + 8 + 4 + 8;
 
 struct Extent {
-  std::string name;
+  std::string name;  ///< empty: skipped
   uint64_t offset = 0, bytes = 0;
   uint32_t crc = 0;
 };
 struct Seal {
   uint64_t body_bytes = 0;
-  std::vector<Extent> datasets;  ///< by offset
+  std::vector<Extent> extents;  ///< by offset
   uint32_t rest_crc = 0;
 };
 
@@ -55,16 +56,12 @@ uint64_t bytes_of(H5Type type) {
 /// Reads pieces of a file front to back.
 class Reader {
  public:
-  explicit Reader(const std::string& path) : path_(path), in_(path, std::ios::binary) {
-    RWKV_CHECK(in_.good(), IoError, "opening ", path, ": no such file, or it cannot be read");
-    in_.seekg(0, std::ios::end);
-    size_ = static_cast<uint64_t>(in_.tellg());
-  }
-  uint64_t size() const { return size_; }
-  void seek(uint64_t at) { in_.seekg(static_cast<std::streamoff>(at)); }
+  explicit Reader(const std::string& path) : file_(path) {}
+  uint64_t size() const { return static_cast<uint64_t>(file_.size()); }
+  void seek(uint64_t at) { at_ = static_cast<int64_t>(at); }
   void read(char* out, size_t n) {
-    in_.read(out, static_cast<std::streamsize>(n));
-    RWKV_CHECK(in_.good(), IoError, "reading ", path_, ": the disk reports an error");
+    file_.read_at(at_, out, n);
+    at_ += static_cast<int64_t>(n);
   }
   uint32_t crc(uint64_t n, uint32_t crc) {
     while (n > 0) {
@@ -77,9 +74,8 @@ class Reader {
   }
 
  private:
-  std::string path_;
-  std::ifstream in_;
-  uint64_t size_ = 0;
+  PosixReader file_;
+  int64_t at_ = 0;
   std::vector<char> buffer_ = std::vector<char>(size_t{1} << 20);
 };
 
@@ -88,10 +84,11 @@ Seal measure(Reader& in, uint64_t body_bytes, std::vector<Extent> extents) {
   Seal seal{body_bytes, std::move(extents), 0};
   in.seek(0);
   uint64_t at = 0;
-  for (Extent& e : seal.datasets) {
+  for (Extent& e : seal.extents) {
     seal.rest_crc = in.crc(e.offset - at, seal.rest_crc);
-    e.crc = in.crc(e.bytes, 0);
+    if (!e.name.empty()) e.crc = in.crc(e.bytes, 0);
     at = e.offset + e.bytes;
+    in.seek(at);
   }
   seal.rest_crc = in.crc(body_bytes - at, seal.rest_crc);
   return seal;
@@ -110,7 +107,8 @@ std::optional<Seal> read_seal(Reader& in, const std::string& path) {
   if (std::memcmp(footer.data() + 20, kMagic.data(), kMagic.size()) != 0) return std::nullopt;
   const std::string damaged =
       str("loading ", path, ": its seal is damaged: the file is corrupt; use another copy");
-  RWKV_CHECK(body <= in.size() && json_bytes <= in.size() - body &&
+  constexpr uint64_t kMostJson = uint64_t{1} << 26;
+  RWKV_CHECK(body <= in.size() && json_bytes <= kMostJson && json_bytes <= in.size() - body &&
                  body + json_bytes + kFooterBytes == in.size(),
              IoError, damaged);
   std::string text(json_bytes, '\0');
@@ -120,13 +118,17 @@ std::optional<Seal> read_seal(Reader& in, const std::string& path) {
   try {
     const auto j = nlohmann::json::parse(text);
     Seal seal{body, {}, j.at("rest_crc32").get<uint32_t>()};
+    for (const auto& d : j.at("datasets"))
+      seal.extents.push_back({d.at(0).get<std::string>(), d.at(1).get<uint64_t>(),
+                              d.at(2).get<uint64_t>(), d.at(3).get<uint32_t>()});
+    if (j.contains("skipped"))
+      for (const auto& s : j.at("skipped"))
+        seal.extents.push_back({"", s.at(0).get<uint64_t>(), s.at(1).get<uint64_t>(), 0});
+    std::ranges::sort(seal.extents, {}, &Extent::offset);
     uint64_t at = 0;
-    for (const auto& d : j.at("datasets")) {
-      Extent e{d.at(0).get<std::string>(), d.at(1).get<uint64_t>(), d.at(2).get<uint64_t>(),
-               d.at(3).get<uint32_t>()};
+    for (const Extent& e : seal.extents) {
       RWKV_CHECK(e.offset >= at && e.bytes <= body && e.offset <= body - e.bytes, IoError, damaged);
       at = e.offset + e.bytes;
-      seal.datasets.push_back(std::move(e));
     }
     return seal;
   } catch (const nlohmann::json::exception&) {
@@ -136,7 +138,7 @@ std::optional<Seal> read_seal(Reader& in, const std::string& path) {
 
 }  // namespace
 
-void seal_hdf5(const std::string& path) {
+void seal_hdf5(const std::string& path, const std::vector<std::string>& skipped) {
   std::vector<Extent> extents;
   {
     const auto file = Hdf5File::open(path);
@@ -146,6 +148,9 @@ void seal_hdf5(const std::string& path) {
       if (offset >= 0 && bytes > 0)
         extents.push_back({name, static_cast<uint64_t>(offset), bytes, 0});
     }
+    for (const auto& name : skipped)
+      for (const auto& [offset, bytes] : file.chunk_extents(name))
+        extents.push_back({"", offset, bytes, 0});
   }
   std::ranges::sort(extents, {}, &Extent::offset);
   nlohmann::ordered_json j;
@@ -155,8 +160,12 @@ void seal_hdf5(const std::string& path) {
     body = in.size();
     const Seal seal = measure(in, body, std::move(extents));
     j["datasets"] = nlohmann::ordered_json::array();
-    for (const Extent& e : seal.datasets)
-      j["datasets"].push_back({e.name, e.offset, e.bytes, e.crc});
+    for (const Extent& e : seal.extents) {
+      if (e.name.empty())
+        j["skipped"].push_back({e.offset, e.bytes});
+      else
+        j["datasets"].push_back({e.name, e.offset, e.bytes, e.crc});
+    }
     j["rest_crc32"] = seal.rest_crc;
   }
   const std::string text = j.dump();
@@ -177,15 +186,15 @@ bool has_seal(const std::string& path) {
   return read_seal(in, path).has_value();
 }
 
-void check_seal(const std::string& path, const std::string& hint) {
+void check_seal(const std::string& path, const std::string& hint, std::string_view kind) {
   Reader in(path);
   const auto seal = read_seal(in, path);
   RWKV_CHECK(seal.has_value(), IoError, "loading ", path, ": there is no seal at its end: it was ",
-             "cut short, or is no training checkpoint", hint);
-  const Seal found = measure(in, seal->body_bytes, seal->datasets);
-  for (size_t i = 0; i < found.datasets.size(); ++i)
-    RWKV_CHECK(found.datasets[i].crc == seal->datasets[i].crc, IoError, "loading ",
-               found.datasets[i].name, " from ", path,
+             "cut short, or is no ", kind, hint);
+  const Seal found = measure(in, seal->body_bytes, seal->extents);
+  for (size_t i = 0; i < found.extents.size(); ++i)
+    RWKV_CHECK(found.extents[i].crc == seal->extents[i].crc, IoError, "loading ",
+               found.extents[i].name, " from ", path,
                ": the checksum does not match: the file is corrupt; use another copy");
   RWKV_CHECK(found.rest_crc == seal->rest_crc, IoError, "loading ", path,
              ": the checksum of its structure and texts does not match: the file is corrupt; use "

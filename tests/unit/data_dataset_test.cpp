@@ -3,11 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 
 #include "data/dataset.h"
 #include "data/io/atomic_file.h"
+#include "data/io/seal.h"
 #include "data/loader.h"
 #include "data/sampler.h"
 #include "data/tokenizer/world_tokenizer.h"
@@ -108,12 +110,16 @@ TEST(TokenFile, ForeignAndDamagedFiles) {
   auto foreign = Hdf5File::create(dir.file("f.h5"));
   foreign.write<float>("x", {1}, {1});
   foreign.close();
+  EXPECT_NE(error_of<IoError>([&] { TokenFile::open(dir.file("f.h5")); }).find("no seal"),
+            std::string::npos);
+  seal_hdf5(dir.file("f.h5"));
   EXPECT_NE(error_of<IoError>([&] { TokenFile::open(dir.file("f.h5")); }).find("not a token file"),
             std::string::npos);
   auto newer = Hdf5File::create(dir.file("n.h5"));
   newer.write_attr("", "format", "greylag-tokens");
   newer.write_attr("", "version", 99);
   newer.close();
+  seal_hdf5(dir.file("n.h5"));
   EXPECT_NE(error_of<IoError>([&] { TokenFile::open(dir.file("n.h5")); }).find("version 99"),
             std::string::npos);
 
@@ -140,6 +146,78 @@ TEST(TokenFile, ForeignAndDamagedFiles) {
   Ids ids(5000);
   EXPECT_NE(error_of<IoError>([&] { e->read(0, ids); }).find("outside the vocabulary"),
             std::string::npos);
+}
+
+TEST(TokenFile, FilesOfOtherProgramsAreSealedLater) {
+  const TempDir dir;
+  TokenFileWriter w(dir.file("t.h5"), bytes(), "{}");
+  w.add_document(Ids{1, 2, 3});
+  w.finish();
+  const std::string sealed = read_file(dir.file("t.h5"));
+  // What another program writes: the same without the seal, whose length is near the end.
+  uint64_t body = 0;
+  std::memcpy(&body, sealed.data() + sealed.size() - 28, 8);
+  std::ofstream(dir.file("o.h5")) << sealed.substr(0, body);
+  const auto text = error_of<IoError>([&] { TokenFile::open(dir.file("o.h5")); });
+  EXPECT_NE(text.find("--seal"), std::string::npos) << text;
+  EXPECT_TRUE(TokenFile::open_unsealed(dir.file("o.h5"))->verify().empty());
+  TokenFile::seal(dir.file("o.h5"));
+  EXPECT_EQ(read_file(dir.file("o.h5")), sealed);
+}
+
+/// Opens and reads everything. True if something was found to be wrong, or all is as it was.
+bool noticed(const std::string& path, const Ids& ids) {
+  try {
+    const auto t = TokenFile::open(path);
+    if (!t->verify().empty()) return true;
+    t->document_offsets(0, t->documents());
+    return read_all(*t) == ids;
+  } catch (const IoError&) {
+    return true;
+  }
+}
+
+TEST(TokenFile, NoDamageGetsPastTheSealAndVerify) {
+  const TempDir dir;
+  const std::string path = dir.file("t.h5");
+  Ids ids;
+  {
+    TokenFileWriter w(path, make_tokenizer("world", test::tiny_world_vocabulary()), "{}");
+    for (int32_t d = 0; d < 3; ++d) {
+      ids.insert(ids.end(), {d + 1, d + 2, 257, 0});
+      w.add_document(Ids{d + 1, d + 2, 257, 0});
+    }
+    w.finish();
+  }
+  const std::string good = read_file(path);
+  for (size_t percent = 0; percent < 100; ++percent) {
+    std::filesystem::resize_file(path, 0);
+    std::ofstream(path) << good.substr(0, good.size() * percent / 100);
+    EXPECT_THROW(TokenFile::open(path), IoError) << percent;
+  }
+  std::ofstream(path) << good;
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  const auto put = [&](size_t at, char c) {
+    file.seekp(static_cast<std::streamoff>(at));
+    file.put(c).flush();
+  };
+  // Half of the damage in random places; half in the structure, which is what HDF5 crashes on: the
+  // first and the last 8 KiB (the chunks of tokens and offsets, mostly empty, lie between).
+  const Rng rng(3, hash_name("damage"));
+  for (uint64_t i = 0; i < 1500; ++i) {
+    size_t at = rng.below(3 * i, good.size());
+    if (i % 2 == 1) {
+      at %= 16384;
+      if (at >= 8192) at = good.size() - 1 - (at - 8192);
+    }
+    const char old = good[at];
+    const auto bad = i % 3 == 0 ? static_cast<char>(rng.u64(3 * i + 1))
+                                : static_cast<char>(old ^ (1 << rng.below(3 * i + 1, 8)));
+    put(at, bad);
+    EXPECT_TRUE(noticed(path, ids)) << "byte " << at << " of " << good.size();
+    put(at, old);
+  }
+  EXPECT_TRUE(TokenFile::open(path)->verify().empty()) << "and it is whole again";
 }
 
 TEST(TokenFile, SplitsInsideAndBetweenDocuments) {
