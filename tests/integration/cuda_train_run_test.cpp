@@ -242,7 +242,7 @@ TEST_F(CudaRun, RefusesWhatDoesNotFitBeforeAllocating) {
   const size_t before = backend::cuda_memory().free;
   EXPECT_THROW(run_training(config("a", {"limits.memory_mib=1"}), gpu_), ConfigError);
   try {
-    run_training(config("a", {"train.context=65536", "train.batch=4096"}), gpu_);
+    run_training(config("a", {"train.context=8192", "train.batch=32768"}), gpu_);
     FAIL() << "it fitted";
   } catch (const DeviceError& e) {
     EXPECT_EQ(e.exit_code(), 4);
