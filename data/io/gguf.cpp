@@ -308,7 +308,9 @@ class OpenGguf final : public GgufFile {
 
   void read_values(size_t index, std::span<float> out) const override {
     const TensorInfo& t = tensors()[index];
-    decode_tensor(t.type, file_.read(places_[index], t.stored_bytes, t.name), out);
+    decode_pieces(t.type, out, [&](uint64_t offset, std::span<std::byte> bytes) {
+      file_.read(places_[index] + offset, bytes, t.name);
+    });
   }
 
   ByteFile file_;
@@ -391,7 +393,8 @@ class GgufWriter final : public TensorWriter {
     RWKV_ASSERT(next_ < plan_.size() &&
                     values.size() == static_cast<size_t>(shape_numel(plan_[next_].shape)),
                 "tensor ", next_, " with ", values.size(), " values");
-    out_.write(encode_tensor(plan_[next_++].type, values));
+    encode_pieces(plan_[next_++].type, values,
+                  [&](std::span<const std::byte> bytes) { out_.write(bytes); });
     out_.pad_to(kAlignment);
   }
 

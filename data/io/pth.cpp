@@ -5,6 +5,7 @@
 
 #include "data/io/atomic_file.h"
 #include "data/io/byte_file.h"
+#include "data/io/crc32.h"
 #include "data/io/pickle.h"
 #include "data/io/tensor_file.h"
 #include "data/io/zip_file.h"
@@ -53,6 +54,8 @@ class PthFile : public TensorFile {
   TensorFormat format() const override { return TensorFormat::kPth; }
 
  protected:
+  /// All values of a storage, a piece at a time, compared with their checksum if there is one.
+  virtual void stream_storage(size_t storage, std::span<float> out) const = 0;
   virtual std::vector<std::byte> load_storage(size_t storage) const = 0;
 
   void take_tensors(Pickle pickle) {
@@ -130,6 +133,8 @@ class PthFile : public TensorFile {
     if (out.empty()) return;
     const PickledTensor& t = pickle_.tensors[order_[index]];
     const TensorType type = pickle_.storages[t.storage].type;
+    if (contiguous(t) && out.size() == static_cast<uint64_t>(pickle_.storages[t.storage].numel))
+      return stream_storage(t.storage, out);
     // A storage that several tensors view is kept until another one is needed.
     std::vector<std::byte> own;
     if (uses_[t.storage] == 1) {
@@ -201,6 +206,16 @@ class ZippedPth final : public PthFile {
   std::vector<std::byte> load_storage(size_t storage) const override {
     return zip_.read(entry(storage));
   }
+  void stream_storage(size_t storage, std::span<float> out) const override {
+    const ZipEntry& e = entry(storage);
+    uint32_t crc = 0;
+    decode_pieces(pickle().storages[storage].type, out,
+                  [&](uint64_t offset, std::span<std::byte> bytes) {
+                    zip_.file().read(e.offset + offset, bytes, e.name);
+                    crc = crc32(bytes, crc);
+                  });
+    zip_.check_crc(e, crc);
+  }
 
   ZipFile zip_;
   std::string root_;
@@ -266,6 +281,12 @@ class LegacyPth final : public PthFile {
     for (size_t i = 0; i < places_.size(); ++i)
       RWKV_CHECK(places_[i] != 0, IoError, "reading ", path_, ": storage ", object.storages[i].key,
                  " is missing");
+  }
+  void stream_storage(size_t storage, std::span<float> out) const override {
+    decode_pieces(pickle().storages[storage].type, out,
+                  [&](uint64_t offset, std::span<std::byte> bytes) {
+                    file_.read(places_[storage] + offset, bytes, "a storage");
+                  });
   }
   std::vector<std::byte> load_storage(size_t storage) const override {
     return file_.read(places_[storage], storage_bytes(storage),
@@ -346,8 +367,12 @@ class PthWriter final : public TensorWriter {
     RWKV_ASSERT(next_ < plan_.size() &&
                     values.size() == static_cast<size_t>(shape_numel(plan_[next_].shape)),
                 "tensor ", next_, " with ", values.size(), " values");
-    zip_.add(str("archive/data/", next_), encode_tensor(plan_[next_].type, values));
-    ++next_;
+    // The checksum stands ahead of the data: they are made twice, not kept.
+    const TensorType type = plan_[next_].type;
+    uint32_t crc = 0;
+    encode_pieces(type, values, [&](auto bytes) { crc = crc32(bytes, crc); });
+    zip_.begin(str("archive/data/", next_++), tensor_bytes(type, values.size()), crc);
+    encode_pieces(type, values, [&](auto bytes) { out_.write(bytes); });
   }
   void finish() override {
     RWKV_ASSERT(next_ == plan_.size(), next_, " of ", plan_.size(), " tensors written");

@@ -241,7 +241,9 @@ class SafetensorsFile final : public TensorFile {
   void read_values(size_t index, std::span<float> out) const override {
     const TensorInfo& t = tensors()[index];
     const Place& p = places_[index];
-    decode_tensor(t.type, files_[p.file].read(p.offset, t.stored_bytes, t.name), out);
+    decode_pieces(t.type, out, [&](uint64_t offset, std::span<std::byte> bytes) {
+      files_[p.file].read(p.offset + offset, bytes, t.name);
+    });
   }
 
   std::vector<ByteFile> files_;
@@ -274,7 +276,8 @@ class SafetensorsWriter final : public TensorWriter {
     RWKV_ASSERT(next_ < plan_.size() &&
                     values.size() == static_cast<size_t>(shape_numel(plan_[next_].shape)),
                 "tensor ", next_, " with ", values.size(), " values");
-    out_.write(encode_tensor(plan_[next_++].type, values));
+    encode_pieces(plan_[next_++].type, values,
+                  [&](std::span<const std::byte> bytes) { out_.write(bytes); });
   }
 
   void finish() override {

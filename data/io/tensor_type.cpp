@@ -13,6 +13,7 @@ namespace rwkv {
 namespace {
 
 constexpr size_t kQ8Bytes = 2 + kQ8Block;
+constexpr size_t kPiece = size_t{1} << 20;  ///< elements, whole blocks of every type
 
 template <class T>
 void widen(std::span<const std::byte> bytes, std::span<float> out) {
@@ -143,6 +144,27 @@ std::vector<std::byte> encode_tensor(TensorType type, std::span<const float> val
       break;
   }
   throw InternalError(str("encoding values as ", tensor_type_name(type)));
+}
+
+void decode_pieces(TensorType type, std::span<float> out,
+                   const std::function<void(uint64_t offset, std::span<std::byte>)>& source) {
+  std::vector<std::byte> bytes;
+  for (uint64_t offset = 0; !out.empty(); offset += bytes.size()) {
+    const size_t n = std::min(out.size(), kPiece);
+    bytes.resize(tensor_bytes(type, n));
+    source(offset, bytes);
+    decode_tensor(type, bytes, out.first(n));
+    out = out.subspan(n);
+  }
+}
+
+void encode_pieces(TensorType type, std::span<const float> values,
+                   const std::function<void(std::span<const std::byte>)>& sink) {
+  while (!values.empty()) {
+    const size_t n = std::min(values.size(), kPiece);
+    sink(encode_tensor(type, values.first(n)));
+    values = values.subspan(n);
+  }
 }
 
 }  // namespace rwkv

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -39,5 +40,12 @@ void decode_tensor(TensorType type, std::span<const std::byte> bytes, std::span<
 /// Bytes of the values as kF32, kF16, kBF16 (nearest, ties to even; beyond the largest f16:
 /// infinity) or kQ8_0 (d = largest magnitude / 127). Throws InternalError for other types.
 std::vector<std::byte> encode_tensor(TensorType type, std::span<const float> values);
+
+/// The same with little memory, a piece after the other. `source` fills its span with the stored
+/// bytes from `offset` on, in order; `sink` takes the next bytes.
+void decode_pieces(TensorType type, std::span<float> out,
+                   const std::function<void(uint64_t offset, std::span<std::byte>)>& source);
+void encode_pieces(TensorType type, std::span<const float> values,
+                   const std::function<void(std::span<const std::byte>)>& sink);
 
 }  // namespace rwkv

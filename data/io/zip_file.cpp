@@ -205,16 +205,23 @@ const ZipEntry* ZipFile::find(std::string_view name) const {
 
 std::vector<std::byte> ZipFile::read(const ZipEntry& entry) const {
   std::vector<std::byte> data = file_.read(entry.offset, entry.bytes, str("entry ", entry.name));
-  if (entry.crc != 0)
-    RWKV_CHECK(crc32(data) == entry.crc, IoError, "reading entry ", entry.name, " of ",
-               file_.path(), ": the checksum does not match; the file is damaged");
+  if (entry.crc != 0) check_crc(entry, crc32(data));
   return data;
 }
 
+void ZipFile::check_crc(const ZipEntry& entry, uint32_t crc) const {
+  RWKV_CHECK(entry.crc == 0 || crc == entry.crc, IoError, "reading entry ", entry.name, " of ",
+             file_.path(), ": the checksum does not match; the file is damaged");
+}
+
 void ZipWriter::add(std::string_view name, std::span<const std::byte> data) {
-  const bool large = data.size() >= kIn64;
+  begin(name, data.size(), crc32(data));
+  out_.write(data);
+}
+
+void ZipWriter::begin(std::string_view name, uint64_t bytes, uint32_t crc) {
+  const bool large = bytes >= kIn64;
   const uint64_t header_at = out_.position();
-  const uint32_t crc = crc32(data);
   const uint64_t extra64 = large ? 4 + 16 : 0;
   const uint64_t unpadded = header_at + kLocalBytes + name.size() + extra64 + 4;
   const uint64_t padding = (kAlignment - unpadded % kAlignment) % kAlignment;
@@ -225,7 +232,7 @@ void ZipWriter::add(std::string_view name, std::span<const std::byte> data) {
   b.number<uint16_t>(0);  // stored
   b.number<uint32_t>(0);  // no time: equal content gives equal bytes
   b.number(crc);
-  const auto size32 = large ? kIn64 : static_cast<uint32_t>(data.size());
+  const auto size32 = large ? kIn64 : static_cast<uint32_t>(bytes);
   b.number(size32);
   b.number(size32);
   b.number(static_cast<uint16_t>(name.size()));
@@ -234,15 +241,14 @@ void ZipWriter::add(std::string_view name, std::span<const std::byte> data) {
   if (large) {
     b.number(kExtra64);
     b.number<uint16_t>(16);
-    b.number<uint64_t>(data.size());
-    b.number<uint64_t>(data.size());
+    b.number(bytes);
+    b.number(bytes);
   }
   b.number(kExtraPadding);
   b.number(static_cast<uint16_t>(padding));
   b.bytes.append(padding, 'Z');
   out_.text(b.bytes);
-  out_.write(data);
-  written_.push_back({std::string(name), data.size(), header_at, crc});
+  written_.push_back({std::string(name), bytes, header_at, crc});
 }
 
 void ZipWriter::finish() {

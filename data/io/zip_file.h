@@ -35,6 +35,8 @@ class ZipFile {
   const ZipEntry* find(std::string_view name) const;
   /// All bytes of an entry, with its checksum compared unless that is 0.
   std::vector<std::byte> read(const ZipEntry& entry) const;
+  /// Throws IoError unless `crc` is the entry's or that is 0.
+  void check_crc(const ZipEntry& entry, uint32_t crc) const;
 
  private:
   explicit ZipFile(ByteFile file) : file_(std::move(file)) {}
@@ -58,6 +60,8 @@ class ZipWriter {
   /// `out` must outlive the writer.
   explicit ZipWriter(ByteWriter& out) : out_(out) {}
   void add(std::string_view name, std::span<const std::byte> data);
+  /// Everything ahead of an entry's data; the caller writes that, `bytes` bytes with this checksum.
+  void begin(std::string_view name, uint64_t bytes, uint32_t crc);
   void add_text(std::string_view name, std::string_view text) {
     add(name, std::as_bytes(std::span(text)));
   }

@@ -235,6 +235,49 @@ TEST(ModelFiles, PrefixesAndShapesOfOtherPrograms) {
   EXPECT_TRUE(tensors_of(ModelFile::open(flat)) == expected);
 }
 
+TEST(ModelFiles, OldFlaFilesAndTiedEmbeddings) {
+  const TempDir dir;
+  const ModelFile model = ModelFile::open(random_pth(dir, "m.pth", TensorType::kBF16));
+  std::filesystem::create_directory(dir.file("hf"));
+  const std::string path = dir.file("hf/model.safetensors");
+  export_model(model, path, {.to = TensorFormat::kSafetensors});
+  Tensors expected = tensors_of(model);
+  const auto in = open_tensor_file(path);
+  std::vector<TensorPlan> plan;
+  std::vector<std::vector<float>> values;
+  for (const TensorInfo& t : in->tensors()) {
+    if (t.name == "lm_head.weight") continue;
+    std::vector<float> v(static_cast<size_t>(shape_numel(t.shape)));
+    in->read(*in->find(t.name), v);
+    if (t.name.find(".attn.x_") == std::string::npos) {
+      plan.push_back({t.name, t.shape, t.type});
+      values.push_back(v);
+      continue;
+    }
+    // One tensor of six rows in the order r, w, k, v, a, g.
+    const size_t row = std::string_view("rwkvag").find(t.name.back());
+    const std::string stack = t.name.substr(0, t.name.size() - 1) + "x";
+    size_t at = 0;
+    while (at < plan.size() && plan[at].name != stack) ++at;
+    if (at == plan.size()) {
+      plan.push_back({stack, {6, 1, 1, static_cast<int64_t>(v.size())}, t.type});
+      values.emplace_back(6 * v.size());
+    }
+    std::copy(v.begin(), v.end(), values[at].begin() + static_cast<int64_t>(row * v.size()));
+  }
+  const auto out = create_safetensors(path, plan);
+  for (const auto& v : values) out->write(v);
+  out->finish();
+  // Without a head it is an error, unless the config says that the embedding is one.
+  EXPECT_NE(error_of<IoError>([&] { ModelFile::open(dir.file("hf")); }).find("no head.weight"),
+            std::string::npos);
+  auto config = nlohmann::json::parse(read_file(dir.file("hf/config.json")));
+  config["tie_word_embeddings"] = true;
+  write_file_atomic(dir.file("hf/config.json"), config.dump());
+  expected["head.weight"] = expected["emb.weight"];
+  EXPECT_TRUE(tensors_of(ModelFile::open(dir.file("hf"))) == expected);
+}
+
 TEST(ModelFiles, RefusesWhatIsNoModel) {
   const TempDir dir;
   const std::string path = random_pth(dir, "m.pth", TensorType::kBF16);

@@ -107,6 +107,26 @@ TEST(TensorFiles, WhatWeWriteIsReadBack) {
   }
 }
 
+// Large tensors go through in pieces: nothing may change where two of them meet.
+TEST(TensorFiles, LargerThanAPiece) {
+  const TempDir dir;
+  for (const TensorType type : {TensorType::kBF16, TensorType::kQ8_0}) {
+    const std::vector<TensorPlan> plan = {{"large", {20001, 64}, type}};
+    std::vector<std::string> names = {"a.gguf"};
+    write_all(*create_gguf(dir.file("a.gguf"), {}, plan), plan);
+    if (type == TensorType::kBF16) {
+      write_all(*create_pth(dir.file("a.pth"), plan), plan);
+      write_all(*create_safetensors(dir.file("a.safetensors"), plan), plan);
+      names.insert(names.end(), {"a.pth", "a.safetensors"});
+    }
+    const std::vector<float> values = random_values(plan[0]);
+    std::vector<float> rounded(values.size());
+    decode_tensor(type, encode_tensor(type, values), rounded);
+    for (const std::string& name : names)
+      EXPECT_TRUE(read_tensor(*open_tensor_file(dir.file(name)), 0) == rounded) << name;
+  }
+}
+
 TEST(TensorFiles, WritersLeaveNothingHalfDone) {
   const TempDir dir;
   const auto plan = some_plan(false);
