@@ -280,11 +280,11 @@ PrepareResult prepare_tokens(const PrepareOptions& given,
     progress.finished = finished;
     if (options.progress) options.progress(progress);
   };
-  {
-    Pipeline pipeline(
-        WorkReader(std::move(inputs), tokenizer, options.split_at, options.piece_bytes), options,
-        *tokenizer, threads);
-    const auto stopped = [&] { return options.interrupted && options.interrupted(); };
+  const auto stopped = [&] { return options.interrupted && options.interrupted(); };
+  try {
+    Pipeline pipeline(WorkReader(std::move(inputs), tokenizer, options.split_at,
+                                 options.piece_bytes, options.interrupted),
+                      options, *tokenizer, threads);
     while (const auto job = pipeline.next()) {
       if (stopped()) break;
       for (const auto& bad : job->bad_lines) {
@@ -304,10 +304,12 @@ PrepareResult prepare_tokens(const PrepareOptions& given,
       progress.input_bytes = job->item.consumed;
       if (now_seconds() - reported > 0.2) report(false);
     }
-    if (stopped()) {
-      result.interrupted = true;
-      return result;
-    }
+  } catch (const IoError&) {
+    if (!stopped()) throw;  // else it says that waiting for input was given up
+  }
+  if (stopped()) {
+    result.interrupted = true;
+    return result;
   }
   RWKV_CHECK(out.tokens() > 0, IoError, "tokenising ", options.inputs[0],
              options.inputs.size() > 1 ? " and others" : "", ": the input holds no text");

@@ -35,7 +35,8 @@ struct PrepareOptions {
   size_t piece_bytes = 1 << 20;  ///< size of a work item; the result does not depend on it
   std::function<void(const PrepareProgress&)> progress;     ///< a few times per second
   std::function<void(const std::string&)> report_bad_line;  ///< FILE:LINE: reason
-  std::function<bool()> interrupted;                        ///< true: stop and write nothing
+  /// True: stop and write nothing. While standard input is waited for, another thread asks too.
+  std::function<bool()> interrupted;
 };
 
 struct PrepareResult {

@@ -11,6 +11,9 @@ rwkv_test(train_program_test LABEL integration SOURCES integration/train_program
   DEPS rwkv_trainer nlohmann_json::nlohmann_json)
 target_include_directories(train_program_test PRIVATE unit)
 add_dependencies(train_program_test rwkv-train)
+rwkv_test(data_program_test LABEL integration SOURCES integration/data_program_test.cpp
+  DEPS rwkv_data)
+add_dependencies(data_program_test rwkv-data)
 # Few kills, to be quick; tools/kill_test.sh 50 is the proof.
 add_test(NAME train_kill_test COMMAND ${PROJECT_SOURCE_DIR}/tools/kill_test.sh 4
   $<TARGET_FILE:rwkv-train>)

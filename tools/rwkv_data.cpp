@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <atomic>
 #include <cstdio>
 #include <iostream>
 
@@ -17,11 +18,12 @@ namespace {
 
 using namespace rwkv;
 
-volatile sig_atomic_t g_interrupted = 0;
+std::atomic<bool> g_interrupted = false;  // asked by two threads, set by a signal
+static_assert(std::atomic<bool>::is_always_lock_free);
 
 // The second signal ends the program at once; the half-written file has a temporary name.
 void on_signal(int number) {
-  g_interrupted = 1;
+  g_interrupted = true;
   ::signal(number, SIG_DFL);
 }
 
@@ -50,7 +52,7 @@ int tokenize(PrepareOptions o, const std::string& tokenizer, const std::string& 
   ::signal(SIGINT, on_signal);
   ::signal(SIGTERM, on_signal);
   o.progress = show_progress;
-  o.interrupted = [] { return g_interrupted != 0; };
+  o.interrupted = [] { return g_interrupted.load(); };
   o.report_bad_line = [](const std::string& line) {
     std::fprintf(stderr, "\nskipped %s\n", line.c_str());
   };

@@ -250,7 +250,7 @@ TEST(Binidx, SurvivesTruncationAndBitFlips) {
   const auto flips = static_cast<int>(idx.size() * 8);
   EXPECT_GT(refused, flips * 9 / 10);
   EXPECT_LT(refused, flips) << "a mark that moves by one is a valid index";
-  for (uint64_t i = 0; i < 2000; ++i) {
+  for (uint64_t i = 0; i < 4000; ++i) {
     std::string bad = idx;
     for (uint64_t k = 0; k <= i % 8; ++k)
       bad[rng.below(i * 32 + 2 * k, bad.size())] = static_cast<char>(rng.u64(i * 32 + 2 * k + 1));
