@@ -7,7 +7,7 @@
 ///   back     (warps 0-3)   tokens backwards, a warp per 16 rows of lambda in fp32 registers. What
 ///                          is summed over columns (e, dv) stays in the warp, what is summed over
 ///                          rows is left as one partial sum per warp
-///   write    (warps 6, 7)  sums the partial sums in order, writes the gradients
+///   write    (warps 8, 9)  sums the partial sums in order, writes the gradients
 ///
 /// The block meets after every half chunk.
 
@@ -18,7 +18,7 @@ namespace fp16 {
 namespace {
 
 constexpr int kHalf = kInterval / 2;  // tokens between two meetings
-constexpr int kThreads = 256;
+constexpr int kThreads = 320;
 constexpr float kDecayScale = 0.60653065971263342f;
 enum Sum { kDr, kDw, kDk, kDa, kDb, kSums };
 
@@ -42,12 +42,12 @@ struct Params {
 struct alignas(16) Token {
   __half r[kN], w[kN], k[kN], v[kN], a[kN], b[kN], u[kN];
   float dy[kN];
-  float slope[kN];  // d(decay) / d(w_logit)
 };
 
 struct Shared {
   uint4 states[2][kInterval][kStatePacks];  // ahead of each token, packs swizzled by row
   Token tokens[3][kInterval];
+  float slope[4][kInterval][kN];       // d(decay) / d(w_logit); `write` is three chunks behind
   float sums[2][kHalf][4][kSums][kN];  // of a half chunk, by warp
   float dv[2][kHalf][kN];
   float e[2][4][16];
@@ -76,8 +76,8 @@ struct Loaded {
 };
 
 template <bool kDithered>
-__device__ __forceinline__ void prepare(Loaded& loaded, Token* to, uint32_t t0, uint32_t head,
-                                        int thread) {
+__device__ __forceinline__ void prepare(Loaded& loaded, Token* to, float (*slopes)[kN], uint32_t t0,
+                                        uint32_t head, int thread) {
   const int col = thread % 16 * 4, t = thread / 16;
   Token& x = to[t];
   float4(&value)[7] = loaded.value;
@@ -88,8 +88,8 @@ __device__ __forceinline__ void prepare(Loaded& loaded, Token* to, uint32_t t0, 
 #pragma unroll
   for (int i = 0; i < 6; ++i) *reinterpret_cast<Quad*>(out[i] + col) = to_quad(value[i]);
   *reinterpret_cast<float4*>(x.dy + col) = value[6];
-  *reinterpret_cast<float4*>(x.slope + col) = {slope_of(logit.x), slope_of(logit.y),
-                                               slope_of(logit.z), slope_of(logit.w)};
+  *reinterpret_cast<float4*>(slopes[t] + col) = {slope_of(logit.x), slope_of(logit.y),
+                                                 slope_of(logit.z), slope_of(logit.w)};
 }
 
 template <class T>
@@ -102,7 +102,7 @@ __device__ __forceinline__ void put_gradient(T* to, int64_t at, float x, unsigne
 // Gradients of tokens [t0, t0 + kHalf), column j.
 template <class T>
 __device__ __forceinline__ void write(const Params<T>& p, const Shared& sh, int buffer,
-                                      const Token* tokens, int64_t origin, int t0, int j) {
+                                      const float (*slopes)[kN], int64_t origin, int t0, int j) {
 #pragma unroll
   for (int t = 0; t < kHalf; ++t) {
     if (t0 + t >= p.tokens) break;
@@ -114,7 +114,7 @@ __device__ __forceinline__ void write(const Params<T>& p, const Shared& sh, int 
       sum[s] = (part[0][s][j] + part[1][s][j]) + (part[2][s][j] + part[3][s][j]);
     }
     put_gradient(p.dr, at, sum[kDr], p.add);
-    put_gradient(p.dw, at, sum[kDw] * tokens[t].slope[j], p.add >> 1);
+    put_gradient(p.dw, at, sum[kDw] * slopes[t][j], p.add >> 1);
     put_gradient(p.dk, at, sum[kDk], p.add >> 2);
     put_gradient(p.dv, at, sh.dv[buffer][t][j], p.add >> 3);
     put_gradient(p.da, at, sum[kDa], p.add >> 4);
@@ -291,24 +291,33 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Params<T> p
   const uint32_t elapsed = p.counters[stream / p.heads];
   const uint4* const saved = p.states + static_cast<int64_t>(stream) * (chunks + 1) * kStatePacks;
 
-  if (warp >= 6) {  // prepare, write
+  if (warp >= 8) {  // write
+    const int j = thread - 256;
+    for (int s = 0; s < chunks + 3; ++s)
+      for (int h = 0; h < 2; ++h) {
+        // What `back` did before the last meeting: it goes from the second half to the first.
+        const int chunk = h == 1 ? chunks + 1 - s : chunks + 2 - s;
+        if (chunk >= 0 && chunk < chunks)
+          write(p, sh, 1 - h, sh.slope[chunk & 3] + h * kHalf, origin,
+                chunk * kInterval + h * kHalf, j);
+        __syncthreads();
+      }
+    return;
+  }
+
+  if (warp >= 6) {  // prepare; loads are on their way since the last meeting
     const int j = thread - 192;
+    Loaded loaded;
+    loaded.load(p, origin, (chunks - 1) * kInterval, j);
     for (int s = 0; s < chunks + 3; ++s)
       for (int h = 0; h < 2; ++h) {
         const int chunk = chunks - 1 - s, t0 = chunk * kInterval + h * kHalf;
-        Loaded loaded;
-        if (chunk >= 0) loaded.load(p, origin, t0, j);
-        // What `back` did before the last meeting: it goes from the second half to the first.
-        const int done = h == 1 ? chunks + 1 - s : chunks + 2 - s;
-        if (done >= 0 && done < chunks) {
-          const int half = h == 1 ? 1 : 0;
-          write(p, sh, 1 - h, sh.tokens[done % 3] + half * kHalf, origin,
-                done * kInterval + half * kHalf, j);
-        }
-        asm volatile("bar.sync 1, 64;\n" ::: "memory");  // the slot is free
         if (chunk >= 0)
           prepare<kDithered>(loaded, sh.tokens[chunk % 3] + h * kHalf,
-                             elapsed + static_cast<uint32_t>(t0), head, j);
+                             sh.slope[chunk & 3] + h * kHalf, elapsed + static_cast<uint32_t>(t0),
+                             head, j);
+        const int next = h == 0 ? t0 + kHalf : t0 - kInterval - kHalf;
+        if (next >= 0) loaded.load(p, origin, next, j);
         __syncthreads();
       }
     return;
