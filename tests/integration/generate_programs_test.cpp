@@ -446,6 +446,20 @@ TEST_F(Programs, EvalLossAndLambada) {
                   .out.starts_with("{\"texts\":2,\"correct\":0,\"accuracy\":0.0"));
 }
 
+TEST_F(Programs, EvalComparesWkvVariants) {
+  put("text", "abcdefghijklmnopqrstuvwxyz");
+  const std::string base = "wkv-compare MODEL/text --text --model MODEL/random.h5 ";
+  const Output table =
+      eval(base + "--ctx 4 8 --json-file MODEL/compare.json --plot MODEL/compare.gp");
+  EXPECT_EQ(table.code, 0) << table.err;
+  EXPECT_NE(table.out.find("24 predictions"), std::string::npos) << table.out;
+  EXPECT_NE(table.out.find("wkv7.cpu.fp16-dithered"), std::string::npos) << table.out;
+  EXPECT_NE(slurp(path("compare.gp")).find("plot"), std::string::npos);
+  EXPECT_EQ(eval(base + "--ctx 4 8 --json").out, slurp(path("compare.json")));
+  expect_failure(eval(base + "--ctx 4 --variant nonsense"), 2, "nonsense");
+  expect_failure(eval(base), 3, "4096");
+}
+
 TEST_F(Programs, EvalExplainsMistakes) {
   expect_failure(eval(""), 2, "subcommand");
   expect_failure(eval("loss --model MODEL/alphabet.h5"), 2, "FILE");
