@@ -61,19 +61,19 @@ inline constexpr std::string_view kIdle =
 /// milliseconds forward + backward (tools/records/cpu-wkv4.json):
 ///
 ///   B, T, C         serial         scan           cumsum
-///   1, 64, 768      0.042 + 0.116  0.051 + 0.125  0.048 + 0.151
-///   1, 512, 768     0.22 + 0.85    0.45 + 1.29    0.30 + 0.98
-///   8, 256, 768     1.13 + 5.09    2.09 + 7.63    1.26 + 6.70
-///   1, 4096, 256    0.65 + 2.33    1.25 + 4.05    0.65 + 2.47
-///   8, 2048, 256    3.87 + 17.17   6.75 + 28.61   4.43 + 23.87
-///   1, 16384, 32    0.28 + 0.86    0.52 + 1.30    0.30 + 0.87
+///   1, 64, 768      0.045 + 0.142  0.055 + 0.152  0.051 + 0.160
+///   1, 512, 768     0.24 + 1.01    0.48 + 1.58    0.28 + 1.12
+///   8, 256, 768     11.56 + 27.98  23.96 + 41.70  8.66 + 30.56
+///   1, 4096, 256    0.74 + 3.37    1.36 + 5.92    0.83 + 4.23
+///   8, 2048, 256    4.81 + 18.62   7.98 + 31.15   5.74 + 24.51
+///   1, 16384, 32    0.29 + 1.04    0.56 + 1.45    0.28 + 1.07
 ///
-/// Each channel's recurrence is short of neither lanes nor threads there, and memory limits all. An
-/// AVX2 build has half the lanes per exponential; cumsum, with its one exponential per token, then
-/// takes up to a fifth less than serial.
+/// With 32 channels and 2^17 tokens or more cumsum takes 10 to 19 % less than serial. A program
+/// built for AVX2 (-march=x86-64-v3) on the same machine has half the lanes and registers: cumsum,
+/// with one exponential per token, then takes 10 to 30 % less than serial.
 inline constexpr WkvAutoRow kWkvAutoTable[] = {
     {"wkv4", Device::kCpu, DType::kF32, 1, 1, "wkv4.cpu.serial.f32",
-     "least arithmetic, and never slower (tools/records/cpu-wkv4.json)"},
+     "least arithmetic; the others win nowhere by much (tools/records/cpu-wkv4.json)"},
     {"wkv7", Device::kCpu, DType::kF32, 16, 1, "wkv7.cpu.chunk16.f32",
      "fastest from 16 tokens on (tools/records/cpu-wkv.json)"},
     {"wkv7", Device::kCpu, DType::kF32, 1, 1, "wkv7.cpu.serial.f32",

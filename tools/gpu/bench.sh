@@ -99,6 +99,7 @@ for part in "${parts[@]}"; do
       fi
       bench train-times train-times "${data[@]}"
       bench train-times-large train-times "${data[@]}" --dtype bf16 --set train.steps=12 \
+        --variant serial --variant scan --variant cumsum --variant chunk \
         --shape 16,1024 --shape 64,1024 --shape 16,4096
       ;;
     occupancy)
