@@ -7,6 +7,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "data/binidx.h"
 #include "data/dataset.h"
 #include "inference/load.h"
 #include "tools/bench/report.h"
@@ -60,6 +61,9 @@ std::shared_ptr<const TokenSource> open_tokens(const Flags& f, const LoadedModel
     m.need_tokenizer().encode_to(read_file(f.file), ids);
     return std::make_shared<MemoryTokens>(std::move(ids), m.need_tokenizer().vocab_size());
   }
+  // binidx data does not say what made it: any id that the model has may occur.
+  if (is_binidx(f.file))
+    return BinidxFile::open(f.file, static_cast<int32_t>(m.model->config().vocab_size));
   auto tokens = TokenFile::open(f.file);
   RWKV_CHECK(m.tokenizer == nullptr || m.tokenizer->hash() == tokens->tokenizer_hash(), IoError,
              f.file, " was made with tokenizer ", tokens->tokenizer_name(), " (",
@@ -177,7 +181,8 @@ int main(int argc, char** argv) {
         ->check(CLI::Range(1, 4096));
     s->add_option("--limit", f.limit, limit)->check(CLI::NonNegativeNumber);
   };
-  auto* loss = declare(app, f, "loss", "Loss, perplexity, bits per byte of tokens", "token file");
+  auto* loss = declare(app, f, "loss", "Loss, perplexity, bits per byte of tokens",
+                       "token file or binidx data");
   loss->add_option("--ctx", f.ctx, "tokens predicted from one fresh state")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -190,7 +195,7 @@ int main(int argc, char** argv) {
   auto* compare = declare(app, f, "wkv-compare",
                           "Loss at several context lengths under several WKV variants: what a "
                           "binary16 state costs",
-                          "token file");
+                          "token file or binidx data");
   compare
       ->add_option("--variant", f.compare.variants,
                    "WKV variants, the first is what the others are compared with")

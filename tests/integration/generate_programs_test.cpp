@@ -11,6 +11,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "data/binidx.h"
 #include "data/dataset.h"
 #include "data/io/hdf5_file.h"
 #include "data/io/seal.h"
@@ -441,6 +442,15 @@ TEST_F(Programs, EvalLossAndLambada) {
       << loss.out;
   EXPECT_TRUE(eval("loss --text --model MODEL/alphabet.h5 --ctx 5 --max-tokens 12 MODEL/text")
                   .out.find("12 tokens, 12 bytes, windows of 5") != std::string::npos);
+  // binidx data of the same text: the same ids behind the first, which --text puts there itself.
+  const auto bytes = std::make_shared<const ByteTokenizer>();
+  TokenFileWriter writer(path("text.h5"), bytes, "{}");
+  std::vector<int32_t> ids = {kEndOfDocument};
+  bytes->encode_to("abcdefghijklmnopqrstuvwxyz", ids);
+  writer.add_document(ids);
+  writer.finish();
+  write_binidx(*TokenFile::open(path("text.h5")), path("text_ids"));
+  EXPECT_EQ(eval("loss --json --model MODEL/alphabet.h5 MODEL/text_ids").out, loss.out);
   put("lambada.jsonl", "{\"text\": \"x ab\"}\n{\"text\": \"y ac\"}\n");
   EXPECT_TRUE(eval("lambada --json --model MODEL/alphabet.h5 MODEL/lambada.jsonl")
                   .out.starts_with("{\"texts\":2,\"correct\":0,\"accuracy\":0.0"));
