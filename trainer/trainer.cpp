@@ -166,12 +166,16 @@ class Run {
                ConfigError, "resuming from ", path, ": the run has data.sampler ", state_.sampler,
                " and train.seed ", state_.seed, ", the config says ", config_.data.sampler, " and ",
                config_.train.seed, "; use those of the run");
-    const int64_t old_prime = nlohmann::json::parse(old_config).at("data").value("magic_prime", 0);
-    const int64_t prime = config_.data.magic_prime;
+    // 0 stands for the largest prime that fits.
     const int64_t largest = magic_prime(data_.source->size(), config_.train.context);
-    RWKV_CHECK(old_prime == prime || old_prime + prime == largest, ConfigError, "resuming from ",
-               path, ": the run has data.magic_prime ", old_prime, ", the config says ", prime,
-               " (0 stands for ", largest, "); use that of the run");
+    const auto meant = [&](int64_t prime) { return prime == 0 ? largest : prime; };
+    const auto old_prime =
+        nlohmann::json::parse(old_config).at("data").value("magic_prime", int64_t{0});
+    RWKV_CHECK(old_prime == config_.data.magic_prime ||
+                   meant(old_prime) == meant(config_.data.magic_prime),
+               ConfigError, "resuming from ", path, ": the run has data.magic_prime ",
+               meant(old_prime), ", the config says ", meant(config_.data.magic_prime),
+               "; use that of the run");
     const std::string changes = changed_keys(old_config, config_json(config_));
     if (!changes.empty()) line_.message("changed since that checkpoint: " + changes);
     if (state_.wkv != step_.wkv_name())

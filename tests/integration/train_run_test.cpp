@@ -8,6 +8,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "data/sampler.h"
 #include "kernels/core/error.h"
 #include "kernels/core/parallel.h"
 #include "tests/unit/trainer_test_util.h"
@@ -218,6 +219,25 @@ TEST_F(TrainRun, ResumingAnotherRunIsRefused) {
     EXPECT_THROW(run_training(config("a", {other}), resume), ConfigError) << other;
   // More steps are no other run.
   EXPECT_EQ(run_training(config("a", {"train.steps=5"}), resume).steps, 5);
+}
+
+TEST_F(TrainRun, ResumingKeepsTheMagicPrime) {
+  const auto prime_run = [&](const std::string& prime, int steps) {
+    return config("p", {"data.sampler=prime", "data.magic_prime=" + prime,
+                        "train.steps=" + std::to_string(steps)});
+  };
+  const int64_t tokens = open_train_data(config("p").data.train, config("p")).source->size();
+  const std::string largest = std::to_string(magic_prime(tokens, 32));
+  // The prime below it that the reference would take too.
+  const std::string other = std::to_string(magic_prime(magic_prime(tokens, 32) * 32, 32));
+  ASSERT_NE(other, largest);
+  run_training(prime_run("0", 2), quiet_);
+  TrainerOptions resume = quiet_;
+  resume.resume = true;
+  EXPECT_THROW(run_training(prime_run(other, 4), resume), ConfigError);
+  EXPECT_EQ(run_training(prime_run(largest, 4), resume).steps, 4) << "0 means this one";
+  run_training(config("q", {"data.sampler=prime", "data.magic_prime=" + other, "train.steps=1"}),
+               quiet_);
 }
 
 TEST_F(TrainRun, ResumeOfAnEmptyFolderStarts) {
