@@ -13,6 +13,7 @@
 
 #include "data/io/atomic_file.h"
 #include "data/io/byte_file.h"
+#include "data/io/hdf5_file.h"
 #include "inference/gguf_vocabulary.h"
 #include "inference/load.h"
 #include "kernels/core/rng.h"
@@ -151,6 +152,9 @@ class HostileFiles : public testing::Test {
                   .type = TensorType::kQ8_0,
                   .gguf_keys = gguf_tokenizer_keys(world.get(), model.config().vocab_size)});
     export_model(model, dir_.file("m.h5"), {.to = TensorFormat::kHdf5});
+    Hdf5File bare = Hdf5File::create(dir_.file("bare.h5"));
+    write_model(bare, m.model->config(), m.model->params(), *m.weights, {});
+    bare.close();
     without_checksums(dir_.file("m.pth"), dir_.file("no-crc.pth"));
     std::filesystem::copy(kHere + "torch_variants.pth", dir_.file("variants.pth"));
     without_checksums(dir_.file("variants.pth"), dir_.file("variants-no-crc.pth"));
@@ -181,12 +185,13 @@ class HostileFiles : public testing::Test {
     v.push_back({"config.json", dir_.file("hf"), dir_.file("hf/config.json"), 0, SIZE_MAX});
     v.push_back({"gguf", dir_.file("m.gguf"), dir_.file("m.gguf"), 0, 16000});
     v.push_back(whole("hdf5", "m.h5"));
+    v.push_back(whole("hdf5 without seal", "bare.h5"));
     return v;
   }
 };
 
 TEST_F(HostileFiles, TheVictimsAreWholeFirst) {
-  for (const char* f : {"m.pth", "no-crc.pth", "hf", "m.gguf", "m.h5"})
+  for (const char* f : {"m.pth", "no-crc.pth", "hf", "m.gguf", "m.h5", "bare.h5"})
     EXPECT_EQ(try_to_open(dir_.file(f)), "") << f;
 }
 
@@ -226,8 +231,9 @@ TEST_F(HostileFiles, Mutated) {
       ASSERT_FALSE(HasFailure()) << v.name << ", mutation " << n;
     }
     put(v.changed, bytes);
-    std::printf("%s: %lld mutations, %lld still open as a model\n", v.name.c_str(),
-                static_cast<long long>(mutations()), static_cast<long long>(opened));
+    std::printf("%s: %lld mutations, %lld still open as a model, peak %lld MiB\n", v.name.c_str(),
+                static_cast<long long>(mutations()), static_cast<long long>(opened),
+                static_cast<long long>(peak_mib()));
   }
 #if !defined(__SANITIZE_ADDRESS__)
   EXPECT_LE(peak_mib() - before, kMaxGrowthMib);
