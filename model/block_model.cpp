@@ -18,6 +18,13 @@ Model::StateSpec elapsed_spec(int64_t batch) {
   return {"elapsed", {{batch}, DType::kI32}};
 }
 
+/// As one op the channel mix can neither run beside other work in parts nor be quicker for few
+/// rows.
+bool fuses_ffn(const GraphOptions& o) {
+  constexpr int64_t kFewest = 4096;
+  return o.device == Device::kCuda && o.dtype == DType::kBF16 && o.batch * o.tokens >= kFewest;
+}
+
 }  // namespace
 
 std::vector<Model::StateSpec> Model::state_specs(int64_t batch, DType activations,
@@ -98,6 +105,7 @@ Graph BlockModel::build(const GraphOptions& o) const {
                          .state = std::span<const Value>(state).subspan(l * per_block, per_block),
                          .wkv = wkv,
                          .expose = o.expose_layer == static_cast<int64_t>(l),
+                         .fused_ffn = fuses_ffn(o),
                          .v_first = v_first,
                          .elapsed = elapsed,
                          .elapsed_out = elapsed_out};

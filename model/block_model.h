@@ -27,6 +27,7 @@ class BlockModel : public Model {
     std::span<const Value> state;  ///< inputs of this block as in state_specs; empty without state
     const WkvKernel& wkv;
     bool expose;     ///< name the intermediates as outputs
+    bool fused_ffn;  ///< the products of the channel mix and what is between them are one op
     Value& v_first;  ///< RWKV-7: layer 0's value
     Value elapsed;   ///< "elapsed" of state_specs, if the variant counts tokens
     Value& elapsed_out;

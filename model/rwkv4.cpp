@@ -76,8 +76,9 @@ class Rwkv4 final : public BlockModel {
     if (!call.expose) in.residual = x;
     const TimeMixV4::Outputs att = b.att->build(g, in, call.wkv);
     const Value x_mid = call.expose ? g.apply(kAdd, {x, att.out}, {}, n + "add_att")[0] : att.out;
-    const ChannelMixV4::Outputs ffn = b.ffn->build(g, block_norm(g, call.layer, 2, x_mid),
-                                                   ffn_shift, call.expose ? Value{} : x_mid);
+    const ChannelMixV4::Outputs ffn =
+        b.ffn->build(g, block_norm(g, call.layer, 2, x_mid), ffn_shift,
+                     call.expose ? Value{} : x_mid, call.fused_ffn);
     if (!call.state.empty()) {
       g.output(n + "att.shift_state", att.shift);
       g.output(n + "att.wkv_a_state", att.a);

@@ -71,8 +71,9 @@ class Rwkv7 final : public BlockModel {
     call.v_first = att.v_first;
     call.elapsed_out = att.elapsed;
     const Value x_mid = call.expose ? g.apply(kAdd, {x, att.out}, {}, n + "add_att")[0] : att.out;
-    const ChannelMixV7::Outputs ffn = b.ffn->build(g, block_norm(g, call.layer, 2, x_mid),
-                                                   ffn_shift, call.expose ? Value{} : x_mid);
+    const ChannelMixV7::Outputs ffn =
+        b.ffn->build(g, block_norm(g, call.layer, 2, x_mid), ffn_shift,
+                     call.expose ? Value{} : x_mid, call.fused_ffn);
     if (!call.state.empty()) {
       g.output(n + "att.shift_state", att.shift);
       g.output(n + "att.wkv_state", att.wkv);

@@ -132,10 +132,10 @@ double OpCase::flops(double (*count)(const ShapeCall&)) const {
 std::vector<OpCase> all_cases(std::span<const BenchShape> bench) {
   std::vector<OpCase> all;
   for (const auto& list :
-       {elementwise_cases(bench), embedding_cases(bench), key_prepare_cases(bench),
-        last_token_cases(bench), layer_norm_cases(bench), linear_cases(bench),
-        linear_cross_entropy_cases(bench), low_rank_cases(bench), token_shift_cases(bench),
-        value_residual_cases(bench), wkv7_output_cases(bench)})
+       {elementwise_cases(bench), embedding_cases(bench), feed_forward_cases(bench),
+        key_prepare_cases(bench), last_token_cases(bench), layer_norm_cases(bench),
+        linear_cases(bench), linear_cross_entropy_cases(bench), low_rank_cases(bench),
+        token_shift_cases(bench), value_residual_cases(bench), wkv7_output_cases(bench)})
     all.insert(all.end(), list.begin(), list.end());
   return all;
 }

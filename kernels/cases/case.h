@@ -93,6 +93,7 @@ OpCase in_bf16(OpCase c);
 /// Cases of one op or file.
 std::vector<OpCase> elementwise_cases(std::span<const BenchShape> bench);
 std::vector<OpCase> embedding_cases(std::span<const BenchShape> bench);
+std::vector<OpCase> feed_forward_cases(std::span<const BenchShape> bench);
 std::vector<OpCase> key_prepare_cases(std::span<const BenchShape> bench);
 std::vector<OpCase> last_token_cases(std::span<const BenchShape> bench);
 std::vector<OpCase> layer_norm_cases(std::span<const BenchShape> bench);

@@ -21,6 +21,8 @@ void squared_relu_forward(Context& ctx, const OpCall& call);
 void squared_relu_backward(Context& ctx, const OpCall& call);
 void gate_forward(Context& ctx, const OpCall& call);
 void gate_backward(Context& ctx, const OpCall& call);
+void feed_forward_forward(Context& ctx, const OpCall& call);
+void feed_forward_backward(Context& ctx, const OpCall& call);
 void key_prepare_forward(Context& ctx, const OpCall& call);
 void key_prepare_backward(Context& ctx, const OpCall& call);
 void value_residual_forward(Context& ctx, const OpCall& call);

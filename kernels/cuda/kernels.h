@@ -33,6 +33,8 @@ RWKV_CUDA_KERNEL(squared_relu_forward);
 RWKV_CUDA_KERNEL(squared_relu_backward);
 RWKV_CUDA_KERNEL(gate_forward);
 RWKV_CUDA_KERNEL(gate_backward);
+RWKV_CUDA_KERNEL(feed_forward_forward);
+RWKV_CUDA_KERNEL(feed_forward_backward);
 RWKV_CUDA_KERNEL(key_prepare_forward);
 RWKV_CUDA_KERNEL(key_prepare_backward);
 RWKV_CUDA_KERNEL(value_residual_forward);

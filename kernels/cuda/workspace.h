@@ -64,6 +64,13 @@ inline size_t low_rank_bytes(int64_t rows, int64_t rank, int64_t n, DType type, 
   return std::max(hidden, matrix);
 }
 
+/// Feed forward, where the gradients of hidden values do not take the place of these: rows at a
+/// time.
+inline constexpr int64_t kFeedForwardRows = 2048;
+inline size_t feed_forward_bytes(int64_t rows, int64_t hidden, DType type) {
+  return static_cast<size_t>(std::min(rows, kFeedForwardRows) * hidden) * dtype_bytes(type);
+}
+
 /// Logits: rows are padded to whole 16-byte packs and to what the matrix units like.
 constexpr int64_t logits_stride(int64_t vocab) {
   return ceil_div(vocab, 64) * 64;

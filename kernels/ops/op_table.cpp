@@ -2,6 +2,7 @@
 
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/embedding.h"
+#include "kernels/ops/feed_forward.h"
 #include "kernels/ops/key_prepare.h"
 #include "kernels/ops/last_token.h"
 #include "kernels/ops/layer_norm.h"
@@ -18,9 +19,9 @@ namespace rwkv {
 
 std::span<const Op* const> all_ops() {
   static constexpr const Op* kOps[] = {
-      &kEmbedding, &kLayerNorm,   &kTokenShift,         &kLinear,        &kLowRank,
-      &kAdd,       &kSquaredRelu, &kKeyPrepare,         &kValueResidual, &kWkv7,
-      &kWkv4,      &kWkv7Output,  &kLinearCrossEntropy, &kLastToken,     &kGate,
+      &kEmbedding,          &kLayerNorm,  &kTokenShift,    &kLinear,      &kLowRank, &kAdd,
+      &kSquaredRelu,        &kKeyPrepare, &kValueResidual, &kWkv7,        &kWkv4,    &kWkv7Output,
+      &kLinearCrossEntropy, &kLastToken,  &kGate,          &kFeedForward,
   };
   return kOps;
 }

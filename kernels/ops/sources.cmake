@@ -5,6 +5,7 @@ set(RWKV_OP_SOURCES
   ops/op_table.cpp
   ops/elementwise.cpp
   ops/embedding.cpp
+  ops/feed_forward.cpp
   ops/key_prepare.cpp
   ops/last_token.cpp
   ops/layer_norm.cpp
@@ -17,6 +18,7 @@ set(RWKV_OP_SOURCES
   cpu/elementwise.cpp
   cpu/eigen_reference.cpp
   cpu/embedding.cpp
+  cpu/feed_forward.cpp
   cpu/key_prepare.cpp
   cpu/last_token.cpp
   cpu/layer_norm.cpp
@@ -33,6 +35,7 @@ if(RWKV_HAVE_CUDA)
     cuda/adamw.cu
     cuda/elementwise.cu
     cuda/embedding.cu
+    cuda/feed_forward.cu
     cuda/key_prepare.cu
     cuda/layer_norm.cu
     cuda/linear.cpp
@@ -49,6 +52,7 @@ set(RWKV_CASE_SOURCES
   cases/case.cpp
   cases/elementwise_cases.cpp
   cases/embedding_cases.cpp
+  cases/feed_forward_cases.cpp
   cases/key_prepare_cases.cpp
   cases/last_token_cases.cpp
   cases/layer_norm_cases.cpp

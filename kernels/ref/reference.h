@@ -5,6 +5,7 @@
 
 #include "kernels/ref/elementwise_ref.h"
 #include "kernels/ref/embedding_ref.h"
+#include "kernels/ref/feed_forward_ref.h"
 #include "kernels/ref/key_prepare_ref.h"
 #include "kernels/ref/last_token_ref.h"
 #include "kernels/ref/layer_norm_ref.h"
@@ -33,6 +34,7 @@ Reference<S> reference_of(std::string_view op) {
       {"layer_norm", layer_norm_forward<S>, layer_norm_backward<S>},
       {"token_shift", token_shift_forward<S>, token_shift_backward<S>},
       {"linear", linear_forward<S>, linear_backward<S>},
+      {"feed_forward", feed_forward_forward<S>, feed_forward_backward<S>},
       {"low_rank", low_rank_forward<S>, low_rank_backward<S>},
       {"add", add_forward<S>, add_backward<S>},
       {"squared_relu", squared_relu_forward<S>, squared_relu_backward<S>},

@@ -18,8 +18,8 @@ class ChannelMixV4 {
     Value r_logit;  ///< the gate before the logistic function, for tests
   };
   /// h: ln2 output (B, T, C); shift: last h of the tokens before (B, C) or none; residual (B, T, C)
-  /// is added to `out` unless none.
-  Outputs build(Graph& g, Value h, Value shift, Value residual = {}) const;
+  /// is added to `out` unless none; fused: key to value as one op (kFeedForward).
+  Outputs build(Graph& g, Value h, Value shift, Value residual = {}, bool fused = false) const;
 
  private:
   int64_t layer_;

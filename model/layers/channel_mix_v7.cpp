@@ -1,6 +1,7 @@
 #include "model/layers/channel_mix_v7.h"
 
 #include "kernels/ops/elementwise.h"
+#include "kernels/ops/feed_forward.h"
 #include "kernels/ops/linear.h"
 #include "kernels/ops/token_shift.h"
 
@@ -22,12 +23,18 @@ ChannelMixV7::ChannelMixV7(const ModelConfig& c, int64_t layer, ParamRegistry& p
                        .bucket = block});
 }
 
-ChannelMixV7::Outputs ChannelMixV7::build(Graph& g, Value h, Value shift, Value residual) const {
+ChannelMixV7::Outputs ChannelMixV7::build(Graph& g, Value h, Value shift, Value residual,
+                                          bool fused) const {
   const std::string n = str("blocks.", layer_, ".ffn.");
   const Values shifted = g.apply(kTokenShift, shift ? Values{h, shift} : Values{h}, {x_k_},
                                  TokenShiftAttrs{}, n + "shift");
   Outputs o;
   if (shift) o.shift = shifted[1];
+  if (fused) {
+    o.out = g.apply(kFeedForward, residual ? Values{shifted[0], residual} : Values{shifted[0]},
+                    {key_, value_}, n + "feed_forward")[0];
+    return o;
+  }
   const Value p = g.apply(kLinear, {shifted[0]}, {key_}, n + "key")[0];
   const Value c = g.apply(kSquaredRelu, {p}, {}, n + "relu2")[0];
   o.out = g.apply(kLinear, residual ? Values{c, residual} : Values{c}, {value_}, n + "value")[0];

@@ -16,8 +16,9 @@ class ChannelMixV7 {
     Value out;    ///< (B, T, C)
     Value shift;  ///< last h (B, C), if a state came in
   };
-  /// h: ln2 output (B, T, C); shift: last h of the tokens before (B, C) or none.
-  Outputs build(Graph& g, Value h, Value shift, Value residual = {}) const;
+  /// h: ln2 output (B, T, C); shift: last h of the tokens before (B, C) or none;
+  /// residual: added to `out`, or none; fused: as one op (kFeedForward).
+  Outputs build(Graph& g, Value h, Value shift, Value residual = {}, bool fused = false) const;
 
  private:
   int64_t layer_;

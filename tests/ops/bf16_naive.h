@@ -12,8 +12,9 @@ inline double round_bf16(double x) {
   return static_cast<double>(to_float(to_bf16(static_cast<float>(x))));
 }
 
-/// Forward and backward of c, all of out, din and dparam. The low-rank op stores its hidden values
-/// and their gradients, the head its logits and theirs; all other ops store nothing in between.
+/// Forward and backward of c, all of out, din and dparam. The low-rank op and the feed-forward one
+/// store their hidden values and their gradients, the head its logits and theirs; all other ops
+/// store nothing in between.
 inline void naive_low_rank(ref::RefCall<double>& c) {
   const Activation inner = c.attr<LowRankAttrs>().inner;
   const int64_t K = c.param_spec[0][0], R = c.param_spec[0][1], N = c.param_spec[1][1];
@@ -39,6 +40,32 @@ inline void naive_low_rank(ref::RefCall<double>& c) {
       for (int64_t k = 0; k < K; ++k) {
         c.din[0][ref::at(r, k, K)] += dpre * c.param[0][ref::at(k, q, R)];
         c.dparam[0][ref::at(k, q, R)] += c.in[0][ref::at(r, k, K)] * dpre;
+      }
+    }
+  }
+}
+
+inline void naive_feed_forward(ref::RefCall<double>& c) {
+  const int64_t K = c.param_spec[0][1], H = c.param_spec[0][0], N = c.param_spec[1][0];
+  for (int64_t r = 0; r < c.in_spec[0].rows(); ++r) {
+    for (int64_t n = 0; n < N; ++n) {
+      const double dy = c.dout[0][ref::at(r, n, N)];
+      c.out[0][ref::at(r, n, N)] = c.in.size() == 2 ? c.in[1][ref::at(r, n, N)] : 0;
+      if (c.in.size() == 2) c.din[1][ref::at(r, n, N)] += dy;
+    }
+    for (int64_t h = 0; h < H; ++h) {
+      const double p = round_bf16(ref::feed_forward_relu(c, r, h)), y = round_bf16(p * p);
+      double dh = 0;
+      for (int64_t n = 0; n < N; ++n) {
+        const double dy = c.dout[0][ref::at(r, n, N)];
+        c.out[0][ref::at(r, n, N)] += y * c.param[1][ref::at(n, h, H)];
+        dh += dy * c.param[1][ref::at(n, h, H)];
+        c.dparam[1][ref::at(n, h, H)] += y * dy;
+      }
+      const double dp = round_bf16(round_bf16(dh) * 2 * p);
+      for (int64_t k = 0; k < K; ++k) {
+        c.din[0][ref::at(r, k, K)] += dp * c.param[0][ref::at(h, k, K)];
+        c.dparam[0][ref::at(h, k, K)] += c.in[0][ref::at(r, k, K)] * dp;
       }
     }
   }
@@ -77,6 +104,7 @@ inline void naive_head(ref::RefCall<double>& c) {
 
 inline void naive(std::string_view op, ref::RefCall<double>& c) {
   if (op == "low_rank") return naive_low_rank(c);
+  if (op == "feed_forward") return naive_feed_forward(c);
   if (op == "linear_cross_entropy") return naive_head(c);
   ref::reference_of<double>(op).forward(c);
   ref::reference_of<double>(op).backward(c);

@@ -44,7 +44,7 @@ done
 # memcheck finds them clean: what calls such products is looked at in f32.
 smaller() {
   case $1 in
-    cuda_op_test) echo 'Case/CudaOps.Match*:-*/linear*bf16:*/low_rank*bf16' ;;
+    cuda_op_test) echo 'Case/CudaOps.Match*:-*/linear*bf16:*/low_rank*bf16:*/feed_forward*bf16' ;;
     # The serial kernels take longest (110 s); bf16 and f32 are one template.
     cuda_wkv7_test) echo 'Device/Wkv7Variant.GradientModes/*:-*serial_f32' ;;
     cuda_train_step_test) echo 'Types/CudaStep.SmallStepsLearn/f32' ;;
