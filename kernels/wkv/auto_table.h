@@ -28,6 +28,11 @@ inline constexpr std::string_view kIdle =
     "so few sequences x heads leave the GPU idle unless the sequence is cut "
     "(tools/records/h200-wkv-streams.json)";
 
+inline constexpr std::string_view kWkv4Long =
+    "all of the GPU works on one sequence (auto_table.h, tools/gpu/wkv4_notes.md)";
+inline constexpr std::string_view kWkv4Short =
+    "so few tokens leave nothing to scan (auto_table.h, tools/gpu/wkv4_notes.md)";
+
 /// CPU: `rwkv-bench wkv` at H = 12, N = 64, B = 1 on a Sapphire Rapids Xeon (AVX-512), milliseconds
 /// forward + backward:
 ///
@@ -71,9 +76,30 @@ inline constexpr std::string_view kIdle =
 /// With 32 channels and 2^17 tokens or more cumsum takes 10 to 19 % less than serial. A program
 /// built for AVX2 (-march=x86-64-v3) on the same machine has half the lanes and registers: cumsum,
 /// with one exponential per token, then takes 10 to 30 % less than serial.
+///
+/// WKV-4 on CUDA: microseconds forward + backward on an H200, f32, serial / scan (bf16 and more
+/// sizes: tools/gpu/wkv4_notes.md):
+///
+///   T       1 x 32           1 x 768          8 x 768
+///   1        4.0+7.1 / 4.6+7.5   4.1+7.5 / 4.8+7.8   4.1+7.6 / 5.6+9.2
+///   8        4.3+8.0 / 4.8+7.6   4.5+8.4 / 5.0+7.8   4.5+8.5 / 5.9+9.2
+///   16       4.6+8.5 / 4.6+7.6   4.6+8.5 / 4.8+7.8   4.8+8.9 / 5.7+9.4
+///   32       5.5+11.0 / 4.6+7.5  5.7+11.2 / 4.8+7.8  5.9+11.6 / 5.8+9.4
+///   1024     65+165 / 8.4+12.8   65+166 / 10.3+17.8  68+169 / 30+74
+///   65536    3928+10176 / 33+105  3948+10191 / 215+603  3978+10216 / 1404+3568
+///
+/// cumsum stays behind scan at nearly every size, and its time depends on the decays.
 inline constexpr WkvAutoRow kWkvAutoTable[] = {
     {"wkv4", Device::kCpu, DType::kF32, 1, 1, "wkv4.cpu.serial.f32",
      "least arithmetic; the others win nowhere by much (tools/records/cpu-wkv4.json)"},
+    {"wkv4", Device::kCuda, DType::kBF16, 32, 1, "wkv4.cuda.scan.bf16", kWkv4Long},
+    {"wkv4", Device::kCuda, DType::kBF16, 16, 4096, "wkv4.cuda.serial.bf16", kWkv4Short},
+    {"wkv4", Device::kCuda, DType::kBF16, 16, 1, "wkv4.cuda.scan.bf16", kWkv4Long},
+    {"wkv4", Device::kCuda, DType::kBF16, 1, 1, "wkv4.cuda.serial.bf16", kWkv4Short},
+    {"wkv4", Device::kCuda, DType::kF32, 32, 1, "wkv4.cuda.scan.f32", kWkv4Long},
+    {"wkv4", Device::kCuda, DType::kF32, 16, 4096, "wkv4.cuda.serial.f32", kWkv4Short},
+    {"wkv4", Device::kCuda, DType::kF32, 16, 1, "wkv4.cuda.scan.f32", kWkv4Long},
+    {"wkv4", Device::kCuda, DType::kF32, 1, 1, "wkv4.cuda.serial.f32", kWkv4Short},
     {"wkv7", Device::kCpu, DType::kF32, 16, 1, "wkv7.cpu.chunk16.f32",
      "fastest from 16 tokens on (tools/records/cpu-wkv.json)"},
     {"wkv7", Device::kCpu, DType::kF32, 1, 1, "wkv7.cpu.serial.f32",

@@ -80,6 +80,8 @@ std::span<const WkvKernel* const> all_wkv_kernels() {
     &cuda::kWkv4SerialF32,
     &cuda::kWkv4CumsumBF16,
     &cuda::kWkv4CumsumF32,
+    &cuda::kWkv4CumsumNaiveBF16,
+    &cuda::kWkv4CumsumNaiveF32,
 #endif
   };
   return kernels;

@@ -16,7 +16,9 @@ set(RWKV_WKV_SOURCES
 if(RWKV_HAVE_CUDA)
   list(APPEND RWKV_WKV_SOURCES
     wkv/cuda/wkv4_kernels.cpp
-    wkv/cuda/wkv4_scan.cu
+    wkv/cuda/wkv4_naive.cu
+    wkv/cuda/wkv4_scan_backward.cu
+    wkv/cuda/wkv4_scan_forward.cu
     wkv/cuda/wkv4_serial.cu
     wkv/cuda/wkv7_kernels.cpp
     wkv/cuda/wkv7_serial.cu

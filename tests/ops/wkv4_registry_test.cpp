@@ -41,6 +41,29 @@ TEST(Wkv4Registry, AutoFitsEveryShapeAndIsNeverNaive) {
   EXPECT_EQ(choose({1, 1024, 12, 64, false}, "auto").family, "serial");  // the same channels
 }
 
+#if RWKV_HAVE_CUDA
+TEST(Wkv4Registry, AutoOnCuda) {
+  const auto family = [](const WkvShape& shape, DType io) {
+    return select_wkv("wkv4", Device::kCuda, io, shape, "auto").family;
+  };
+  for (const DType io : {DType::kF32, DType::kBF16}) {
+    for (const int64_t channels : {32, 256, 768}) {
+      for (const int64_t tokens : {1, 2, 15})
+        for (const int64_t batch : {1, 8})
+          EXPECT_EQ(family({batch, tokens, channels, 1, true}, io), "serial");
+      EXPECT_EQ(family({1, 16, channels, 1, false}, io), "scan");
+      for (const int64_t tokens : {32, 64, 1024, 65536, 524288})
+        for (const int64_t batch : {1, 8})
+          EXPECT_EQ(family({batch, tokens, channels, 1, false}, io), "scan");
+    }
+    EXPECT_EQ(family({8, 16, 768, 1, false}, io), "serial");
+    const auto why = explain_wkv_auto("wkv4", Device::kCuda, io, {1, 4096, 768, 1, false});
+    EXPECT_NE(why.find("wkv4.cuda.scan."), std::string::npos) << why;
+    EXPECT_NE(why.find("auto_table.h"), std::string::npos) << why;
+  }
+}
+#endif
+
 TEST(Wkv4Registry, HeadsTimesHeadSizeAreChannels) {
   for (const WkvKernel* k : all_wkv_kernels()) {
     if (k->op != "wkv4") continue;

@@ -4,7 +4,7 @@
 #
 #   sanitize.sh [TOOL...]       default: memcheck racecheck synccheck initcheck
 #
-# Every op in both types, every WKV-7 variant with tails, segments and all gradient modes, and whole
+# Every op in both types, every WKV variant with tails, segments and all gradient modes, and whole
 # training steps, side by side. Takes two to three minutes. Programs are taken from BIN (default: this folder);
 # outputs go to $JOBOUT if it is set, else to a temporary folder.
 # Exit code: 0 clean, 1 errors were found or a test failed, 2 wrong usage.
@@ -30,6 +30,7 @@ export OMP_WAIT_POLICY=passive RWKV_NUM_THREADS=${RWKV_NUM_THREADS:-4}
 programs=(
   'cuda_op_test Case/CudaOps.MatchReferenceWritingAndAdding/*:One/CudaExtra.*'
   'cuda_wkv7_test Device/Wkv7Variant.GradientModes/*:Device/Wkv7Variant.StepsInPlaceEqualForward/*'
+  'cuda_wkv4_test Device/Wkv4Variant.GradientModes/*:Device/Wkv4Variant.StepsInPlaceEqualForward/*'
   'cuda_train_step_test Types/CudaStep.SmallStepsLearn/*'
 )
 for entry in "${programs[@]}"; do
@@ -47,6 +48,7 @@ smaller() {
     cuda_op_test) echo 'Case/CudaOps.Match*:-*/linear*bf16:*/low_rank*bf16:*/feed_forward*bf16' ;;
     # The serial kernels take longest (110 s); bf16 and f32 are one template.
     cuda_wkv7_test) echo 'Device/Wkv7Variant.GradientModes/*:-*serial_f32' ;;
+    cuda_wkv4_test) echo 'Device/Wkv4Variant.GradientModes/*' ;;
     cuda_train_step_test) echo 'Types/CudaStep.SmallStepsLearn/f32' ;;
   esac
 }

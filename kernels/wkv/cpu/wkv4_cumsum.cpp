@@ -13,11 +13,11 @@
 //
 // Range: a piece of a block whose exponents (tokens, tokens with their bonus, incoming state) span
 // more than 80 in any channel is computed by the stabilised recurrence.
-#include <cmath>
 #include <vector>
 
 #include "kernels/wkv/cpu/wkv4_common.h"
 #include "kernels/wkv/cpu/wkv4_cpu.h"
+#include "kernels/wkv/wkv4_range.h"
 
 namespace rwkv::cpu {
 namespace {
@@ -234,11 +234,6 @@ double replaced_share(Context&, const OpCall& call) {
 // --- one piece
 // ------------------------------------------------------------------------------------
 
-/// Half the span of exponents with which sums of sums over `tokens` terms stay in the range of f32.
-float naive_reach(int64_t tokens) {
-  return 84.0f - 2.0f * std::log(static_cast<float>(tokens));
-}
-
 size_t naive_saved_bytes(const WkvShape& s) {
   return wkv4_saved_bytes(s, static_cast<int>(std::min<int64_t>(s.tokens, 1 << 30)));
 }
@@ -257,16 +252,9 @@ size_t naive_workspace_bytes(const WkvShape& s) {
 Vec naive_anchor(const Wkv4Call& c, const Lanes& lanes, const Wkv4Params& param,
                  const Wkv4Span& span, const Past& past) {
   const Range r = range_of(c, lanes, param, span, c.tokens, past.scale.at(param.d));
-  const float most = 2 * naive_reach(c.tokens);
-  for (int i = 0; i < lanes.count; ++i) {
-    const float width = r.high[i] - r.low[i], bonus = std::abs(param.u[i] + param.d[i]);
-    RWKV_CHECK(
-        width <= most && bonus <= kLargestSpan, ConfigError,
-        "wkv4 by cumulative sums over a whole sequence (cumsum-naive): in sequence ", span.b,
-        ", channel ", lanes.first + i, ", the exponents of ", c.tokens, " tokens at a rate of ",
-        -param.d[i], " per token span ", width, ", more than the ", most,
-        " that f32 can hold (beyond it sums overflow or vanish); use cumsum, scan or serial");
-  }
+  for (int i = 0; i < lanes.count; ++i)
+    wkv4_check_naive_range(span.b, lanes.first + i, c.tokens, r.high[i] - r.low[i], param.d[i],
+                           param.u[i]);
   return centre(r);
 }
 

@@ -6,12 +6,11 @@
 /// gradients (B, C) f32, parameters and theirs (C) f32.
 ///
 /// serial: the stabilised recurrence (spec rwkv4 3, 4.2), a thread per channel.
-/// scan: the associative form (spec 5.1): threads along channels and along time; with parts > 1 the
-/// sequence is cut, the parts' elements are found first, then combined, then all parts run.
-/// With sums the saved rows of a tile (B, tiles, 4, C) are a, b, p and the number of its tokens
-/// that left the range of the sums and were computed by the recurrence. Both take any number of
-/// tokens and channels and give the same bits in every run. Backward and forward must be called
-/// with the same shape, parts included.
+/// scan: the associative form (spec 5.1): threads along channels and along time, one block walking
+/// a sequence or a block per tile of tokens, as the shape's plan says.
+/// With sums threads use cumulative sums (spec 6) where the range of their tokens allows it.
+/// Both take any number of tokens and channels and give the same bits in every run. Backward and
+/// forward must be called with the same shape and plan.
 
 #include <cuda_runtime.h>
 
@@ -23,8 +22,10 @@ namespace rwkv::cuda {
 struct Wkv4Shape {
   int batch = 1, tokens = 1, channels = 1;
   bool f32 = false;   ///< type of the vectors
-  int parts = 1;      ///< scan only: parts of the sequence that run side by side
   bool sums = false;  ///< scan only: pieces of 8 tokens by cumulative sums ("cumsum")
+  /// Plan of the scan, forward and backward (wkv4_scan_plan). 0: one block walks a sequence; else
+  /// there is a block per tile, and that many tiles in a row are combined by each of them.
+  int ahead = 0, back = 0;
 };
 
 struct Wkv4Forward {
@@ -56,16 +57,21 @@ cudaError_t wkv4_serial_forward(const Wkv4Shape& shape, const Wkv4Forward& io, c
 cudaError_t wkv4_serial_backward(const Wkv4Shape& shape, const Wkv4Backward& io,
                                  cudaStream_t stream);
 
-/// Parts that fill `multiprocessors`.
-int wkv4_scan_parts(const Wkv4Shape& shape, int multiprocessors);
+/// Sets the plan of a shape.
+void wkv4_scan_plan(Wkv4Shape& shape);
 size_t wkv4_scan_saved_bytes(const Wkv4Shape& shape);
 size_t wkv4_scan_workspace_bytes(const Wkv4Shape& shape);
 cudaError_t wkv4_scan_forward(const Wkv4Shape& shape, const Wkv4Forward& io, cudaStream_t stream);
 cudaError_t wkv4_scan_backward(const Wkv4Shape& shape, const Wkv4Backward& io, cudaStream_t stream);
 
-/// Sums partial parameter gradients (parts, 2, C), by d and u, in order and in double; time_decay
-/// gets the one by d times d.
-cudaError_t wkv4_param_gradients(const float* partials, int parts, int channels,
-                                 const Wkv4Backward& io, cudaStream_t stream);
+/// cumsum-naive: one cumulative sum per sequence and channel. Widths of the exponents, in natural
+/// logarithms, come first: (B, C) f32 at the begin of the workspace, for the caller to check
+/// (wkv4_range.h) before the forward, which finds its anchors behind them.
+size_t wkv4_naive_saved_bytes(const Wkv4Shape& shape);
+size_t wkv4_naive_workspace_bytes(const Wkv4Shape& shape);
+cudaError_t wkv4_naive_widths(const Wkv4Shape& shape, const Wkv4Forward& io, cudaStream_t stream);
+cudaError_t wkv4_naive_forward(const Wkv4Shape& shape, const Wkv4Forward& io, cudaStream_t stream);
+cudaError_t wkv4_naive_backward(const Wkv4Shape& shape, const Wkv4Backward& io,
+                                cudaStream_t stream);
 
 }  // namespace rwkv::cuda

@@ -1,17 +1,15 @@
 #include "kernels/wkv/cuda/wkv4_kernels.h"
 
+#include <cmath>
 #include <vector>
 
 #include "kernels/core/cuda/cuda_state.h"
 #include "kernels/core/memory.h"
 #include "kernels/wkv/cuda/wkv4_cuda.h"
+#include "kernels/wkv/wkv4_range.h"
 
 namespace rwkv::cuda {
 namespace {
-
-/// Memory is planned before a device is chosen: parts are counted for this many processors (an H100
-/// or H200), whatever the card has. Results depend on it by rounding only.
-constexpr int kPlannedProcessors = 132;
 
 WkvShape call_shape(const OpCall& c) {
   const TensorSpec& k = c.in[0].spec;
@@ -25,7 +23,7 @@ cudaStream_t stream_of(Context& ctx) {
 template <DType Io>
 Wkv4Shape shape_of(const WkvShape& s) {
   return {static_cast<int>(s.batch), static_cast<int>(s.tokens),
-          static_cast<int>(s.heads * s.head_size), Io == DType::kF32, 1};
+          static_cast<int>(s.heads * s.head_size), Io == DType::kF32};
 }
 
 template <DType Io>
@@ -43,8 +41,8 @@ struct Scan {
   static constexpr DType kIo = Io;
   static Wkv4Shape shape(const WkvShape& s) {
     Wkv4Shape shape = shape_of<Io>(s);
-    shape.parts = wkv4_scan_parts(shape, kPlannedProcessors);
     shape.sums = kSums;
+    wkv4_scan_plan(shape);
     return shape;
   }
   static size_t saved(const WkvShape& s) { return wkv4_scan_saved_bytes(shape(s)); }
@@ -53,9 +51,17 @@ struct Scan {
   static constexpr auto kBackward = wkv4_scan_backward;
 };
 
-template <class V>
-void forward(Context& ctx, const OpCall& c) {
-  const WkvShape s = call_shape(c);
+template <DType Io>
+struct Naive {
+  static constexpr DType kIo = Io;
+  static Wkv4Shape shape(const WkvShape& s) { return shape_of<Io>(s); }
+  static size_t saved(const WkvShape& s) { return wkv4_naive_saved_bytes(shape(s)); }
+  static size_t scratch(const WkvShape& s) { return wkv4_naive_workspace_bytes(shape(s)); }
+  static constexpr auto kForward = wkv4_naive_forward;
+  static constexpr auto kBackward = wkv4_naive_backward;
+};
+
+Wkv4Forward forward_of(const OpCall& c, const WkvShape& s) {
   Wkv4Forward io{};
   io.k = c.in[0].data;
   io.v = c.in[1].data;
@@ -71,6 +77,13 @@ void forward(Context& ctx, const OpCall& c) {
   }
   io.y = c.out[0].data;
   io.saved = c.saved.empty() ? nullptr : c.saved[0].f32();
+  return io;
+}
+
+template <class V>
+void forward(Context& ctx, const OpCall& c) {
+  const WkvShape s = call_shape(c);
+  Wkv4Forward io = forward_of(c, s);
   io.workspace = ctx.workspace(V::scratch(s));
   RWKV_CUDA(V::kForward(V::shape(s), io, stream_of(ctx)));
   RWKV_LAUNCHED("wkv4 forward", stream_of(ctx));
@@ -110,6 +123,47 @@ void backward(Context& ctx, const OpCall& c) {
   RWKV_LAUNCHED("wkv4 backward", stream_of(ctx));
 }
 
+/// Numbers on the host.
+std::vector<float> fetch(Context& ctx, float* from, int64_t n) {
+  std::vector<float> to(static_cast<size_t>(n));
+  const TensorSpec spec({n});
+  copy(ctx, TensorView(to.data(), spec), TensorView(from, spec, Device::kCuda));
+  return to;
+}
+
+/// cumsum-naive: throws ConfigError if the exponents leave the range of f32. A single token needs
+/// no sums: the recurrence gives y = v exactly.
+template <DType Io>
+void naive_forward(Context& ctx, const OpCall& c) {
+  using V = Naive<Io>;
+  const WkvShape s = call_shape(c);
+  if (s.tokens == 1) return forward<Serial<Io>>(ctx, c);
+  RWKV_CHECK(!ctx.recording(), ConfigError,
+             "wkv4 by cumsum-naive: the range of its inputs is checked on the host in every call, "
+             "which a launch graph cannot hold; set kernels.launch_graphs to false, or use cumsum, "
+             "scan or serial");
+  Wkv4Forward io = forward_of(c, s);
+  io.workspace = ctx.workspace(V::scratch(s));
+  RWKV_CUDA(wkv4_naive_widths(V::shape(s), io, stream_of(ctx)));
+  const auto widths = fetch(ctx, static_cast<float*>(io.workspace), s.batch * s.heads);
+  const auto tau = fetch(ctx, c.param[0].f32(), s.heads), u = fetch(ctx, c.param[1].f32(), s.heads);
+  ctx.synchronize("range of cumsum-naive");
+  for (int64_t b = 0; b < s.batch; ++b)
+    for (int64_t i = 0; i < s.heads; ++i) {
+      const auto at = static_cast<size_t>(i);
+      wkv4_check_naive_range(b, i, s.tokens, widths[static_cast<size_t>(b * s.heads + i)],
+                             -std::exp(tau[at]), u[at]);
+    }
+  RWKV_CUDA(V::kForward(V::shape(s), io, stream_of(ctx)));
+  RWKV_LAUNCHED("wkv4 forward", stream_of(ctx));
+}
+
+template <DType Io>
+void naive_backward(Context& ctx, const OpCall& c) {
+  if (call_shape(c).tokens == 1) return backward<Serial<Io>>(ctx, c);
+  backward<Naive<Io>>(ctx, c);
+}
+
 /// cumsum: the counts that the forward left in the saved rows.
 double replaced_share(Context& ctx, const OpCall& c) {
   const TensorView& saved = c.saved[0];
@@ -119,8 +173,9 @@ double replaced_share(Context& ctx, const OpCall& c) {
   const WkvShape s = call_shape(c);
   const auto channels = static_cast<size_t>(s.heads);
   double sum = 0;
-  for (size_t tile = 0; tile < rows.size(); tile += 4 * channels)
-    for (size_t i = 0; i < channels; ++i) sum += static_cast<double>(rows[tile + 3 * channels + i]);
+  for (size_t segment = 0; segment < rows.size(); segment += 4 * channels)
+    for (size_t i = 0; i < channels; ++i)
+      sum += static_cast<double>(rows[segment + 3 * channels + i]);
   return sum / static_cast<double>(s.batch * s.tokens * s.heads);
 }
 
@@ -147,6 +202,16 @@ constexpr WkvKernel kernel(std::string_view name, std::string_view family, std::
           .note = note};
 }
 
+template <DType Io>
+constexpr WkvKernel naive_kernel(std::string_view name) {
+  WkvKernel k = kernel<Naive<Io>>(name, "cumsum-naive",
+                                  "for comparison: one cumulative sum; refuses what leaves the "
+                                  "range of f32, waits for the device, not in launch graphs");
+  k.forward = naive_forward<Io>;
+  k.backward = naive_backward<Io>;
+  return k;
+}
+
 }  // namespace
 
 constinit const WkvKernel kWkv4SerialBF16 = kernel<Serial<DType::kBF16>>(
@@ -163,5 +228,9 @@ constinit const WkvKernel kWkv4CumsumBF16 = kernel<Scan<DType::kBF16, true>>(
 constinit const WkvKernel kWkv4CumsumF32 =
     kernel<Scan<DType::kF32, true>>("wkv4.cuda.cumsum.f32", "cumsum",
                                     "scan with cumulative sums of 8 tokens inside", replaced_share);
+constinit const WkvKernel kWkv4CumsumNaiveBF16 =
+    naive_kernel<DType::kBF16>("wkv4.cuda.cumsum-naive.bf16");
+constinit const WkvKernel kWkv4CumsumNaiveF32 =
+    naive_kernel<DType::kF32>("wkv4.cuda.cumsum-naive.f32");
 
 }  // namespace rwkv::cuda

@@ -11,5 +11,7 @@ extern const WkvKernel kWkv4ScanBF16;
 extern const WkvKernel kWkv4ScanF32;
 extern const WkvKernel kWkv4CumsumBF16;
 extern const WkvKernel kWkv4CumsumF32;
+extern const WkvKernel kWkv4CumsumNaiveBF16;
+extern const WkvKernel kWkv4CumsumNaiveF32;
 
 }  // namespace rwkv::cuda

@@ -1,14 +1,13 @@
 #pragma once
 /// A thread's few tokens by cumulative sums of exponentially weighted values (spec rwkv4 6), with
-/// an anchor of their own. With i the index in the piece and c the anchor, E_i = exp(k_i + i rate -
+/// an anchor of their own. With i the index in the piece and c the anchor, E_i = 2^(k_i + i rate -
 /// c). source: spec rwkv4 6; kernels/wkv/cpu/wkv4_cumsum.cpp explains the scales
 
 #include "kernels/wkv/cuda/wkv4_common.cuh"
 
 namespace rwkv::cuda::wkv4 {
 
-inline constexpr float kLargestSpan = 80;
-inline constexpr float kLn2 = 0.69314718055994531f;
+inline constexpr float kLargestSpan = 80 * kLog2E;
 
 template <int kOwn>
 struct Piece {
@@ -30,10 +29,10 @@ struct Piece {
     fits = n > 1 && high - low <= kLargestSpan;
     if (!fits) return;
     anchor = 0.5f * (low + high);
-    bonus = expf(u + d);
+    bonus = pow2(u + d);
 #pragma unroll
     for (int i = 0; i < kOwn; ++i)
-      if (i < n) e[i] = expf(k[i] - static_cast<float>(i) * d - anchor);
+      if (i < n) e[i] = pow2(k[i] - static_cast<float>(i) * d - anchor);
   }
   /// Together with the state ahead of it, too.
   __device__ __forceinline__ bool takes(const Past& past, float d) const {
@@ -41,7 +40,7 @@ struct Piece {
   }
   /// Weight of the state ahead of the piece.
   __device__ __forceinline__ float start(const Past& past, float d) const {
-    return expf(past.scale.at(d) + d - anchor);
+    return pow2(past.scale.at(d) + d - anchor);
   }
   /// The piece alone, seen from its end; b in [1, 2).
   __device__ __forceinline__ Past fold(const float (&v)[kOwn], int n, float d) const {
@@ -54,7 +53,7 @@ struct Piece {
     const int power = ilogbf(sum);
     return {scalbnf(sum_v, -power),
             scalbnf(sum, -power),
-            {anchor + static_cast<float>(n - 1) * d + static_cast<float>(power) * kLn2, 0.0f}};
+            {anchor + static_cast<float>(n - 1) * d + static_cast<float>(power)}};
   }
   /// Finds y and divides h (its gradients) by the denominators; returns the smallest sum that
   /// anything later was divided by.
@@ -68,8 +67,9 @@ struct Piece {
       if (i >= n) break;
       const float own = bonus * e[i], denominator = sum + own;
       smallest = fminf(smallest, denominator);
-      y[i] = (sum_v + own * v[i]) / denominator;
-      h[i] /= denominator;
+      const float inverse = reciprocal(denominator);
+      y[i] = (sum_v + own * v[i]) * inverse;
+      h[i] *= inverse;
       sum_v += e[i] * v[i];
       sum += e[i];
     }
@@ -92,7 +92,7 @@ struct Piece {
             scalbnf(z, power),
             scalbnf(xd, power),
             scalbnf(zd, power),
-            {d - anchor - static_cast<float>(power) * kLn2, 0.0f}};
+            {d - anchor - static_cast<float>(power)}};
   }
 };
 
