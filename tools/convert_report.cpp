@@ -53,8 +53,8 @@ std::string inspection(const TensorFile& file) {
     out += row(t.name, t.shape, t.type_name, t.stored_bytes) + "\n";
   try {
     const ModelFile model = ModelFile::open(file.path());
-    out +=
-        str("model: ", model_line(model.config()), "; ", layout_name(model.layout()), " names\n");
+    out += str("model: ", model_line(model.config()), "; ", layout_name(model.layout()),
+               " names\nas the \"model\" of a config: ", model_config_json(model.config()), "\n");
     if (!model.tokenizer().name.empty()) out += str("tokenizer: ", model.tokenizer().name, "\n");
   } catch (const Error& e) {
     out += str("model: none that this version runs: ", shown(e.what(), 500), "\n");

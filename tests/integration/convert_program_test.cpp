@@ -170,6 +170,7 @@ TEST_F(Convert, DryRunAndInspect) {
     const Output o = convert(str("--inspect ", file));
     EXPECT_EQ(o.code, 0) << o.err;
     EXPECT_NE(o.out.find("model: rwkv7, 2 layers, width 64"), std::string::npos) << o.out;
+    EXPECT_NE(o.out.find("\"n_embd\":64"), std::string::npos) << o.out;
   }
   const Output other = convert("--inspect " + kHere + "torch_variants.pth");
   EXPECT_EQ(other.code, 0);
