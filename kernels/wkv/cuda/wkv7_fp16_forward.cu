@@ -10,6 +10,7 @@ namespace fp16 {
 namespace {
 
 constexpr int kChunk = 16;  // tokens that are prepared at a time
+constexpr int kRound = 4;   // of them, unrolled; divides kInterval and kChunk
 
 template <class T>
 struct Params {
@@ -145,15 +146,31 @@ __global__ void __launch_bounds__(128) sequence_kernel(const Params<T> p) {
   for (int c = 0; c < chunks; ++c) {
     const Prepared& x = ring[c & 1];
     const int n = min(kChunk, p.tokens - c * kChunk);
+    const auto token = [&](int t) {
+      __half y;
+      u = advance<true>(row, u, x.v[t][i], x.w[t], x.k[t], x.b[t], x.r[t], x.a[t + 1], &y);
+      put(y_at, __half2float(y));
+      y_at += stride;
+    };
+    // Several tokens a round: the tail of one fills the gaps of the next, and the row needs no
+    // copies from one set of registers to another.
+    int t = 0;
 #pragma unroll 1
-    for (int t = 0; t < n; ++t, y_at += stride) {
+    for (; t + kRound <= n; t += kRound) {
       if (saved != nullptr && t % kInterval == 0) {
         save_row(row, saved, i);
         saved += kStatePacks;
       }
-      __half y;
-      u = advance<true>(row, u, x.v[t][i], x.w[t], x.k[t], x.b[t], x.r[t], x.a[t + 1], &y);
-      put(y_at, __half2float(y));
+#pragma unroll
+      for (int m = 0; m < kRound; ++m) token(t + m);
+    }
+#pragma unroll 1
+    for (; t < n; ++t) {
+      if (saved != nullptr && t % kInterval == 0) {
+        save_row(row, saved, i);
+        saved += kStatePacks;
+      }
+      token(t);
     }
     __syncthreads();
   }
