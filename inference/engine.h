@@ -25,7 +25,8 @@ struct EngineOptions {
   /// Plans are made per (batch, tokens, outputs) and the least recently used one is dropped.
   int64_t max_plans = 24;
   Device device = Device::kCpu;
-  /// Of activations and matrices: f32, or bf16 on CUDA. Logits, losses and WKV states are f32.
+  /// Of activations and matrices: f32, or bf16 on CUDA. Logits, losses and WKV states are f32; the
+  /// latter f16 where the WKV variant is one with a binary16 state.
   DType dtype = DType::kF32;
 };
 
