@@ -25,7 +25,7 @@
 # does not stop the others. Exit code: 0, 1 if a table failed, 2 wrong usage.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-folder=${BIN:-$here}
+folder=$(cd "${BIN:-$here}" && pwd) || exit 2
 # shellcheck source-path=SCRIPTDIR source=unpack.sh
 . "$here/unpack.sh"
 export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
@@ -39,7 +39,9 @@ for part in "${@:-rwkv7}"; do
     *) parts+=("$part") ;;
   esac
 done
-mkdir -p "$out" || exit 1
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
+# Presets are looked for in ./configs.
+if [ -d "$folder/configs" ]; then cd "$folder" || exit 1; fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

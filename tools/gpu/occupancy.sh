@@ -13,7 +13,7 @@
 # from rwkv-bench's. Exit code: 0, 1 if ncu failed or found nothing, 2 no ncu.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-folder=${BIN:-$here}
+folder=$(cd "${BIN:-$here}" && pwd) || exit 2
 # shellcheck source-path=SCRIPTDIR source=unpack.sh
 . "$here/unpack.sh"
 export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
