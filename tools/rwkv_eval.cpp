@@ -121,6 +121,23 @@ void run_tasks(const Flags& f) {
   print(f, tasks_report(problems, outcomes, f.errors));
 }
 
+/// The token ids of a JSON array; IoError, begun with `where`, for anything else.
+std::vector<int32_t> parse_ids(const std::string& line, const std::string& where, int64_t vocab) {
+  const auto json = nlohmann::json::parse(line, nullptr, false);
+  RWKV_CHECK(json.is_array() && !json.empty(), IoError, where,
+             ": expected a JSON array of at least one token id, like [1,2,3]; found ",
+             line.substr(0, 40));
+  std::vector<int32_t> ids;
+  for (const auto& id : json) {
+    // Numbers above 2^63 are unsigned in the parser; get<int64_t> would wrap them.
+    const bool fits = id.is_number_integer() && id >= 0 && id < vocab;
+    RWKV_CHECK(fits, IoError, where, ": ", id.dump().substr(0, 40),
+               " is no token id: integers from 0 to ", vocab - 1, " are");
+    ids.push_back(id.get<int32_t>());
+  }
+  return ids;
+}
+
 void run_logits(const Flags& f) {
   Loaded m(f);
   const bool standard_input = f.file.empty() || f.file == "-";
@@ -132,13 +149,9 @@ void run_logits(const Flags& f) {
   std::string line;
   for (int64_t n = 1; std::getline(in, line); ++n) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    std::vector<int32_t> ids;
-    try {
-      ids = nlohmann::json::parse(line).get<std::vector<int32_t>>();
-    } catch (const nlohmann::json::exception&) {
-    }
-    RWKV_CHECK(!ids.empty(), IoError, "reading ", f.file, ", line ", n,
-               ": expected a JSON array of at least one token id");
+    const std::vector<int32_t> ids =
+        parse_ids(line, str("reading ", standard_input ? "standard input" : f.file, ", line ", n),
+                  int64_t(v));
     RnnState state = m.engine.new_state();
     std::string out;
     if (f.last) {

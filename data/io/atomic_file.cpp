@@ -73,6 +73,9 @@ AtomicFile::AtomicFile(std::string target) : target_(std::move(target)) {
              " does not exist; create it or choose another path");
   RWKV_CHECK(!fs::is_directory(target_, ec), IoError, "writing ", target_,
              ": a folder has that name; give a file name");
+  // The file is put in place by renaming, which would replace a device or a pipe.
+  RWKV_CHECK(!fs::exists(target_, ec) || fs::is_regular_file(target_, ec), IoError, "writing ",
+             target_, ": it is a device or a pipe; give the name of a file");
   static std::atomic<unsigned> counter{0};
   temp_ = str(target_, ".", ::getpid(), "-", counter++, ".tmp");
 }

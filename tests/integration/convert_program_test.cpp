@@ -63,6 +63,15 @@ class Convert : public testing::Test {
   }
 };
 
+TEST_F(Convert, LogitsOnlyOfTokenIds) {
+  rwkv7();
+  for (const char* bad : {"[4294967297]", "[9223372036854775809]", "[1e30]", "[1.5]", "[true]",
+                          "[-1]", "[1, 999999]", "[]", "{}", "[1, 2"}) {
+    std::ofstream(dir_.file("ids")) << "[1]\n" << bad << "\n";
+    expect_failure(run("rwkv-eval", "logits --model seven.pth --last < ids"), 3, "line 2");
+  }
+}
+
 TEST_F(Convert, EveryWayGivesTheSameLogits) {
   rwkv7();
   std::ofstream(dir_.file("ids")) << "[1, 2, 3, 4, 5]\n\n[256]\n";

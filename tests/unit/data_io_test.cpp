@@ -1,6 +1,7 @@
 // crc32 and files that appear complete or not at all.
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -77,6 +78,14 @@ TEST(AtomicFile, ErrorsNameThePath) {
   AtomicFile nothing(dir.file("b.txt"));
   EXPECT_THROW(nothing.commit(), IoError);  // no temporary was written
   EXPECT_FALSE(std::filesystem::exists(dir.file("b.txt")));
+}
+
+TEST(AtomicFile, DoesNotReplaceAPipe) {
+  TempDir dir;
+  const std::string pipe = dir.file("pipe");
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  EXPECT_THROW(AtomicFile{pipe}, IoError);
+  EXPECT_TRUE(std::filesystem::is_fifo(pipe));
 }
 
 TEST(AtomicFile, RemovesTemporariesOfDeadProcessesOnly) {
