@@ -483,7 +483,7 @@ TEST_F(Programs, EvalExplainsMistakes) {
   put("bad_ids", "[1,2]\n[]\n");
   expect_failure(eval("logits --model MODEL/alphabet.h5 MODEL/bad_ids"), 3, "line 2");
   put("bad_ids", "[300]\n");
-  expect_failure(eval("logits --model MODEL/alphabet.h5 MODEL/bad_ids"), 2, "token id 300");
+  expect_failure(eval("logits --model MODEL/alphabet.h5 MODEL/bad_ids"), 3, "300 is no token id");
 }
 
 }  // namespace
