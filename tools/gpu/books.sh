@@ -18,27 +18,12 @@ texts=$1
 vocabulary=$2
 out=$3
 shift 3
-folder=${BIN:-$here}
-# shellcheck source-path=SCRIPTDIR source=unpack.sh
-. "$here/unpack.sh"
-export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
-device=${DEVICE:-cuda}
-if [ -z "${WORK:-}" ]; then
-  WORK=$(mktemp -d)
-  trap 'rm -rf "$WORK"' EXIT
-fi
-mkdir -p "$out" "$WORK"
-say() { echo "== $* ($SECONDS s)" | tee -a "$out/summary.txt"; }
+# shellcheck source-path=SCRIPTDIR source=texts.sh
+. "$here/texts.sh"
 
-for part in train valid test; do
-  text=$texts/books_$part.jsonl
-  if [ -f "$text.xz" ]; then xz -dc "$text.xz"; else cat "$text"; fi |
-    "$folder/rwkv-data" tokenize - --format jsonl --vocab "$vocabulary" -o "$WORK/$part.h5"
-done
+for part in train valid test; do tokens $part; done
 say "tokens ready"
 
-config=books
-if [ -f "$folder/configs/books.json" ]; then config=$folder/configs/books.json; fi
 "$folder/rwkv-train" --config "$config" --device "$device" --set "data.train=$WORK/train.h5" \
   --set "data.valid=$WORK/valid.h5" --set "checkpoint.dir=$WORK/run" --set log.print_every=64 "$@"
 cp "$WORK/run/log.jsonl" "$out/"

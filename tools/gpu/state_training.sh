@@ -11,7 +11,7 @@
 #   compare   means of the loss over windows of 32 steps (1,048,576 tokens) of every VARIANT.jsonl of
 #             OUT against the first of serial, chunk that is there: OUT/windows.tsv, and a line each
 #   table     64M tokens of the same text in 8 x 4096, then rwkv-eval wkv-compare on books_test at
-#             512 to 16384 tokens: OUT/wkv-compare.json (its picture: --from)
+#             512 to 16384 tokens: OUT/wkv-compare.json, and .gp for gnuplot
 #
 # TEXTS holds books_train, books_valid and books_test as .jsonl or .jsonl.xz. Programs are taken from BIN
 # (default: this folder), run on DEVICE (default cuda); token files and checkpoints go to WORK (default:
@@ -28,34 +28,9 @@ texts=$1
 vocabulary=$2
 out=$3
 shift 3
-folder=${BIN:-$here}
-# shellcheck source-path=SCRIPTDIR source=unpack.sh
-. "$here/unpack.sh"
-export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
-device=${DEVICE:-cuda}
-if [ -z "${WORK:-}" ]; then
-  WORK=$(mktemp -d)
-  trap 'rm -rf "$WORK"' EXIT
-fi
-mkdir -p "$out" "$WORK"
-say() { echo "== $* ($SECONDS s)" | tee -a "$out/summary.txt"; }
+# shellcheck source-path=SCRIPTDIR source=texts.sh
+. "$here/texts.sh"
 read -ra options <<<"${TRAIN_OPTIONS:-}"
-config=books
-if [ -f "$folder/configs/books.json" ]; then config=$folder/configs/books.json; fi
-
-# tokens PART: the token file of books_PART, made once.
-tokens() {
-  local text=$texts/books_$1.jsonl
-  if [ ! -f "$WORK/$1.h5" ]; then
-    if [ -f "$text.xz" ]; then
-      xz -dc "$text.xz" 2>/dev/null ||
-        python3 -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), sys.stdout.buffer)' \
-          "$text.xz"
-    else
-      cat "$text"
-    fi | "$folder/rwkv-data" tokenize - --format jsonl --vocab "$vocabulary" -o "$WORK/$1.h5"
-  fi
-}
 
 # train NAME [OPTIONS]: into WORK/NAME, its log to OUT/NAME.jsonl.
 train() {
@@ -102,7 +77,7 @@ table() {
   tokens test
   train long --set train.context=4096 --set train.batch=8 --set "train.steps=${STEPS:-2048}"
   "$folder/rwkv-eval" wkv-compare "$WORK/test.h5" --model "$WORK/long" --device "$device" \
-    --batch-tokens 65536 --json-file "$out/wkv-compare.json" \
+    --batch-tokens 65536 --json-file "$out/wkv-compare.json" --plot "$out/wkv-compare.gp" \
     --ctx 512 1024 2048 4096 8192 16384 | tee -a "$out/summary.txt"
 }
 
