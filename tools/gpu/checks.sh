@@ -5,7 +5,7 @@
 #   checks.sh [PROGRAM...]      default: every one that was packed
 #
 # Programs are taken from BIN (default: this folder), golden files from RWKV_GOLDEN_DIR (default:
-# BIN/golden). The outputs of the programs go to $JOBOUT if it is set, else to a temporary folder; of
+# ../tests/golden, else BIN/golden). The outputs of the programs go to $JOBOUT if it is set, else to a temporary folder; of
 # a failure the essential part is printed. A program that skips all of its tests has failed: there
 # is no GPU then.
 # Exit code: 0 all passed, 1 a test failed, 2 wrong usage or nothing to run.
@@ -30,7 +30,6 @@ if [ ${#programs[@]} -eq 0 ]; then
   exit 2
 fi
 logs=${JOBOUT:-$(mktemp -d)}
-export RWKV_GOLDEN_DIR=${RWKV_GOLDEN_DIR:-$folder/golden}
 export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
 
 failed=0

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Packs what a GPU machine without our packages needs into .gpu/ (ignored by git), under 64 MiB: all
 # programs rwkv-*, all test programs of the ctest label "gpu" (cuda_*), the shared libraries they
-# want, golden files, configs and the scripts beside this file. Programs and libraries are stripped
+# want, configs and the scripts beside this file. Programs and libraries are stripped
 # and lie in one archive, which the scripts unpack.
 #
 #   tools/gpu/pack.sh BUILD_DIR [PROGRAM...]     default: every program that is built
@@ -41,7 +41,7 @@ fi
 to=$root/.gpu
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
-mkdir -p "$to" "$stage/lib" "$stage/golden" "$stage/configs"
+mkdir -p "$to" "$stage/lib" "$stage/configs"
 for file in "${files[@]}"; do
   strip -o "$stage/$(basename "$file")" "$file"
   # The C and C++ run-time libraries and CUDA's are those of the other machine.
@@ -49,7 +49,6 @@ for file in "${files[@]}"; do
     { grep -vE '/lib(c|m|pthread|dl|rt|resolv|gcc_s|stdc\+\+|cublas|cublasLt|cudart)\.so' || true; } |
     while IFS= read -r library; do cp -Lf "$library" "$stage/lib/"; done
 done
-cp "$root"/tests/golden/*.h5 "$stage/golden/"
 cp "$root"/configs/*.json "$stage/configs/"
 # One window over everything: the programs share most of their code.
 (cd "$stage" && tar cf - ./*) | xz --threads=1 --lzma2=preset=1,dict=128MiB >"$to/programs.tar.xz"

@@ -21,7 +21,6 @@ fi
 tools=("$@")
 if [ ${#tools[@]} -eq 0 ]; then tools=(memcheck racecheck synccheck initcheck); fi
 logs=${JOBOUT:-$(mktemp -d)}
-export RWKV_GOLDEN_DIR=${RWKV_GOLDEN_DIR:-$folder/golden}
 export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
 # Some run side by side, and their host threads mostly wait.
 export OMP_WAIT_POLICY=passive RWKV_NUM_THREADS=${RWKV_NUM_THREADS:-4}

@@ -6,3 +6,9 @@ if [ -f "$folder/programs.tar.xz" ] && [ ! "$folder/.unpacked" -nt "$folder/prog
       "$folder/programs.tar.xz" "$folder"
   touch "$folder/.unpacked"
 fi
+# Golden files travel with the checkout that .gpu/ lies in; elsewhere they are looked for in $folder.
+if [ -z "${RWKV_GOLDEN_DIR:-}" ]; then
+  RWKV_GOLDEN_DIR=$folder/golden
+  if [ -d "$folder/../tests/golden" ]; then RWKV_GOLDEN_DIR=$(cd "$folder/../tests/golden" && pwd); fi
+fi
+export RWKV_GOLDEN_DIR
