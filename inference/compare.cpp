@@ -44,6 +44,13 @@ std::vector<double> window_differences(std::span<const float> a, std::span<const
   return d;
 }
 
+int64_t broken_windows(const std::vector<float>& losses, int64_t ctx) {
+  int64_t broken = 0;
+  for (size_t i = 0; i < losses.size(); i += static_cast<size_t>(ctx))
+    broken += !std::isfinite(mean(std::span(losses).subspan(i, static_cast<size_t>(ctx))));
+  return broken;
+}
+
 double standard_error(const std::vector<double>& x) {
   if (x.size() < 2) return 0;
   double sum = 0, squares = 0;
@@ -110,9 +117,11 @@ WkvComparison compare_wkv(const Model& model, const ParamStore& weights,
       if (reference[i].empty()) reference[i] = losses;
       WkvComparison::Row& row = result.rows[i];
       row.loss.push_back(mean(losses));
-      RWKV_CHECK(std::isfinite(row.loss.back()), NonFiniteError,
-                 "comparing WKV variants: the loss under ", result.variants.back(),
-                 " is not finite at context ", ctx);
+      row.broken.push_back(broken_windows(losses, ctx));
+      RWKV_CHECK(row.broken.front() == 0, NonFiniteError, "comparing WKV variants: the loss under ",
+                 result.variants.front(), " is not finite in ", row.broken.front(), " of ",
+                 row.windows, " windows of context ", ctx,
+                 "; the others are compared with it, so take another first variant or model");
       row.difference.push_back(row.loss.back() - row.loss.front());
       row.error.push_back(standard_error(window_differences(reference[i], losses, ctx)));
       if (ctx == longest && std::ssize(result.by_position) < std::ssize(result.variants))

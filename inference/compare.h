@@ -24,6 +24,9 @@ struct WkvComparison {
     std::vector<double> loss;        ///< mean nats per token, by variant
     std::vector<double> difference;  ///< from variants[0]
     std::vector<double> error;       ///< standard error of the difference, from windows; 0 for one
+    /// Windows whose loss is not finite (a binary16 state beyond its range, 65504), by variant: if
+    /// there are any, loss, difference and error of the variant are NaN.
+    std::vector<int64_t> broken;
   };
   std::vector<std::string> variants;  ///< full names
   /// Predictions: the same ones for every context that divides the longest.
@@ -37,7 +40,8 @@ struct WkvComparison {
 /// under each variant; as many tokens as whole windows of the longest context have. Everything but
 /// the variant is equal, the cut into pieces included.
 /// Throws ConfigError for an empty list, a context below 1 or a variant that does not fit, IoError
-/// if the stream has no whole window of the longest context, NonFiniteError for such losses.
+/// if the stream has no whole window of the longest context, NonFiniteError for such losses under
+/// the first variant; under the others they are a result.
 WkvComparison compare_wkv(const Model& model, const ParamStore& weights,
                           const EngineOptions& engine, int64_t count, const TokenReader& read,
                           const WkvCompareOptions& options, const ProgressSink& progress = {});

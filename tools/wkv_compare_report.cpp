@@ -23,15 +23,20 @@ Report wkv_compare_report(const WkvComparison& r) {
   for (const WkvComparison::Row& row : r.rows) {
     text += format("\n%8lld %8lld", static_cast<long long>(row.context),
                    static_cast<long long>(row.windows));
-    for (size_t v = 0; v < r.variants.size(); ++v)
-      text += v == 0
-                  ? format("  %30.5f", row.loss[0])
-                  : format("  %9.5f %+.1e +- %.1e", row.loss[v], row.difference[v], row.error[v]);
+    for (size_t v = 0; v < r.variants.size(); ++v) {
+      if (v == 0)
+        text += format("  %30.5f", row.loss[0]);
+      else if (row.broken[v] > 0)
+        text += format("  %30s", str("not finite: ", row.broken[v], " windows").c_str());
+      else
+        text += format("  %9.5f %+.1e +- %.1e", row.loss[v], row.difference[v], row.error[v]);
+    }
     json["rows"].push_back({{"context", row.context},
                             {"windows", row.windows},
                             {"loss", row.loss},
                             {"difference", row.difference},
-                            {"standard_error", row.error}});
+                            {"standard_error", row.error},
+                            {"windows_not_finite", row.broken}});
   }
   json["positions_per_bin"] = r.bin;
   json["difference_by_position"] = r.by_position;

@@ -57,6 +57,21 @@ TEST_F(WkvCompare, AgreesWithTheLossOfEachVariant) {
   }
 }
 
+TEST_F(WkvCompare, AStateBeyondBinary16IsAResult) {
+  // Keys and values of some hundreds: their products do not fit, while an f32 state holds them.
+  for (const char* name : {"blocks.0.att.key.weight", "blocks.0.att.value.weight"}) {
+    for (float& w : m_.tensor(name)) w *= 2000.0F;
+  }
+  const WkvComparison got = compare({.variants = {"serial", "fp16-plain"}, .contexts = {8, 32}});
+  for (const WkvComparison::Row& row : got.rows) {
+    EXPECT_EQ(row.broken[0], 0);
+    EXPECT_GE(row.broken[1], 1);
+    EXPECT_TRUE(std::isfinite(row.loss[0]));
+    EXPECT_TRUE(std::isnan(row.difference[1]));
+  }
+  EXPECT_THROW(compare({.variants = {"fp16-plain", "serial"}, .contexts = {8}}), NonFiniteError);
+}
+
 TEST_F(WkvCompare, RefusesWhatItCannotMeasure) {
   EXPECT_THROW(compare({.contexts = {100}}), IoError);
   EXPECT_THROW(compare({.contexts = {0}}), ConfigError);

@@ -12,15 +12,17 @@
 #             OUT against the first of serial, chunk that is there: OUT/windows.tsv, and a line each
 #   table     64M tokens of the same text in 8 x 4096, then rwkv-eval wkv-compare on books_test at
 #             512 to 16384 tokens: OUT/wkv-compare.json, and .gp for gnuplot
+#   table-VARIANT  the same after a training with --wkv VARIANT: OUT/wkv-compare-VARIANT.json
 #
 # TEXTS holds books_train, books_valid and books_test as .jsonl or .jsonl.xz. Programs are taken from BIN
 # (default: this folder), run on DEVICE (default cuda); token files and checkpoints go to WORK (default:
 # a new folder in /tmp, removed at the end). STEPS overrides the number of steps of every training, and
-# TRAIN_OPTIONS holds further options of rwkv-train.
+# TRAIN_OPTIONS holds further options of rwkv-train. With TOKENIZER=bytes the text is taken as bytes
+# (VOCABULARY is not looked at): 100M tokens are one and a half passes then, not six.
 # Exit code: 0 done, 2 wrong usage, else that of the program that failed.
 set -euo pipefail
 if [ $# -lt 4 ]; then
-  sed -n '2,22s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,24s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 here=$(cd "$(dirname "$0")" && pwd)
@@ -31,6 +33,7 @@ shift 3
 # shellcheck source-path=SCRIPTDIR source=texts.sh
 . "$here/texts.sh"
 read -ra options <<<"${TRAIN_OPTIONS:-}"
+if [ "$tokenizer" = bytes ]; then options+=(--set model.vocab_size=257); fi
 
 # train NAME [OPTIONS]: into WORK/NAME, its log to OUT/NAME.jsonl.
 train() {
@@ -39,8 +42,8 @@ train() {
   tokens train
   tokens valid
   rm -rf "${WORK:?}/$name"
-  "$folder/rwkv-train" --config "$config" --device "$device" --set "data.train=$WORK/train.h5" \
-    --set "data.valid=$WORK/valid.h5" --set "checkpoint.dir=$WORK/$name" --set log.print_every=256 \
+  "$folder/rwkv-train" --config "$config" --device "$device" --set "data.train=$WORK/train$kind.h5" \
+    --set "data.valid=$WORK/valid$kind.h5" --set "checkpoint.dir=$WORK/$name" --set log.print_every=256 \
     --set checkpoint.every=0 --set checkpoint.keep_every=0 "$@" "${options[@]}"
   cp "$WORK/$name/log.jsonl" "$out/$name.jsonl"
   say "trained $name: $(tail -n 1 "$out/$name.jsonl")"
@@ -61,7 +64,7 @@ compare() {
   : >"$out/windows.tsv"
   for log in "$out"/*.jsonl; do
     name=$(basename "$log" .jsonl)
-    if [ "$name" = "$base" ] || [ "$name" = long ]; then continue; fi
+    if [ "$name" = "$base" ] || [[ $name = long* ]]; then continue; fi
     windows "$name" | paste "$WORK/base" - >"$WORK/pair"
     awk -v name="$name" -v base="$base" -v OFS='\t' '{ print base, name, NR, $1, $2, $2 - $1 }' \
       "$WORK/pair" >>"$out/windows.tsv"
@@ -73,18 +76,24 @@ compare() {
   done
 }
 
+# table SUFFIX [OPTIONS]
 table() {
+  local suffix=$1
+  shift
   tokens test
-  train long --set train.context=4096 --set train.batch=8 --set "train.steps=${STEPS:-2048}"
-  "$folder/rwkv-eval" wkv-compare "$WORK/test.h5" --model "$WORK/long" --device "$device" \
-    --batch-tokens 65536 --json-file "$out/wkv-compare.json" --plot "$out/wkv-compare.gp" \
-    --ctx 512 1024 2048 4096 8192 16384 | tee -a "$out/summary.txt"
+  train "long$suffix" --set train.context=4096 --set train.batch=8 \
+    --set "train.steps=${STEPS:-2048}" "$@"
+  "$folder/rwkv-eval" wkv-compare "$WORK/test$kind.h5" --model "$WORK/long$suffix" \
+    --device "$device" --batch-tokens 65536 --json-file "$out/wkv-compare$suffix.json" \
+    --plot "$out/wkv-compare$suffix.gp" --ctx 512 1024 2048 4096 8192 16384 |
+    tee -a "$out/summary.txt"
 }
 
 for part in "$@"; do
   case $part in
     compare) compare ;;
-    table) table ;;
+    table) table "" ;;
+    table-*) table "-${part#table-}" --wkv "${part#table-}" ;;
     *) train "$part" --wkv "$part" --set "train.steps=${STEPS:-3072}" --set eval.every=0 ;;
   esac
 done

@@ -15,16 +15,21 @@ say() { echo "== $* ($SECONDS s)" | tee -a "$out/summary.txt"; }
 config=books
 if [ -f "$folder/configs/books.json" ]; then config=$folder/configs/books.json; fi
 
-# tokens PART: the token file of books_PART, made once.
+tokenizer=${TOKENIZER:-}
+kind=${tokenizer:+-$tokenizer}
+how=(--vocab "$vocabulary")
+if [ -n "$tokenizer" ]; then how=(--tokenizer "$tokenizer"); fi
+
+# tokens PART: the token file of books_PART, made once: WORK/PART$kind.h5.
 tokens() {
   local text=$texts/books_$1.jsonl
-  if [ ! -f "$WORK/$1.h5" ]; then
+  if [ ! -f "$WORK/$1$kind.h5" ]; then
     if [ -f "$text.xz" ]; then
       xz -dc "$text.xz" 2>/dev/null ||
         python3 -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), sys.stdout.buffer)' \
           "$text.xz"
     else
       cat "$text"
-    fi | "$folder/rwkv-data" tokenize - --format jsonl --vocab "$vocabulary" -o "$WORK/$1.h5"
+    fi | "$folder/rwkv-data" tokenize - --format jsonl "${how[@]}" -o "$WORK/$1$kind.h5"
   fi
 }
