@@ -1,0 +1,221 @@
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <map>
+
+#include "inference/sequence_runner.h"
+#include "kernels/core/memory.h"
+
+namespace rwkv {
+namespace {
+
+constexpr int64_t kCudaBucket = 32;
+constexpr int64_t kCpuPrefill = 256, kCudaPrefill = 2048;
+
+std::vector<int64_t> buckets_of(const EngineRunnerOptions& o, Device device) {
+  std::vector<int64_t> buckets = o.buckets;
+  if (buckets.empty())
+    buckets =
+        device == Device::kCpu ? std::vector<int64_t>{1, 2, 4} : std::vector<int64_t>{kCudaBucket};
+  for (size_t i = 0; i < buckets.size(); ++i)
+    RWKV_CHECK(buckets[i] >= 1 && (i == 0 || buckets[i] > buckets[i - 1]), ConfigError,
+               "sequence runner: bucket ", buckets[i],
+               ", expected numbers of at least 1 in ascending order");
+  return buckets;
+}
+
+int64_t prefill_of(const EngineRunnerOptions& o, Device device) {
+  const int64_t n = o.prefill_tokens != 0     ? o.prefill_tokens
+                    : device == Device::kCuda ? kCudaPrefill
+                                              : kCpuPrefill;
+  RWKV_CHECK(n >= 1 && std::has_single_bit(static_cast<uint64_t>(n)), ConfigError,
+             "sequence runner: prefill_tokens is ", n, ", expected a power of two");
+  return n;
+}
+
+/// Exact on the CPU: buckets that few_rows of kernels/core/gemm_cpu.cpp serves.
+constexpr int64_t kCpuExactRows = 4;
+
+bool is_exact(std::span<const int64_t> buckets, Device device) {
+  return device == Device::kCpu ? buckets.back() <= kCpuExactRows : buckets.size() == 1;
+}
+
+class EngineRunner : public SequenceRunner {
+ public:
+  EngineRunner(Engine& engine, const EngineRunnerOptions& o)
+      : engine_(engine),
+        slots_(o.slots),
+        buckets_(buckets_of(o, engine.options().device)),
+        prefill_tokens_(prefill_of(o, engine.options().device)),
+        fresh_(engine.new_state(1)),
+        pool_(make_pool(engine, o.slots)),
+        named_(static_cast<size_t>(o.slots), 0) {
+    RWKV_CHECK(engine.options().prefill_tokens >= prefill_tokens_, ConfigError,
+               "sequence runner: the engine's prefill_tokens is ", engine.options().prefill_tokens,
+               ", expected at least ", prefill_tokens_, "; use runner_engine_options");
+    for (const auto& s : fresh_.specs()) {
+      layout_.push_back({s.name, s.spec, state_bytes_});
+      state_bytes_ += s.spec.bytes();
+    }
+    batches_.emplace(1, engine.new_state(1));
+    for (const int64_t b : buckets_)
+      if (b != 1) batches_.emplace(b, engine.new_state(b));
+  }
+
+  const ModelConfig& config() const override { return engine_.model().config(); }
+  int64_t slots() const override { return slots_; }
+  int64_t decode_batch() const override { return buckets_.back(); }
+  int64_t prefill_piece(int64_t left) const override {
+    RWKV_ASSERT(left >= 1, "prefill_piece of ", left);
+    return std::min(prefill_tokens_,
+                    static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(left))));
+  }
+  bool exact() const override { return is_exact(buckets_, engine_.options().device); }
+  size_t pool_bytes() const override { return pool_.bytes(); }
+  size_t workspace_bytes() const override {
+    size_t sum = engine_.plan_bytes() + logits_.size() * sizeof(float);
+    for (const auto& [size, state] : batches_) sum += state.bytes();
+    return sum;
+  }
+
+  void reset(int64_t slot) override {
+    check_slot(slot, "reset");
+    for (size_t i = 0; i < layout_.size(); ++i)
+      rwkv::copy(engine_.context(), pool_row(i, slot), fresh_[i]);
+  }
+  void copy(int64_t to, int64_t from) override {
+    check_slot(to, "copy");
+    check_slot(from, "copy");
+    if (to == from) return;
+    for (size_t i = 0; i < layout_.size(); ++i)
+      rwkv::copy(engine_.context(), pool_row(i, to), pool_row(i, from));
+  }
+
+  std::span<const StateTensor> layout() const override { return layout_; }
+  size_t state_bytes() const override { return state_bytes_; }
+  void save(int64_t slot, std::span<std::byte> to) override {
+    check_slot(slot, "save");
+    check_bytes(to.size(), "save");
+    for (size_t i = 0; i < layout_.size(); ++i)
+      rwkv::copy(engine_.context(), TensorView(to.data() + layout_[i].offset, layout_[i].spec),
+                 pool_row(i, slot));
+  }
+  void load(int64_t slot, std::span<const std::byte> from) override {
+    check_slot(slot, "load");
+    check_bytes(from.size(), "load");
+    for (size_t i = 0; i < layout_.size(); ++i)
+      // Views do not know constness; the copy only reads.
+      rwkv::copy(
+          engine_.context(), pool_row(i, slot),
+          TensorView(const_cast<std::byte*>(from.data()) + layout_[i].offset, layout_[i].spec));
+    // On CUDA the caller's memory, not pinned, has been read when the copies return.
+  }
+
+  TensorView prefill(int64_t slot, std::span<const int32_t> ids) override {
+    check_slot(slot, "prefill");
+    check_ids(ids, "prefill");
+    RWKV_CHECK(!ids.empty() && prefill_piece(std::ssize(ids)) == std::ssize(ids), ConfigError,
+               "prefill: ", ids.size(), " ids in one piece, expected a power of two of at most ",
+               prefill_tokens_, "; ask prefill_piece");
+    RnnState& batch = batches_.at(1);
+    move_rows(batch, 0, slot, true);
+    const TensorView logits = engine_.prefill(batch, ids);
+    move_rows(batch, 0, slot, false);
+    return logits;
+  }
+
+  TensorView decode(std::span<const int64_t> slots, std::span<const int32_t> ids) override {
+    RWKV_CHECK(!slots.empty() && slots.size() == ids.size(), ShapeError, "decode: ", slots.size(),
+               " slots and ", ids.size(), " ids, expected the same number of at least 1");
+    check_ids(ids, "decode");
+    for (const int64_t s : slots) check_slot(s, "decode");
+    bool twice = false;
+    for (const int64_t s : slots) twice |= std::exchange(named_[static_cast<size_t>(s)], 1) != 0;
+    for (const int64_t s : slots) named_[static_cast<size_t>(s)] = 0;
+    RWKV_CHECK(!twice, ConfigError, "decode: a slot is named twice");
+    const int64_t vocab = config().vocab_size;
+    const size_t all = slots.size();
+    logits_.resize(all * static_cast<size_t>(vocab));
+    for (size_t at = 0; at < all;) {
+      const size_t n = std::min(all - at, static_cast<size_t>(buckets_.back()));
+      step(slots.subspan(at, n), ids.subspan(at, n),
+           logits_.data() + at * static_cast<size_t>(vocab));
+      at += n;
+    }
+    return {logits_.data(), {static_cast<int64_t>(all), vocab}};
+  }
+
+ private:
+  static RnnState make_pool(Engine& engine, int64_t slots) {
+    RWKV_CHECK(slots >= 1, ConfigError, "sequence runner: ", slots, " slots, expected at least 1");
+    return engine.new_state(slots);
+  }
+  void check_slot(int64_t slot, const char* doing) const {
+    RWKV_CHECK(slot >= 0 && slot < slots_, ConfigError, doing, ": slot ", slot, ", expected 0 to ",
+               slots_ - 1);
+  }
+  void check_bytes(size_t bytes, const char* doing) const {
+    RWKV_CHECK(bytes == state_bytes_, ShapeError, doing, ": ", bytes,
+               " bytes for a state, expected ", state_bytes_);
+  }
+  /// Before any state moves: what throws later must not have touched a slot.
+  void check_ids(std::span<const int32_t> ids, const char* doing) const {
+    const int64_t v = config().vocab_size;
+    for (const int32_t id : ids)
+      RWKV_CHECK(id >= 0 && id < v, ConfigError, doing, ": token id ", id,
+                 " is outside of the model's vocabulary, 0 to ", v - 1);
+  }
+  TensorView pool_row(size_t i, int64_t slot) const { return pool_[i].slice(slot, slot + 1); }
+  void move_rows(RnnState& batch, int64_t row, int64_t slot, bool gather) {
+    for (size_t i = 0; i < layout_.size(); ++i) {
+      const TensorView there = batch[i].slice(row, row + 1), here = pool_row(i, slot);
+      rwkv::copy(engine_.context(), gather ? there : here, gather ? here : there);
+    }
+  }
+
+  /// One bucket. Rows behind the sequences go on with what an earlier call left there: nobody looks
+  /// at what comes of it.
+  void step(std::span<const int64_t> slots, std::span<const int32_t> ids, float* logits) {
+    const auto n = std::ssize(slots);
+    const int64_t bucket = *std::ranges::lower_bound(buckets_, n);
+    RnnState& batch = batches_.at(bucket);
+    for (int64_t row = 0; row < n; ++row)
+      move_rows(batch, row, slots[static_cast<size_t>(row)], true);
+    ids_.assign(ids.begin(), ids.end());
+    ids_.resize(static_cast<size_t>(bucket), 0);
+    const TensorView out = engine_.decode(batch, ids_);
+    std::memcpy(logits, out.f32(), static_cast<size_t>(n * out.last()) * sizeof(float));
+    for (int64_t row = 0; row < n; ++row)
+      move_rows(batch, row, slots[static_cast<size_t>(row)], false);
+  }
+
+  Engine& engine_;
+  int64_t slots_;
+  std::vector<int64_t> buckets_;
+  int64_t prefill_tokens_;
+  RnnState fresh_, pool_;
+  std::vector<char> named_;
+  std::map<int64_t, RnnState> batches_;
+  std::vector<StateTensor> layout_;
+  size_t state_bytes_ = 0;
+  std::vector<int32_t> ids_;
+  std::vector<float> logits_;
+};
+
+}  // namespace
+
+std::unique_ptr<SequenceRunner> make_engine_runner(Engine& engine,
+                                                   const EngineRunnerOptions& options) {
+  return std::make_unique<EngineRunner>(engine, options);
+}
+
+EngineOptions runner_engine_options(EngineOptions engine, const EngineRunnerOptions& options) {
+  const int64_t longest = prefill_of(options, engine.device);
+  engine.prefill_tokens = std::max(engine.prefill_tokens, longest);
+  const auto plans = std::bit_width(static_cast<uint64_t>(longest)) +
+                     std::ssize(buckets_of(options, engine.device)) + 1;
+  engine.max_plans = std::max<int64_t>(engine.max_plans, plans);
+  return engine;
+}
+
+}  // namespace rwkv
