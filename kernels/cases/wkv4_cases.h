@@ -11,12 +11,13 @@
 namespace rwkv {
 
 enum class Wkv4Kind : uint8_t {
-  kModel,     ///< rates e^-5 to e^3 rising with the channel as at initialisation; k, v ~ N(0, 1)
-  kSpread,    ///< rates 0.001 to 20 in random order
-  kSlow,      ///< rates 0.001 to 0.3
-  kWide,      ///< as kSpread, k uniform in +-80
-  kLowFirst,  ///< as kSpread, the first five keys around -300 to -120
-  kFarState,  ///< as kSpread, p0 off by +-40 and more
+  kModel,       ///< rates e^-5 to e^3 rising with the channel as at initialisation; k, v ~ N(0, 1)
+  kSpread,      ///< rates 0.001 to 20 in random order
+  kSlow,        ///< rates 0.001 to 0.3
+  kWide,        ///< as kSpread, k uniform in +-80
+  kLowFirst,    ///< as kSpread, the first five keys around -300 to -120
+  kFarState,    ///< as kSpread, p0 off by +-40 and more
+  kManyBehind,  ///< hardly any decay, k = 0; what came before are 2000 tokens of k = 79.9
 };
 
 struct Wkv4Case {

@@ -15,7 +15,8 @@ inline float wkv4_naive_reach(int64_t tokens) {
 }
 
 /// Throws ConfigError where the exponents of a whole sequence, which span `width`, or the bonus
-/// u + d leave that range. d: log decay per token.
+/// u + d leave that range. d: log decay per token. The incoming state is one of the exponents: its
+/// scale and the logarithm of the larger of its sums, in whole powers of two, if that is above 0.
 inline void wkv4_check_naive_range(int64_t sequence, int64_t channel, int64_t tokens, float width,
                                    float d, float u) {
   constexpr float kLargestBonus = 80;

@@ -13,7 +13,8 @@ namespace rwkv::test {
 namespace {
 
 bool is_far(Wkv4Kind kind) {
-  return kind == Wkv4Kind::kWide || kind == Wkv4Kind::kLowFirst || kind == Wkv4Kind::kFarState;
+  return kind == Wkv4Kind::kWide || kind == Wkv4Kind::kLowFirst || kind == Wkv4Kind::kFarState ||
+         kind == Wkv4Kind::kManyBehind;
 }
 
 class Wkv4Variant : public testing::TestWithParam<const WkvKernel*> {
@@ -132,6 +133,32 @@ TEST_P(Wkv4Variant, NaiveRefusesWhatOverflows) {
                              "f32 can hold", "use cumsum, scan or serial"})
       EXPECT_NE(text.find(part), std::string::npos) << text;
   }
+}
+
+// The sums of the incoming state count with their size: e^164 b = e^171.6.
+TEST_P(Wkv4Variant, NaiveRefusesLargeSumsAhead) {
+  if (!naive()) GTEST_SKIP() << "takes everything";
+  const WkvShape s{1, 2, 3, 1, true};
+  Wkv4Data d = data({"behind", Wkv4Kind::kManyBehind, s, 8});
+  const auto at = [&](float p, float sum) {
+    d.p0.assign(3, p);
+    d.a0.assign(3, sum);
+    d.b0.assign(3, sum);
+    const Wkv4Result got = run_wkv4(kernel(), s, d);
+    for (const float y : got.y) EXPECT_NEAR(y, 1, 1e-6) << p << " " << sum;
+  };
+  at(164, 1);
+  at(156, 2000);
+  EXPECT_THROW(at(164, 2000), ConfigError);
+  EXPECT_THROW(at(164, 2e30f), ConfigError);
+}
+
+// More sequences than a grid has rows.
+TEST_P(Wkv4Variant, ManySequences) {
+  const WkvShape s{65601, 1, 3, 1, true};
+  const Wkv4Data d = data({"sequences", Wkv4Kind::kModel, s, 7});
+  const Wkv4Result got = run_wkv4(kernel(), s, d);
+  expect_close(got, reference(s, d, got.p), false);
 }
 
 TEST_P(Wkv4Variant, OneTokenIsExact) {

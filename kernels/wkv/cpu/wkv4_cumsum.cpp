@@ -34,30 +34,6 @@ struct Range {
   Vec low, high;
 };
 
-/// Exponents of a piece before an anchor is taken off. The incoming state, decayed once, counts
-/// where it is large; where it is small it may vanish beside the tokens.
-Range range_of(const Wkv4Call& c, const Lanes& lanes, const Wkv4Params& param, const Wkv4Span& span,
-               int64_t tokens, Vec p) {
-  int64_t o = span.origin(c, lanes);
-  const Vec bonus = param.u + param.d;
-  const Vec up = bonus > 0 ? bonus : Vec{}, down = bonus < 0 ? bonus : Vec{};
-  Range r{splat(3e38f), splat(-3e38f)};
-  for (int64_t i = 0; i < tokens; ++i, o += c.channels) {
-    const Vec x = lanes.get(c.k + o) - static_cast<float>(i) * param.d;
-    r.low = vmin(r.low, x + down);
-    r.high = vmax(r.high, x + up);
-  }
-  r.high = vmax(r.high, p + param.d);
-  return r;
-}
-
-bool fits(const Range& r, const Lanes& lanes) {
-  const Vec span = r.high - r.low;
-  for (int i = 0; i < lanes.count; ++i)
-    if (!(span[i] <= kLargestSpan)) return false;
-  return true;
-}
-
 /// Power of two that x > 0 holds: x = m 2^e with m in [1, 2).
 struct Power {
   Vec inverse;  ///< 2^-e
@@ -70,6 +46,31 @@ Power power_of(Vec x) {
   VecIndex signed_e;
   std::memcpy(&signed_e, &e, sizeof e);
   return {detail::pow2(-e), __builtin_convertvector(signed_e, Vec) * kLn2};
+}
+
+/// Exponents of a piece before an anchor is taken off. The incoming state, decayed once, counts
+/// with the size of its sums where it is large; where it is small it may vanish beside the tokens.
+Range range_of(const Wkv4Call& c, const Lanes& lanes, const Wkv4Params& param, const Wkv4Span& span,
+               int64_t tokens, const Past& past) {
+  int64_t o = span.origin(c, lanes);
+  const Vec bonus = param.u + param.d;
+  const Vec up = bonus > 0 ? bonus : Vec{}, down = bonus < 0 ? bonus : Vec{};
+  Range r{splat(3e38f), splat(-3e38f)};
+  for (int64_t i = 0; i < tokens; ++i, o += c.channels) {
+    const Vec x = lanes.get(c.k + o) - static_cast<float>(i) * param.d;
+    r.low = vmin(r.low, x + down);
+    r.high = vmax(r.high, x + up);
+  }
+  const Vec size = power_of(vmax(splat(1.0f), vmax(past.b, vmax(past.a, -past.a)))).log;
+  r.high = vmax(r.high, past.scale.at(param.d) + param.d + size);
+  return r;
+}
+
+bool fits(const Range& r, const Lanes& lanes) {
+  const Vec span = r.high - r.low;
+  for (int i = 0; i < lanes.count; ++i)
+    if (!(span[i] <= kLargestSpan)) return false;
+  return true;
 }
 
 void forward_piece(const Wkv4Call& c, const Lanes& lanes, const Wkv4Params& param,
@@ -168,7 +169,7 @@ void forward(Context&, const OpCall& call) {
     for (int64_t s = 0; s < c.segments(); ++s) {
       const Wkv4Span span(c, b, s);
       if (c.saved != nullptr) store_saved(c, lanes, b, s, past, param.d);
-      const Range range = range_of(c, lanes, param, span, span.n, past.scale.at(param.d));
+      const Range range = range_of(c, lanes, param, span, span.n, past);
       if (uses_sums(span, range, lanes))
         forward_piece(c, lanes, param, span, span.n, centre(range), past);
       else
@@ -193,7 +194,7 @@ void backward(Context& ctx, const OpCall& call) {
     for (int64_t s = c.segments() - 1; s >= 0; --s) {
       const Wkv4Span span(c, b, s);
       Past past = load_saved(c, lanes, b, s);
-      const Range range = range_of(c, lanes, param, span, span.n, past.scale.at(param.d));
+      const Range range = range_of(c, lanes, param, span, span.n, past);
       if (uses_sums(span, range, lanes)) {
         backward_piece(c, lanes, param, span, span.n, centre(range), past, e, h, future, totals);
       } else {
@@ -221,8 +222,8 @@ double replaced_share(Context&, const OpCall& call) {
     const Wkv4Params param(c, lanes);
     for (int64_t s = 0; s < c.segments(); ++s) {
       const Wkv4Span span(c, b, s);
-      const Vec p = load_saved(c, lanes, b, s).scale.base;
-      if (!fits(range_of(c, lanes, param, span, span.n, p), lanes))
+      const Past past = load_saved(c, lanes, b, s);
+      if (!fits(range_of(c, lanes, param, span, span.n, past), lanes))
         replaced[static_cast<size_t>(item)] += span.n * lanes.count;
     }
   });
@@ -251,7 +252,7 @@ size_t naive_workspace_bytes(const WkvShape& s) {
 /// The anchor of a whole sequence. Throws ConfigError if its exponents leave the range.
 Vec naive_anchor(const Wkv4Call& c, const Lanes& lanes, const Wkv4Params& param,
                  const Wkv4Span& span, const Past& past) {
-  const Range r = range_of(c, lanes, param, span, c.tokens, past.scale.at(param.d));
+  const Range r = range_of(c, lanes, param, span, c.tokens, past);
   for (int i = 0; i < lanes.count; ++i)
     wkv4_check_naive_range(span.b, lanes.first + i, c.tokens, r.high[i] - r.low[i], param.d[i],
                            param.u[i]);

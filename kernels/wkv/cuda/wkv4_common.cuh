@@ -124,6 +124,13 @@ struct PastOf {
 };
 using Past = PastOf<Scale>;
 
+/// Power of two in the larger of |a| and b, 0 below 2: what cumulative sums add to the scale.
+template <class S>
+__device__ __forceinline__ float log_size(const PastOf<S>& past) {
+  const float size = fmaxf(fmaxf(past.b, fabsf(past.a)), 1.0f);
+  return static_cast<float>((__float_as_int(size) >> 23) - 127);
+}
+
 /// Sums over future tokens (spec rwkv4 4.1), x 2^scale and z 2^scale, and their derivatives by the
 /// number of steps.
 template <class S>

@@ -57,7 +57,7 @@ __global__ void no_ranges_kernel(const Wkv4Shape s, int* ranges) {
 }
 
 /// Lowest and highest exponent before an anchor is taken off (low, then high: (B, C) each). The
-/// incoming state, decayed once, counts where it is large.
+/// incoming state, decayed once, counts where it is large, with the size of its sums.
 template <class T>
 __global__ void ranges_kernel(const Wkv4Shape s, const Wkv4Forward io, int* ranges) {
   const Place at(s, blockIdx.x);
@@ -73,7 +73,10 @@ __global__ void ranges_kernel(const Wkv4Shape s, const Wkv4Forward io, int* rang
     low = fminf(low, x + down);
     high = fmaxf(high, x + up);
   }
-  if (io.a0 != nullptr) high = fmaxf(high, to_log2(io.p0[at.state]) + d);
+  if (io.a0 != nullptr) {
+    const Past first = first_past<Scale>(io, at.state);
+    high = fmaxf(high, first.scale.at(d) + d + log_size(first));
+  }
   atomicMin(ranges + at.state, ordered(low));
   atomicMax(ranges + s.batch * s.channels + at.state, ordered(high));
 }

@@ -34,9 +34,9 @@ struct Piece {
     for (int i = 0; i < kOwn; ++i)
       if (i < n) e[i] = pow2(k[i] - static_cast<float>(i) * d - anchor);
   }
-  /// Together with the state ahead of it, too.
+  /// Together with the state ahead of it, too, whose sums may be large beside its scale.
   __device__ __forceinline__ bool takes(const Past& past, float d) const {
-    return fits && past.scale.at(d) + d - low <= kLargestSpan;
+    return fits && past.scale.at(d) + d + log_size(past) - low <= kLargestSpan;
   }
   /// Weight of the state ahead of the piece.
   __device__ __forceinline__ float start(const Past& past, float d) const {

@@ -18,6 +18,12 @@ int segments_of(const Wkv4Shape& s) {
   return (s.tokens + kSegment - 1) / kSegment;
 }
 
+/// Blocks that the channels of a sequence take. A grid has many more columns than rows: sequences
+/// and groups share its columns.
+__host__ __device__ inline int groups_of(const Wkv4Shape& s) {
+  return (s.channels + kThreads - 1) / kThreads;
+}
+
 /// Tokens of a segment, `stride` apart; zeros beyond n.
 template <class T>
 __device__ __forceinline__ void load_segment(const T* from, int64_t stride, int n,
@@ -34,9 +40,10 @@ __device__ __forceinline__ void load_segment(const T* from, int64_t stride, int 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(const Wkv4Shape s, const Wkv4Forward io) {
-  const int c = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  const int groups = groups_of(s);
+  const int c = static_cast<int>(blockIdx.x) % groups * kThreads + static_cast<int>(threadIdx.x);
   if (c >= s.channels) return;
-  const int b = static_cast<int>(blockIdx.y);
+  const int b = static_cast<int>(blockIdx.x) / groups;
   const int64_t state = static_cast<int64_t>(b) * s.channels + c, stride = s.channels;
   const int64_t base = static_cast<int64_t>(b) * s.tokens * stride + c;
   const auto* k = static_cast<const T*>(io.k) + base;
@@ -80,9 +87,10 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(const Wkv4Shape s, const Wkv4Backward io, float* partials) {
-  const int c = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  const int groups = groups_of(s);
+  const int c = static_cast<int>(blockIdx.x) % groups * kThreads + static_cast<int>(threadIdx.x);
   if (c >= s.channels) return;
-  const int b = static_cast<int>(blockIdx.y);
+  const int b = static_cast<int>(blockIdx.x) / groups;
   const int64_t state = static_cast<int64_t>(b) * s.channels + c, stride = s.channels;
   const auto* k = static_cast<const T*>(io.k);
   const auto* v = static_cast<const T*>(io.v);
@@ -139,8 +147,8 @@ __global__ void __launch_bounds__(kThreads)
     total_u += static_cast<double>(sum_u);
   }
   total_d += static_cast<double>(state_gradient(io, state, d, future));
-  partials[2 * b * stride + c] = static_cast<float>(total_d);
-  partials[(2 * b + 1) * stride + c] = static_cast<float>(total_u);
+  partials[2 * static_cast<int64_t>(b) * stride + c] = static_cast<float>(total_d);
+  partials[(2 * static_cast<int64_t>(b) + 1) * stride + c] = static_cast<float>(total_u);
 }
 
 // --- sums of partial parameter gradients
@@ -195,9 +203,8 @@ __global__ void param_kernel(const float* partials, int rows, int channels, cons
   put_gradient(io.du, c, static_cast<float>(u), io.add, kDu);
 }
 
-dim3 grid_of(const Wkv4Shape& s) {
-  return dim3(static_cast<unsigned>((s.channels + kThreads - 1) / kThreads),
-              static_cast<unsigned>(s.batch));
+unsigned blocks_of(const Wkv4Shape& s) {
+  return static_cast<unsigned>(s.batch) * static_cast<unsigned>(groups_of(s));
 }
 
 }  // namespace
@@ -214,18 +221,18 @@ size_t wkv4_serial_workspace_bytes(const Wkv4Shape& s) {
 
 cudaError_t wkv4_serial_forward(const Wkv4Shape& s, const Wkv4Forward& io, cudaStream_t stream) {
   if (s.f32)
-    forward_kernel<float><<<grid_of(s), kThreads, 0, stream>>>(s, io);
+    forward_kernel<float><<<blocks_of(s), kThreads, 0, stream>>>(s, io);
   else
-    forward_kernel<__nv_bfloat16><<<grid_of(s), kThreads, 0, stream>>>(s, io);
+    forward_kernel<__nv_bfloat16><<<blocks_of(s), kThreads, 0, stream>>>(s, io);
   return cudaGetLastError();
 }
 
 cudaError_t wkv4_serial_backward(const Wkv4Shape& s, const Wkv4Backward& io, cudaStream_t stream) {
   auto* partials = static_cast<float*>(io.workspace);
   if (s.f32)
-    backward_kernel<float><<<grid_of(s), kThreads, 0, stream>>>(s, io, partials);
+    backward_kernel<float><<<blocks_of(s), kThreads, 0, stream>>>(s, io, partials);
   else
-    backward_kernel<__nv_bfloat16><<<grid_of(s), kThreads, 0, stream>>>(s, io, partials);
+    backward_kernel<__nv_bfloat16><<<blocks_of(s), kThreads, 0, stream>>>(s, io, partials);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return error;
   return param_gradients(partials, s.batch, s.channels, io,
