@@ -35,6 +35,12 @@ class Planner {
  private:
   const Graph::Node& node(int32_t i) const { return graph_.nodes()[static_cast<size_t>(i)]; }
   const Graph::ValueInfo& info(Value v) const { return graph_.value(v); }
+  /// Of the gradient of a value: those of binary16 states are f32 (kernels/wkv/wkv.h).
+  TensorSpec gradient_spec(Value v) const {
+    TensorSpec spec = info(v).spec;
+    if (spec.dtype == DType::kF16) spec.dtype = DType::kF32;
+    return spec;
+  }
   static size_t idx(Value v) { return static_cast<size_t>(v.id); }
   int32_t now() const { return static_cast<int32_t>(plan_.steps_.size()); }
 
@@ -184,7 +190,7 @@ class Planner {
     std::vector<bool> block_done(graph_.blocks().size(), false);
     std::vector<bool> param_written(graph_.params().size(), false);
     plan_.loss_grad_ = grad_buffer_[idx(loss_)] =
-        new_buffer("d" + info(loss_).name, info(loss_).spec);
+        new_buffer("d" + info(loss_).name, gradient_spec(loss_));
 
     for (size_t i = graph_.nodes().size(); i-- > 0;) {
       if (!runs_backward_[i]) continue;
@@ -198,7 +204,7 @@ class Planner {
         if (grad_buffer_[idx(v)] >= 0 || info(v).spec.dtype == DType::kI32) continue;
         // An output that the loss does not depend on: its gradient is zero.
         PlanStep zero{.kind = PlanStep::Kind::kZero, .node = id, .block = n.block};
-        zero.out = {grad_buffer_[idx(v)] = new_buffer("d" + info(v).name, info(v).spec)};
+        zero.out = {grad_buffer_[idx(v)] = new_buffer("d" + info(v).name, gradient_spec(v))};
         plan_.steps_.push_back(std::move(zero));
       }
       plan_.model_flops_ += n.backward_flops;
@@ -272,7 +278,7 @@ class Planner {
         s.din.push_back(touch(grad_buffer_[idx(v)]));
         s.din_mode.push_back(Accum::kAdd);
       } else {
-        grad_buffer_[idx(v)] = new_buffer("d" + info(v).name, info(v).spec);
+        grad_buffer_[idx(v)] = new_buffer("d" + info(v).name, gradient_spec(v));
         s.din.push_back(grad_buffer_[idx(v)]);
         s.din_mode.push_back(Accum::kWrite);
       }

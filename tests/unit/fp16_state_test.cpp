@@ -116,16 +116,24 @@ struct LossAndGradients {
   std::vector<float> grads;
 };
 
-LossAndGradients train_step(const TestModel& m, const std::string& wkv, GradCheckpointing how) {
+/// state: from states and counters of zero that are inputs, and what they end as is an output.
+LossAndGradients train_step(const TestModel& m, const std::string& wkv, GradCheckpointing how,
+                            bool state = false) {
   constexpr int64_t kTokens = 40;
   const auto x = random_ids(24, 2 * kTokens, kVocab), y = random_ids(25, 2 * kTokens, kVocab);
   Context ctx;
-  const Graph graph = m.model->build({.batch = 2, .tokens = kTokens, .wkv = wkv});
+  const Graph graph = m.model->build({.batch = 2, .tokens = kTokens, .state = state, .wkv = wkv});
   Plan plan = Plan::build(graph, {.grad_checkpointing = how});
   ParamStore grads(Device::kCpu, m.model->params(), "gradients");
   plan.bind(ctx, m.weights->views(), grads.views());
   std::memcpy(plan.input("tokens").data, x.data(), x.size() * 4);
   std::memcpy(plan.input("targets").data, y.data(), y.size() * 4);
+  if (state)
+    for (const auto& s : m.model->state_specs(2, DType::kF32, wkv)) {
+      const TensorView view = plan.input(s.name);
+      EXPECT_EQ(s.initial, 0);
+      std::memset(view.data, 0, view.bytes());
+    }
   plan.forward(ctx);
   plan.backward(ctx, 1.0f, true);
   LossAndGradients r{plan.output("loss").f32()[0], {}};
@@ -151,6 +159,17 @@ TEST(Fp16State, TrainsLikeAnF32State) {
     std::printf("%s: loss %.6f, f32 state %.6f; gradients differ by %.1e\n", wkv, got.loss,
                 want.loss, error);
   }
+}
+
+// Binary16 states take part in the backward, with gradients in f32.
+TEST(Fp16State, TrainsWithStatesAsInputs) {
+  const TestModel m = random_model(26);
+  for (const char* wkv : {"fp16-dithered", "fp16-plain"})
+    for (const auto how : {GradCheckpointing::kNone, GradCheckpointing::kBlock}) {
+      const auto want = train_step(m, wkv, how), got = train_step(m, wkv, how, true);
+      EXPECT_EQ(got.loss, want.loss);
+      EXPECT_EQ(got.grads, want.grads);
+    }
 }
 
 }  // namespace
