@@ -31,6 +31,8 @@ std::vector<OpCase> feed_forward_cases(std::span<const BenchShape> bench) {
   add(1, 140, 64, 264, 72, true, Use::kTest);  // several tiles, none of them whole
   add(3, 89, 136, 256, 64, false, Use::kTest);
   add(1, 2100, 8, 24, 16, false, Use::kTest);  // more rows than one piece has
+  // Inner dimensions of more pieces than a GPU holds at a time, in both directions.
+  add(1, 130, 328, 136, 392, true, Use::kTest);
   for (const BenchShape& m : bench)
     add(m.batch, m.tokens, m.width, m.hidden(), m.width, true, m.use);
   return list;

@@ -51,7 +51,7 @@ class Context {
   int lanes() const { return 1 + static_cast<int>(lanes_.size()); }
   Context& lane(int i) { return i == 0 ? *this : *lanes_[static_cast<size_t>(i - 1)]; }
 
-  /// CUDA: work is being recorded into a LaunchGraph and does not run.
+  /// CUDA: work, of this context and its lanes, is recorded into a LaunchGraph and does not run.
   bool recording() const { return recording_; }
 
   /// Waits until everything queued so far is done. `why` is counted and traced: a step synchronises

@@ -10,15 +10,18 @@ namespace rwkv {
 LaunchGraph::LaunchGraph(Context& ctx, const std::function<void()>& work) {
   RWKV_ASSERT(ctx.device() == Device::kCuda, "launch graphs are CUDA's");
   backend::cuda_capture_begin(ctx.stream());
-  ctx.recording_ = true;
+  const auto mark = [&](bool on) {
+    for (int i = 0; i < ctx.lanes(); ++i) ctx.lane(i).recording_ = on;
+  };
+  mark(true);
   try {
     work();
   } catch (...) {
-    ctx.recording_ = false;
+    mark(false);
     backend::cuda_capture_end(ctx.stream(), true, nullptr);
     throw;
   }
-  ctx.recording_ = false;
+  mark(false);
   graph_ = backend::cuda_capture_end(ctx.stream(), false, &nodes_);
 }
 

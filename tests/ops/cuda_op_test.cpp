@@ -11,11 +11,14 @@
 #include <limits>
 
 #include "kernels/core/bf16.h"
+#include "kernels/core/launch_graph.h"
 #include "kernels/core/memory.h"
 #include "kernels/ops/adamw.h"
+#include "kernels/ops/feed_forward.h"
 #include "tests/ops/bf16_naive.h"
 #include "tests/ops/cuda_harness.h"
 #include "tests/support/compare.h"
+#include "tests/support/device_image.h"
 
 namespace rwkv::test {
 namespace {
@@ -305,6 +308,143 @@ TEST_P(CudaExtra, AdamWMatchesDouble) {
         ASSERT_EQ(p16[i].bits, to_bf16(p[i]).bits) << i;
     EXPECT_EQ(p[20010], host[0][20010]);  // between the pieces
   }
+}
+
+/// bf16 numbers of N(0, deviation), the same for the same name.
+std::vector<float> normal_bf16(int64_t n, const char* name, double deviation) {
+  const Rng rng(kSeed, hash_name(name));
+  std::vector<float> x(static_cast<size_t>(n));
+  for (size_t i = 0; i < x.size(); ++i)
+    x[i] = to_float(to_bf16(static_cast<float>(deviation * rng.normal(i))));
+  return x;
+}
+
+/// What feed_forward leaves in its saved tensor: hidden values, and behind the backward their
+/// gradients. `x` and `dy`: whole rows.
+struct Hidden {
+  std::vector<float> values, gradients;
+};
+struct FeedForwardSize {
+  int64_t k, h, n;
+};
+Hidden hidden_of(const FeedForwardSize& s, std::span<const float> x, std::span<const float> dy) {
+  constexpr DType kHalf = DType::kBF16;
+  const int64_t rows = std::ssize(x) / s.k;
+  Context ctx(Device::kCuda);
+  const TensorSpec in({1, rows, s.k}, kHalf), out({1, rows, s.n}, kHalf);
+  const std::vector<TensorSpec> ins = {in};
+  const std::vector<TensorSpec> params = {TensorSpec({s.h, s.k}, kHalf),
+                                          TensorSpec({s.n, s.h}, kHalf)};
+  ShapeCall sizes;
+  sizes.in = ins;
+  sizes.param = params;
+  kFeedForward.infer(sizes);
+  ctx.reserve_workspace(sizes.workspace_bytes);
+  DeviceImage image(ctx);
+  image.add_values(in, x);
+  image.add_values(params[0], normal_bf16(s.h * s.k, "W1", 1 / std::sqrt(double(s.k))));
+  image.add_values(params[1], normal_bf16(s.n * s.h, "W2", 1 / std::sqrt(double(s.h))));
+  image.add_values(out, dy);
+  const size_t y = image.add(out), dx = image.add(in), saved = image.add(sizes.saved[0]);
+  const size_t dw1 = image.add(TensorSpec({s.h, s.k})), dw2 = image.add(TensorSpec({s.n, s.h}));
+  image.send();
+  const auto views = [&](std::initializer_list<size_t> at) {
+    std::vector<TensorView> v;
+    for (const size_t i : at) v.push_back(image.view(i));
+    return v;
+  };
+  const auto in_views = views({0}), param_views = views({1, 2}), out_views = views({y}),
+             saved_views = views({saved}), dout = views({3}), din = views({dx}),
+             dparam = views({dw1, dw2});
+  const std::vector<Accum> modes(2, Accum::kWrite);
+  OpCall call;
+  call.in = in_views;
+  call.param = param_views;
+  call.out = out_views;
+  call.saved = saved_views;
+  run_forward(ctx, kFeedForward, call);
+  image.fetch();
+  Hidden hidden{image.values(saved), {}};
+  call.out = {};
+  call.dout = dout;
+  call.din = din;
+  call.din_mode = std::span(modes).first(1);
+  call.dparam = dparam;
+  call.dparam_mode = modes;
+  run_backward(ctx, kFeedForward, call);
+  image.fetch();
+  EXPECT_TRUE(image.intact());
+  hidden.gradients = image.values(saved);
+  return hidden;
+}
+
+// Several tiles for each cluster of blocks, whose rings of loads go around several times, give the
+// bits of one tile for each; and those are right.
+TEST(CudaFeedForward, ManyTilesGiveTheBitsOfFew) {
+  if (!have_gpu()) GTEST_SKIP() << "no GPU";
+  // 9 x 9 pairs of tiles of 128 x 256, 66 clusters on an H200. Inner dimensions of 9 and 7 pieces.
+  const FeedForwardSize s{520, 2056, 392};
+  constexpr int64_t kRows = 2100, kPart = 256;
+  const auto x = normal_bf16(kRows * s.k, "x", 1), dy = normal_bf16(kRows * s.n, "dy", 1);
+  const Hidden all = hidden_of(s, x, dy);
+  Hidden parts;
+  for (int64_t r = 0; r < kRows; r += kPart) {
+    const int64_t rows = std::min(kPart, kRows - r);
+    const auto part = [&](const std::vector<float>& of, int64_t width) {
+      return std::span(of).subspan(static_cast<size_t>(r * width),
+                                   static_cast<size_t>(rows * width));
+    };
+    const Hidden few = hidden_of(s, part(x, s.k), part(dy, s.n));
+    parts.values.insert(parts.values.end(), few.values.begin(), few.values.end());
+    parts.gradients.insert(parts.gradients.end(), few.gradients.begin(), few.gradients.end());
+  }
+  EXPECT_TRUE(bit_equal(std::span<const float>(all.values), std::span<const float>(parts.values),
+                        "hidden values"));
+  EXPECT_TRUE(bit_equal(std::span<const float>(all.gradients),
+                        std::span<const float>(parts.gradients), "their gradients"));
+  for (int again = 0; again < 5; ++again) {
+    const Hidden same = hidden_of(s, x, dy);
+    EXPECT_EQ(same.values, all.values);
+    EXPECT_EQ(same.gradients, all.gradients);
+  }
+  // Elements spread over all tiles, in double.
+  const auto w1 = normal_bf16(s.h * s.k, "W1", 1 / std::sqrt(double(s.k))),
+             w2 = normal_bf16(s.n * s.h, "W2", 1 / std::sqrt(double(s.h)));
+  for (int64_t r = 0; r < kRows; r += 41)
+    for (int64_t c = r % 37; c < s.h; c += 37) {
+      double sum = 0, back = 0;
+      for (int64_t k = 0; k < s.k; ++k)
+        sum += double(x[static_cast<size_t>(r * s.k + k)]) *
+               double(w1[static_cast<size_t>(c * s.k + k)]);
+      for (int64_t n = 0; n < s.n; ++n)
+        back += double(dy[static_cast<size_t>(r * s.n + n)]) *
+                double(w2[static_cast<size_t>(n * s.h + c)]);
+      const double root = std::max(sum, 0.0), hidden = root * root;
+      const auto at = static_cast<size_t>(r * s.h + c);
+      // The root is taken of a rounded square: relative errors of 2^-9 each.
+      ASSERT_LE(std::fabs(double(all.values[at]) - hidden), 1e-2 * hidden + 1e-4) << r << " " << c;
+      ASSERT_LE(std::fabs(double(all.gradients[at]) - 2 * root * back),
+                1e-2 * std::fabs(2 * root * back) + 1e-2)
+          << r << " " << c;
+    }
+}
+
+// A context and its lanes know that their work is recorded, so that an op can refuse.
+TEST(CudaLaunchGraph, LanesKnowThatTheyAreRecorded) {
+  if (!have_gpu()) GTEST_SKIP() << "no GPU";
+  Context ctx(Device::kCuda);
+  ctx.open_lanes(3);
+  const auto recorded = [&] {
+    int n = 0;
+    for (int i = 0; i < 3; ++i) n += ctx.lane(i).recording();
+    return n;
+  };
+  int within = -1;
+  const LaunchGraph graph(ctx, [&] { within = recorded(); });
+  EXPECT_EQ(within, 3);
+  EXPECT_EQ(recorded(), 0);
+  EXPECT_THROW(LaunchGraph(ctx, [] { throw ConfigError("refused"); }), ConfigError);
+  EXPECT_EQ(recorded(), 0);
 }
 
 TEST(CudaMemory, NewMemoryIsClearedBeforeItIsWritten) {
