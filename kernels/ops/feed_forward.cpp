@@ -47,6 +47,7 @@ constinit const Op kFeedForward = {
     .forward_flops = forward_flops,
     .backward_flops = backward_flops,
     .passes_gradient = 0b10,
+    .backward_uses_up_saved = true,
 };
 
 }  // namespace rwkv

@@ -62,6 +62,7 @@ constinit const Op kLinearCrossEntropy = {
         [](const void* attrs) {
           return static_cast<const LinearCrossEntropyAttrs*>(attrs)->chunk_tokens == 0;
         },
+    .backward_uses_up_saved = true,
 };
 
 }  // namespace rwkv

@@ -65,6 +65,9 @@ struct Op {
   /// Bit i: the gradient of in[i] is that of out[0]. The planner then lets them share memory where
   /// it can, and skips the input; kernels still have to honour the other modes.
   uint32_t passes_gradient = 0;
+  /// A backward may overwrite what the forward saved: one per forward (or, where the op says that
+  /// it splits, one for each part).
+  bool backward_uses_up_saved = false;
 };
 
 /// Types. Activations (inputs, outputs and their gradients) are f32 or bf16, the same throughout a

@@ -65,11 +65,15 @@ void cuda_delay(Context& ctx, double seconds) {
 }
 
 Timing cuda_time(Context& ctx, int repeats, const std::function<void()>& work, int warmup,
-                 double delay_s) {
-  for (int i = 0; i < warmup; ++i) work();
+                 double delay_s, const std::function<void()>& before) {
+  for (int i = 0; i < warmup; ++i) {
+    if (before) before();
+    work();
+  }
   EventTimer timer;
   std::vector<double> seconds;
   for (int i = 0; i < repeats; ++i) {
+    if (before) before();
     cuda_delay(ctx, delay_s);
     timer.start(ctx);
     work();

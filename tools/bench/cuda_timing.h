@@ -33,9 +33,10 @@ class EventTimer {
 void cuda_delay(Context& ctx, double seconds);
 
 /// `work` queues something on ctx; it is timed with events, `repeats` times after `warmup` untimed
-/// runs, each behind a delay of `delay_s`. Back to back: caches are not flushed.
+/// runs, each behind a delay of `delay_s`. Back to back: caches are not flushed. `before` is queued
+/// ahead of every run, untimed.
 Timing cuda_time(Context& ctx, int repeats, const std::function<void()>& work, int warmup = 3,
-                 double delay_s = 100e-6);
+                 double delay_s = 100e-6, const std::function<void()>& before = {});
 
 /// Fills device memory of type f32 or bf16 with N(mean, deviation): up to 2^20 draws of Philox,
 /// repeated.

@@ -1,6 +1,7 @@
 #include "tools/bench/ops.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -83,6 +84,20 @@ class CaseRun {
                   .attrs = case_.attrs.get()});
   }
 
+  /// The gradients of parameters are, as far as their first million elements: other numbers than
+  /// those of training need not take the same time.
+  bool finite() {
+    for (const TensorView& g : dparam_) {
+      std::vector<float> some(static_cast<size_t>(std::min(g.numel(), int64_t{1} << 20)));
+      const TensorSpec part({std::ssize(some)});
+      copy(ctx_, TensorView(some.data(), part), TensorView(g.data, part, g.device));
+      ctx_.synchronize("gradients");
+      if (!std::all_of(some.begin(), some.end(), [](float x) { return std::isfinite(x); }))
+        return false;
+    }
+    return true;
+  }
+
  private:
   /// Values as the case draws them, up to 2^20 of them, repeated.
   TensorView take_filled(const cases::Argument& a) {
@@ -113,11 +128,17 @@ class CaseRun {
   std::vector<Accum> modes_, param_modes_;
 };
 
-Timing time_call(Context& ctx, int repeats, const std::function<void()>& call) {
+/// `before`, if given, runs ahead of every call and is not timed.
+Timing time_call(Context& ctx, int repeats, const std::function<void()>& call,
+                 const std::function<void()>& before = {}) {
+  constexpr int kWarmup = 3;
+  constexpr double kDelay = 100e-6;
   if (ctx.device() == Device::kCuda) {
+    if (before) before();
     measure_gemm_algorithms(ctx, true);  // as training does
     call();
     measure_gemm_algorithms(ctx, false);
+    if (before) return cuda_time(ctx, repeats, call, kWarmup, kDelay, before);
     // Short calls are timed in groups, as the events themselves take about a microsecond.
     const double one = cuda_time(ctx, 1, call).median;
     const int group = static_cast<int>(std::clamp(100e-6 / one, 1.0, 8.0));
@@ -129,9 +150,11 @@ Timing time_call(Context& ctx, int repeats, const std::function<void()>& call) {
     return t;
   }
   CacheFlusher flusher;
+  if (before) before();
   call();
   std::vector<double> seconds;
   for (int i = 0; i < repeats; ++i) {
+    if (before) before();
     flusher.flush();
     const double start = now_seconds();
     call();
@@ -293,8 +316,16 @@ int run_ops(const OpsOptions& o) {
       CaseRun run(ctx, c);
       keep({c.name, op, "forward", dtype, time_call(ctx, o.repeats, [&] { run.forward(); }),
             c.forward_bytes(), c.forward_flops()});
-      keep({c.name, op, "backward", dtype, time_call(ctx, o.repeats, [&] { run.backward(); }),
+      const auto again = [&] { run.forward(); };
+      keep({c.name, op, "backward", dtype,
+            time_call(
+                ctx, o.repeats, [&] { run.backward(); },
+                c.op->backward_uses_up_saved ? again : std::function<void()>()),
             c.backward_bytes(), c.backward_flops()});
+      if (!run.finite()) {
+        std::fprintf(stderr, "rwkv-bench: %s: gradients are not finite\n", c.name.c_str());
+        failures.push_back(c.name + ": gradients are not finite");
+      }
     } catch (const DeviceError& e) {  // too large for the memory, for instance: on with the next
       std::fprintf(stderr, "rwkv-bench: %s: %s\n", c.name.c_str(), e.what());
       failures.push_back(str(c.name, ": ", e.what()));
