@@ -54,6 +54,7 @@ class TrainStep {
   TrainStep(const ModelConfig& config, const TrainStepOptions& options);
 
   const Model& model() const { return *model_; }
+  const Graph& graph() const { return *graph_; }
   const Plan& plan() const { return plan_; }
   const TrainStepOptions& options() const { return options_; }
   const std::string& wkv_name() const { return wkv_name_; }
