@@ -4,10 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
+#include <cstdio>
 #include <string>
 
 #include "kernels/core/error.h"
 #include "kernels/core/parallel.h"
+#include "kernels/core/rng.h"
 #include "tests/ops/wkv7_fp16_harness.h"
 
 namespace rwkv::test {
@@ -174,6 +177,61 @@ TEST_P(Wkv7Fp16, AgreesWithTheCpu) {
             << kNames[i] << (extreme ? ", extreme decays" : "");
     }
   }
+}
+
+/// As a trained model may do it: decays next to 1, keys that are hardly removed, so that states
+/// grow to some hundreds in thousands of tokens.
+Wkv7Data growing(const WkvShape& s, uint64_t seed) {
+  Wkv7Data d = make_wkv7_data({"growing", Wkv7Kind::kModel, s, seed});
+  const Rng rng(seed, hash_name("growing"));
+  const auto width = static_cast<uint64_t>(s.heads) * 64;
+  for (size_t i = 0; i < d.k.size(); ++i) {
+    const double channel = rng.normal(i % width);  // what all tokens of a head have in common
+    d.w_logit[i] = static_cast<float>(-9 + channel + 0.5 * rng.normal(width + 2 * i));
+    d.k[i] = static_cast<float>(2.0 * static_cast<double>(d.k[i]) + 0.2 * channel);
+    d.v[i] = static_cast<float>(rng.normal(width + 2 * i + 1) + 0.5 * channel);
+    d.b[i] *= 0.05f;
+  }
+  return d;
+}
+
+// Lengths and numbers of heads of real models, from zero states, in both state types.
+TEST_P(Wkv7Fp16, LongRunsAgreeWithTheCpu) {
+  if (kTestDevice == Device::kCpu) GTEST_SKIP() << "for GPUs";
+  const WkvKernel& cpu = fp16_kernel(kernel().family, Device::kCpu);
+  for (const bool state : {false, true})
+    for (const auto& [b, t, h] :
+         {std::array<int64_t, 3>{2, 2048, 3}, {1, 4096, 12}, {2, 1025, 1}}) {
+      if (state && t == 4096) continue;  // as without one
+      const WkvShape s{b, t, h, 64, state};
+      SCOPED_TRACE(str(b, " x ", t, " x ", h, state ? ", states" : ""));
+      Wkv7Data d = growing(s, static_cast<uint64_t>(70 + t));
+      for (auto* x : {&d.r, &d.w_logit, &d.k, &d.v, &d.a, &d.b, &d.dy}) *x = as_io(kernel(), *x);
+      std::vector<int32_t> elapsed;
+      if (state) elapsed.assign(static_cast<size_t>(b), 0);
+      const Fp16Result want = run_fp16(cpu, s, d, elapsed);
+      const Fp16Result got = run_fp16(kernel(), s, d, elapsed);
+      const Fp16Result saving = run_fp16(kernel(), s, d, elapsed, {.backward = true});
+      EXPECT_TRUE(std::ranges::all_of(want.y, [](float x) { return std::isfinite(x); }));
+      for (const Fp16Result* r : {&got, &saving}) {
+        EXPECT_EQ(r->y == as_io(kernel(), want.y), true);  // too many to be printed
+        EXPECT_EQ(r->s_out == want.s_out, true);
+        EXPECT_EQ(r->elapsed, want.elapsed);
+      }
+      for (size_t i = 0; i < (state ? 7u : 6u); ++i)
+        EXPECT_TRUE(std::ranges::all_of(saving.grad[i], [](float x) { return std::isfinite(x); }))
+            << kNames[i];
+      const auto size = [](float x, float y) { return std::fabs(x) < std::fabs(y); };
+      std::printf("%s, %s: largest y %.1f", kernel().name.data(),
+                  str(b, " x ", t, " x ", h).c_str(),
+                  std::fabs(*std::ranges::max_element(want.y, size)));
+      if (state) {
+        const double largest = std::fabs(*std::ranges::max_element(want.s_out, size));
+        std::printf(", state %.1f", largest);
+        EXPECT_GE(largest, 50);
+      }
+      std::printf("\n");
+    }
 }
 
 TEST_P(Wkv7Fp16, ResumedRunsGiveTheSameBits) {
