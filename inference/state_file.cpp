@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "data/io/tensor_file.h"
+#include "kernels/core/half.h"
 #include "kernels/core/memory.h"
 
 namespace rwkv {
@@ -66,6 +67,7 @@ void write_state_file(const std::string& path, Engine& engine, const RnnState& s
     copy(engine.context(), TensorView(raw.data(), spec), state[i]);
     std::vector<float> values(static_cast<size_t>(spec.numel()));
     decode_tensor(file_type(spec.dtype), raw, values);
+    for (float& x : values) x /= state.specs()[i].scale;
     out->write(values);
   }
   out->finish();
@@ -103,6 +105,12 @@ int64_t read_state_file(const std::string& path, Engine& engine, RnnState& state
     used += at.has_value();
     for (const float x : values)
       if (!std::isfinite(x)) fail(str(s.name, " holds NaN or infinite values"));
+    for (float& x : values) {
+      x *= s.scale;
+      if (s.spec.dtype == DType::kF16 && !std::isfinite(round_to_half(x)))
+        fail(str(s.name, " holds ", x / s.scale, ", more than a binary16 state can; take another ",
+                 "--wkv than fp16-dithered and fp16-plain"));
+    }
     std::vector<std::byte> raw;
     if (s.spec.dtype == DType::kI32) {
       const auto count = static_cast<int32_t>(std::min<int64_t>(tokens, INT32_MAX));

@@ -32,7 +32,10 @@ std::vector<Model::StateSpec> Model::state_specs(int64_t batch, DType activation
   std::vector<StateSpec> specs = state_specs(batch, activations);
   if (!wkv_counts_tokens(wkv)) return specs;
   for (StateSpec& s : specs)
-    if (s.name.ends_with(".wkv_state")) s.spec.dtype = DType::kF16;
+    if (s.name.ends_with(".wkv_state")) {
+      s.spec.dtype = DType::kF16;
+      s.scale = kHalfStateScale;
+    }
   specs.push_back(elapsed_spec(batch));
   return specs;
 }

@@ -42,6 +42,11 @@ struct InitOptions {
   double lr = 6e-4;
 };
 
+/// Wkv7Attrs::state_scale of models with a binary16 state. Slow heads of trained models gather
+/// states of 10^3 to 10^5, beyond binary16 from some thousand tokens on; this leaves room up to
+/// 1.6e7 and full precision down to 0.016 (docs/fp16-state.md).
+inline constexpr float kHalfStateScale = 1.0F / 256;
+
 /// One architecture at one size. Inputs of every graph: "tokens" (B, T) i32.
 class Model {
  public:
@@ -58,6 +63,8 @@ class Model {
     std::string name;
     TensorSpec spec;    ///< leading dimension = batch
     float initial = 0;  ///< every element of a fresh sequence's
+    /// The tensor holds this multiple of the state: see Wkv7Attrs::state_scale.
+    float scale = 1;
   };
   /// Shift states have the type of the activations, the WKV state is f32.
   virtual std::vector<StateSpec> state_specs(int64_t batch,

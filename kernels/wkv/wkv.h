@@ -67,6 +67,10 @@ bool wkv_counts_tokens(std::string_view wanted);
 struct Wkv7Attrs {
   int64_t head_size = 64;
   const WkvKernel* kernel = nullptr;  ///< resolved once, at plan time
+  /// Variants with a binary16 state only: a power of two c. They keep c S, take c v for v (rounded
+  /// after the product) and give y / c, which changes nothing but the range: numbers of S count as
+  /// too large from 65504 / c on. An f16 state holds c S, an f32 one S; gradients are those of S.
+  float state_scale = 1;
 };
 
 /// The WKV-7 recurrence per sequence and head (spec rwkv7 2.3), state S (N x N):

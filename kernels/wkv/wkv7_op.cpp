@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "kernels/wkv/registry.h"
 #include "kernels/wkv/wkv.h"
 
@@ -34,6 +36,12 @@ void infer(ShapeCall& call) {
   const WkvShape shape = shape_of(call);
   RWKV_CHECK(attrs.kernel != nullptr, ConfigError,
              "wkv7: no variant was chosen; call select_wkv before planning");
+  int exponent = 0;
+  RWKV_CHECK(attrs.state_scale == 1 || (attrs.kernel->state == DType::kF16 &&
+                                        std::frexp(attrs.state_scale, &exponent) == 0.5F),
+             ConfigError, "wkv7: variant ", attrs.kernel->name, " with a state scale of ",
+             attrs.state_scale, ", expected ",
+             attrs.kernel->state == DType::kF16 ? "a power of two" : "1, its state is f32");
   TensorSpec state({shape.batch, shape.heads, n, n}, DType::kF32);
   if (shape.has_state) {
     if (attrs.kernel->state == DType::kF16 && call.in[6].dtype == DType::kF16)

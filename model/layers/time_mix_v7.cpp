@@ -6,6 +6,7 @@
 #include "kernels/ops/token_shift.h"
 #include "kernels/ops/value_residual.h"
 #include "kernels/ops/wkv7_output.h"
+#include "model/rwkv.h"
 
 namespace rwkv {
 
@@ -92,7 +93,8 @@ TimeMixV7::Outputs TimeMixV7::build(Graph& g, const Inputs& in, const WkvKernel&
   Values wkv_in = {o.r, o.w_logit, o.k, o.v, o.a, o.b};
   if (state) wkv_in.push_back(in.wkv);
   if (in.elapsed) wkv_in.push_back(in.elapsed);
-  const Values wkv_out = g.apply(kWkv7, wkv_in, {}, Wkv7Attrs{head_size_, &wkv}, n + "wkv");
+  const float scale = wkv.state == DType::kF16 ? kHalfStateScale : 1;
+  const Values wkv_out = g.apply(kWkv7, wkv_in, {}, Wkv7Attrs{head_size_, &wkv, scale}, n + "wkv");
   o.y = wkv_out[0];
   if (state) o.wkv = wkv_out[1];
   if (in.elapsed) o.elapsed = wkv_out[2];

@@ -131,12 +131,13 @@ struct Fp16Options {
   std::vector<Accum> modes = std::vector<Accum>(7, Accum::kWrite);
   float base = NAN;                ///< what gradients hold before
   DType state_type = DType::kF32;  ///< of the tensors of s0 and s_out
+  float state_scale = 1;
 };
 
 /// Forward and, if asked for, backward of the op. An empty `elapsed` is not passed.
 inline Fp16Result run_fp16(const WkvKernel& kernel, const WkvShape& s, const Wkv7Data& d,
                            const std::vector<int32_t>& elapsed, Fp16Options options = {}) {
-  const Wkv7Attrs attrs{64, &kernel};
+  const Wkv7Attrs attrs{64, &kernel, options.state_scale};
   const TensorSpec vec({s.batch, s.tokens, s.heads * 64}, kernel.io),
       gradient({s.batch, s.heads, 64, 64}), state({s.batch, s.heads, 64, 64}, options.state_type),
       counter({s.batch}, DType::kI32);

@@ -350,6 +350,55 @@ TEST_P(Wkv7Fp16, RerunsThreadsAndSavingDoNotChangeBits) {
   for (size_t i = 0; i < 7; ++i) EXPECT_EQ(one.grad[i], two.grad[i]) << kNames[i];
 }
 
+// A scaled state is the unscaled one of scaled values: powers of two leave every bit in place.
+TEST_P(Wkv7Fp16, StateScaleMovesTheRangeOnly) {
+  const WkvShape s{2, 20, 2, 64, true};
+  const Wkv7Data d = data({"scale", Wkv7Kind::kModel, s, 46});
+  constexpr float c = 1.0F / 256;
+  Wkv7Data small = d;
+  for (auto* x : {&small.v, &small.s0})
+    for (float& e : *x) e *= c;
+  for (auto* x : {&small.dy, &small.ds_out})
+    for (float& e : *x) e /= c;
+  const auto times = [](std::vector<float> x, float by) {
+    for (float& e : x) e *= by;
+    return x;
+  };
+  const Fp16Result want = run_fp16(kernel(), s, small, {3, 70}, {.backward = true});
+  const Fp16Result got = run_fp16(kernel(), s, d, {3, 70}, {.backward = true, .state_scale = c});
+  EXPECT_EQ(got.y, times(want.y, 1 / c));
+  EXPECT_EQ(got.s_out, times(want.s_out, 1 / c));
+  for (size_t i = 0; i < 7; ++i) {
+    const bool scaled = i == 3 || i == 6;
+    EXPECT_EQ(got.grad[i], scaled ? times(want.grad[i], c) : want.grad[i]) << kNames[i];
+  }
+  // Tensors of binary16 numbers hold the scaled state.
+  const Fp16Result half = run_fp16(kernel(), s, d, {3, 70}, {.state_scale = c}),
+                   stored = run_fp16(kernel(), s, small, {3, 70}, {.state_type = DType::kF16});
+  Wkv7Data kept = d;
+  kept.s0 = small.s0;
+  const Fp16Result resumed =
+      run_fp16(kernel(), s, kept, {3, 70}, {.state_type = DType::kF16, .state_scale = c});
+  EXPECT_EQ(resumed.s_out, stored.s_out);
+  EXPECT_EQ(resumed.y, half.y);
+}
+
+TEST_P(Wkv7Fp16, StateScaleHoldsWhatBinary16DoesNot) {
+  const WkvShape s{1, 40, 2, 64, true};
+  Wkv7Data d = data({"large", Wkv7Kind::kModel, s, 47});
+  const Fp16Result want = run_fp16(kernel(), s, d, {0});
+  constexpr float large = 65536;
+  for (auto* x : {&d.v, &d.s0})
+    for (float& e : *x) e *= large;
+  const auto finite = [](const std::vector<float>& x) {
+    return std::all_of(x.begin(), x.end(), [](float e) { return std::isfinite(e); });
+  };
+  EXPECT_FALSE(finite(run_fp16(kernel(), s, d, {0}).y));
+  const Fp16Result got = run_fp16(kernel(), s, d, {0}, {.state_scale = 1 / large});
+  EXPECT_TRUE(finite(got.y));
+  for (size_t i = 0; i < got.y.size(); ++i) EXPECT_EQ(got.y[i], want.y[i] * large) << i;
+}
+
 TEST_P(Wkv7Fp16, GradientModes) {
   const WkvShape s{1, 18, 2, 64, true};
   const Wkv7Data d = data({"modes", Wkv7Kind::kModel, s, 45});
@@ -390,6 +439,21 @@ TEST(Wkv7Fp16Registry, AutoNeverTakesIt) {
   EXPECT_EQ(fp16_kernel("fp16-dithered").name,
             cpu ? "wkv7.cpu.fp16-dithered" : "wkv7.cuda.fp16-dithered.f32");
   EXPECT_EQ(fp16_kernel("wkv7.cpu.fp16-plain", Device::kCpu).state, DType::kF16);
+}
+
+TEST(Wkv7Fp16Registry, StateScalesArePowersOfTwo) {
+  const std::vector<TensorSpec> specs(6, TensorSpec({2, 3, 64}));
+  const auto infer = [&](std::string_view wanted, float scale) {
+    const Wkv7Attrs attrs{64, &fp16_kernel(wanted), scale};
+    ShapeCall call;
+    call.in = specs;
+    call.attrs = &attrs;
+    kWkv7.infer(call);
+  };
+  for (const float scale : {1.0F, 2.0F, 1.0F / 4096}) EXPECT_NO_THROW(infer("fp16-plain", scale));
+  for (const float scale : {0.0F, -0.5F, 3.0F, NAN, INFINITY})
+    EXPECT_THROW(infer("fp16-plain", scale), ConfigError) << scale;
+  EXPECT_THROW(infer("serial", 0.5F), ConfigError);
 }
 
 TEST(Wkv7Fp16Registry, TheCounterIsChecked) {

@@ -53,6 +53,44 @@ TEST(StateFiles, ContinueBitForBit) {
   }
 }
 
+// A binary16 state is kept scaled; its file holds the numbers it stands for.
+TEST(StateFiles, MoveBetweenF32AndBinary16) {
+  const TempDir dir;
+  const test::TestModel m = test::random_model(5, 2, 64, 257);
+  Engine plain(*m.model, *m.weights, {.wkv = "serial"});
+  Engine half(*m.model, *m.weights, {.wkv = "fp16-dithered"});
+  RnnState of_plain = plain.new_state(), of_half = half.new_state();
+  logits_of(plain, of_plain, kFirst);
+  logits_of(half, of_half, kFirst);
+  const auto expect_near = [](const std::vector<float>& got, const std::vector<float>& want) {
+    for (size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(got[i], want[i], 2e-2) << i;
+  };
+  write_state_file(dir.file("half"), half, of_half, 4);
+  write_state_file(dir.file("plain"), plain, of_plain, 4);
+  RnnState into_plain = plain.new_state(), into_half = half.new_state();
+  read_state_file(dir.file("half"), plain, into_plain);
+  read_state_file(dir.file("plain"), half, into_half);
+  const std::vector<float> want = logits_of(plain, of_plain, kThen);
+  expect_near(logits_of(plain, into_plain, kThen), want);
+  expect_near(logits_of(half, into_half, kThen), want);
+  RnnState fresh = plain.new_state();  // by how much a wrong state is off
+  double off = 0;
+  const std::vector<float> without = logits_of(plain, fresh, kThen);
+  for (size_t i = 0; i < want.size(); ++i)
+    off = std::max<double>(off, std::fabs(without[i] - want[i]));
+  EXPECT_GT(off, 0.2);
+
+  // Beyond what binary16 holds, scaled or not.
+  RnnState large = plain.new_state();
+  for (size_t i = 0; i < large.specs().size(); ++i)
+    if (large.specs()[i].name == "blocks.1.att.wkv_state") large[i].f32()[7] = 1e8F;
+  write_state_file(dir.file("large"), plain, large, 4);
+  EXPECT_NE(error_of<IoError>([&] {
+              read_state_file(dir.file("large"), half, into_half);
+            }).find("binary16"),
+            std::string::npos);
+}
+
 TEST(StateFiles, HoldWhatTheDocumentationSays) {
   const TempDir dir;
   const test::TestModel m = test::random_model(5, 2, 64, 257, 32);

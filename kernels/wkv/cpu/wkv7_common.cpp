@@ -11,6 +11,7 @@ Wkv7Call unpack_inputs(const OpCall& call) {
   c.tokens = r.dim(1);
   c.stride = r.dim(2);
   c.heads = c.stride / n;
+  c.state_scale = call.attr<Wkv7Attrs>().state_scale;
   c.r = r.f32();
   c.w = call.in[1].f32();
   c.k = call.in[2].f32();

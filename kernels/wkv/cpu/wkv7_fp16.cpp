@@ -17,9 +17,9 @@ constexpr int kSegment = 16;           // tokens between two saved states
 constexpr int kHeadSizes[] = {kHead};
 
 constexpr size_t kForwardFloats = kState + 8 * kHead;
-// lambda, states, inputs r w' k v a b and u of a segment, one token's gradients, y
+// lambda, states, inputs r w' k v a b and u of a segment, one token's gradients and dy, y
 constexpr size_t kBackwardFloats =
-    (kSegment + 2) * kState + 7 * kSegment * kHead + 7 * kHead + kHead * kLanes;
+    (kSegment + 2) * kState + 7 * kSegment * kHead + 8 * kHead + kHead * kLanes;
 
 int64_t segments(int64_t tokens) {
   return (tokens + kSegment - 1) / kSegment;
@@ -30,8 +30,12 @@ int64_t saved_per_head(int64_t tokens) {
   return 1 + segments(tokens) * kSavedStateFloats;
 }
 
-void round_row(const float* from, float* to) {
-  for (int j = 0; j < kHead; ++j) to[j] = round_to_half(from[j]);
+void round_row(const float* from, float* to, float scale = 1) {
+  for (int j = 0; j < kHead; ++j) to[j] = round_to_half(from[j] * scale);
+}
+
+void scale_row(const float* from, float* to, float scale, int n = kHead) {
+  for (int j = 0; j < n; ++j) to[j] = from[j] * scale;
 }
 
 // e = fma(x, s, e) for a row of the transposed state.
@@ -99,7 +103,7 @@ void forward_head(const Wkv7Call& c, const HalfStates& half, uint32_t elapsed, i
     for (int i = 0; i < kState; ++i) st[i % kHead * kHead + i / kHead] = to_float(from[i]);
   } else if (c.s0 != nullptr) {
     transpose<kHead, kHead>(c.s0 + head * kState, kHead, st, kHead);
-    for (int i = 0; i < kState; ++i) st[i] = round_to_half(st[i]);
+    for (int i = 0; i < kState; ++i) st[i] = round_to_half(st[i] * c.state_scale);
   } else {
     std::fill(st, st + kState, 0.0f);
   }
@@ -108,12 +112,16 @@ void forward_head(const Wkv7Call& c, const HalfStates& half, uint32_t elapsed, i
     if (saved != nullptr && t % kSegment == 0) pack(st, saved + t / kSegment * kSavedStateFloats);
     const int64_t at = o + t * c.stride;
     for (int i = 0; i < 6; ++i)
-      if (in[i] != nullptr) round_row(in[i] + at, row(i));
+      if (in[i] != nullptr) round_row(in[i] + at, row(i), i == 3 ? c.state_scale : 1);
     decays<dithered>(c.w + at, elapsed + static_cast<uint32_t>(t), head % c.heads, row(1));
     wkv7_fp16_token(st, row(1), row(0), row(2), row(3), row(4), row(5), row(6), row(7));
-    std::copy(row(7), row(7) + kHead, c.y + at);
+    scale_row(row(7), c.y + at, 1 / c.state_scale);
   }
-  if (c.s_out != nullptr) transpose<kHead, kHead>(st, kHead, c.s_out + head * kState, kHead);
+  if (c.s_out != nullptr) {
+    float* to = c.s_out + head * kState;
+    transpose<kHead, kHead>(st, kHead, to, kHead);
+    scale_row(to, to, 1 / c.state_scale, kState);
+  }
   if (half.s_out == nullptr) return;
   F16* to = half.s_out + head * kState;
   for (int i = 0; i < kState; ++i) to[i] = half_bits(st[i % kHead * kHead + i / kHead]);
@@ -191,15 +199,18 @@ void backward_head(const Wkv7Call& c, int64_t head, float* scratch) {
   float* states = lambda + kState;                 // of the segment, transposed
   float* rows = states + (kSegment + 1) * kState;  // [7][kSegment][kHead]
   float* grads = rows + 7 * kSegment * kHead;      // dr, dw', dk, dv, da, db, e
-  float* parts = grads + 7 * kHead;                // kHead vectors, or one y
+  float* dy = grads + 7 * kHead;                   // of c S: that of y by c
+  float* parts = dy + kHead;                       // kHead vectors, or one y
   const auto row = [&](int i, int64_t t) { return rows + (i * kSegment + t) * kHead; };
   const int64_t o = c.origin(head);
   const float* saved = c.saved + head * saved_per_head(c.tokens);
   const uint32_t elapsed = float_bits(*saved++);
-  if (c.ds_out != nullptr)
+  if (c.ds_out != nullptr) {
     transpose<kHead, kHead>(c.ds_out + head * kState, kHead, lambda, kHead);
-  else
+    scale_row(lambda, lambda, 1 / c.state_scale, kState);
+  } else {
     std::fill(lambda, lambda + kState, 0.0f);
+  }
   const float* const in[] = {c.r, nullptr, c.k, c.v, c.a, c.b};
 
   for (int64_t seg = segments(c.tokens) - 1; seg >= 0; --seg) {
@@ -208,7 +219,7 @@ void backward_head(const Wkv7Call& c, int64_t head, float* scratch) {
     for (int64_t t = 0; t < n; ++t) {
       const int64_t at = o + (t0 + t) * c.stride;
       for (int i = 0; i < 6; ++i)
-        if (in[i] != nullptr) round_row(in[i] + at, row(i, t));
+        if (in[i] != nullptr) round_row(in[i] + at, row(i, t), i == 3 ? c.state_scale : 1);
       decays<dithered>(c.w + at, elapsed + static_cast<uint32_t>(t0 + t), head % c.heads,
                        row(1, t));
       float* to = states + (t + 1) * kState;
@@ -219,7 +230,8 @@ void backward_head(const Wkv7Call& c, int64_t head, float* scratch) {
     for (int64_t t = n - 1; t >= 0; --t) {
       const int64_t at = o + (t0 + t) * c.stride;
       const Token x{row(0, t), row(1, t), row(2, t), row(3, t),
-                    row(4, t), row(5, t), row(6, t), c.dy + at};
+                    row(4, t), row(5, t), row(6, t), dy};
+      scale_row(c.dy + at, dy, 1 / c.state_scale);
       token_backward(x, states + t * kState, states + (t + 1) * kState, lambda, grads, parts);
       float* dw = grads + kHead;
       for (int j = 0; j < kHead; j += kLanes) {
@@ -229,6 +241,7 @@ void backward_head(const Wkv7Call& c, int64_t head, float* scratch) {
         vsigmoid(load(logit), s, rest);
         store(dw + j, load(dw + j) * vexp(-kDecayScale * s) * -kDecayScale * s * rest);
       }
+      scale_row(grads + 3 * kHead, grads + 3 * kHead, c.state_scale);
       for (int g = 0; g < 6; ++g)
         if (c.mode[g] != Accum::kSkip)
           put_rows<kHead>(c.grad[g] + at, c.stride, c.mode[g], grads + g * kHead, 1);
@@ -236,6 +249,7 @@ void backward_head(const Wkv7Call& c, int64_t head, float* scratch) {
   }
   if (c.mode[6] == Accum::kSkip) return;
   transpose<kHead, kHead>(lambda, kHead, states, kHead);
+  scale_row(states, states, c.state_scale, kState);
   put_rows<kHead>(c.grad[6] + head * kState, kHead, c.mode[6], states, kHead);
 }
 

@@ -13,9 +13,11 @@
 ///   y[i]    : the chains of u with r and the new S;  y[i] = e + o
 ///
 /// r, w_logit, k, v, a, b and s0 come as f32 and are rounded to binary16 first; y and s_out are f32
-/// tensors of half-valued numbers. States may also be f16 tensors. t = elapsed + index of the token
-/// in the call: a run that is cut anywhere and resumed with the state and the counter gives the
-/// same bits, in any batch slot. Without `elapsed` sequences start at t = 0.
+/// tensors of half-valued numbers. With Wkv7Attrs::state_scale c, v and s0 are multiplied by c
+/// ahead of rounding, y and s_out divided by it. States may also be f16 tensors, of c S. t =
+/// elapsed + index of the token in the call: a run that is cut anywhere and resumed with the state
+/// and the counter gives the same bits, in any batch slot. Without `elapsed` sequences start at t =
+/// 0.
 ///
 /// Saved: the states ahead of every 16 tokens as binary16, and the counter. Backward (5.4): every
 /// rounding counts as identity and the dither as a constant. 16 tokens at a time are run again,

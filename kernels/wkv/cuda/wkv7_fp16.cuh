@@ -51,6 +51,10 @@ __device__ __forceinline__ void put(__nv_bfloat16* to, float x) {
   *to = __float2bfloat16_rn(x);
 }
 
+__device__ __forceinline__ float4 scaled(float4 x, float c) {
+  return {x.x * c, x.y * c, x.z * c, x.w * c};
+}
+
 /// Four numbers rounded to binary16: 8 bytes.
 struct alignas(8) Quad {
   __half2 pair[2];

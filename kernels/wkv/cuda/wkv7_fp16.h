@@ -18,7 +18,8 @@ namespace rwkv::cuda {
 
 struct Wkv7Fp16Kind {
   bool dithered = true;
-  bool io_f32 = false;  ///< vectors are fp32, else bf16
+  bool io_f32 = false;    ///< vectors are fp32, else bf16
+  float state_scale = 1;  ///< of Wkv7Attrs
 };
 
 struct Wkv7Fp16Forward {

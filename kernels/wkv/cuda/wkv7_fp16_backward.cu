@@ -31,6 +31,7 @@ struct Params {
   unsigned add;
   const uint4* states;
   const uint32_t* counters;
+  float scale, inverse;  // of the state
   int tokens, heads;
   __device__ int64_t stride() const { return static_cast<int64_t>(heads) * kN; }
   __device__ int64_t origin(int stream) const {
@@ -76,14 +77,17 @@ struct Loaded {
 };
 
 template <bool kDithered>
-__device__ __forceinline__ void prepare(Loaded& loaded, Token* to, float (*slopes)[kN], uint32_t t0,
-                                        uint32_t head, int thread) {
+__device__ __forceinline__ void prepare(Loaded& loaded, float scale, float inverse, Token* to,
+                                        float (*slopes)[kN], uint32_t t0, uint32_t head,
+                                        int thread) {
   const int col = thread % 16 * 4, t = thread / 16;
   Token& x = to[t];
   float4(&value)[7] = loaded.value;
   const float4 logit = value[1];
   value[1] = decays_of<kDithered>(
       logit, dither_phase(t0 + static_cast<uint32_t>(t), head, static_cast<uint32_t>(col)));
+  value[3] = scaled(value[3], scale);
+  value[6] = scaled(value[6], inverse);
   __half* const out[] = {x.r, x.w, x.k, x.v, x.a, x.b};
 #pragma unroll
   for (int i = 0; i < 6; ++i) *reinterpret_cast<Quad*>(out[i] + col) = to_quad(value[i]);
@@ -116,7 +120,7 @@ __device__ __forceinline__ void write(const Params<T>& p, const Shared& sh, int 
     put_gradient(p.dr, at, sum[kDr], p.add);
     put_gradient(p.dw, at, sum[kDw] * slopes[t][j], p.add >> 1);
     put_gradient(p.dk, at, sum[kDk], p.add >> 2);
-    put_gradient(p.dv, at, sh.dv[buffer][t][j], p.add >> 3);
+    put_gradient(p.dv, at, sh.dv[buffer][t][j] * p.scale, p.add >> 3);
     put_gradient(p.da, at, sum[kDa], p.add >> 4);
     put_gradient(p.db, at, sum[kDb], p.add >> 5);
   }
@@ -313,7 +317,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Params<T> p
       for (int h = 0; h < 2; ++h) {
         const int chunk = chunks - 1 - s, t0 = chunk * kInterval + h * kHalf;
         if (chunk >= 0)
-          prepare<kDithered>(loaded, sh.tokens[chunk % 3] + h * kHalf,
+          prepare<kDithered>(loaded, p.scale, p.inverse, sh.tokens[chunk % 3] + h * kHalf,
                              sh.slope[chunk & 3] + h * kHalf, elapsed + static_cast<uint32_t>(t0),
                              head, j);
         const int next = h == 0 ? t0 + kHalf : t0 - kInterval - kHalf;
@@ -360,8 +364,9 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Params<T> p
   Tile lambda, after;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const float4 x = p.ds_out == nullptr ? float4{0.0f, 0.0f, 0.0f, 0.0f}
-                                         : load4(p.ds_out + state + (row0 + i) * kN + 4 * c);
+    const float4 x = p.ds_out == nullptr
+                         ? float4{0.0f, 0.0f, 0.0f, 0.0f}
+                         : scaled(load4(p.ds_out + state + (row0 + i) * kN + 4 * c), p.inverse);
     lambda.x[i][0] = x.x;
     lambda.x[i][1] = x.y;
     lambda.x[i][2] = x.z;
@@ -395,11 +400,12 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Params<T> p
   for (int i = 0; i < 8; ++i)
 #pragma unroll
     for (int n = 0; n < 4; ++n)
-      put_gradient(p.ds0, state + (row0 + i) * kN + 4 * c + n, lambda.x[i][n], p.add >> 6);
+      put_gradient(p.ds0, state + (row0 + i) * kN + 4 * c + n, lambda.x[i][n] * p.scale,
+                   p.add >> 6);
 }
 
 template <class T, bool kDithered>
-cudaError_t launch(const Wkv7Shape& s, const Wkv7Backward& io, cudaStream_t stream) {
+cudaError_t launch(const Wkv7Shape& s, float scale, const Wkv7Backward& io, cudaStream_t stream) {
   const auto in = [](const void* x) { return static_cast<const T*>(x); };
   const auto out = [](void* x) { return static_cast<T*>(x); };
   Params<T> p{};
@@ -421,6 +427,8 @@ cudaError_t launch(const Wkv7Shape& s, const Wkv7Backward& io, cudaStream_t stre
   p.add = io.add;
   p.states = static_cast<const uint4*>(io.saved);
   p.counters = saved_counters(const_cast<void*>(io.saved), s);
+  p.scale = scale;
+  p.inverse = 1 / scale;
   p.tokens = s.tokens;
   p.heads = s.heads;
   const auto kernel = backward_kernel<T, kDithered>;
@@ -439,10 +447,10 @@ cudaError_t wkv7_fp16_backward(const Wkv7Shape& s, Wkv7Fp16Kind kind, const Wkv7
                                cudaStream_t stream) {
   if (s.head_size != fp16::kN) return cudaErrorInvalidValue;
   if (kind.io_f32)
-    return kind.dithered ? fp16::launch<float, true>(s, io, stream)
-                         : fp16::launch<float, false>(s, io, stream);
-  return kind.dithered ? fp16::launch<__nv_bfloat16, true>(s, io, stream)
-                       : fp16::launch<__nv_bfloat16, false>(s, io, stream);
+    return kind.dithered ? fp16::launch<float, true>(s, kind.state_scale, io, stream)
+                         : fp16::launch<float, false>(s, kind.state_scale, io, stream);
+  return kind.dithered ? fp16::launch<__nv_bfloat16, true>(s, kind.state_scale, io, stream)
+                       : fp16::launch<__nv_bfloat16, false>(s, kind.state_scale, io, stream);
 }
 
 }  // namespace rwkv::cuda

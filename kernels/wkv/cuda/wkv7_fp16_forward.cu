@@ -23,6 +23,7 @@ struct Params {
   uint4* states;         // saved
   uint32_t* counters;    // saved
   bool state_f16;
+  float scale, inverse;  // of the state
   int tokens, heads;
   __device__ int64_t stride() const { return static_cast<int64_t>(heads) * kN; }
   __device__ int64_t origin(int stream) const {
@@ -65,12 +66,14 @@ __device__ __forceinline__ void prepare(const Params<T>& p, Prepared& to, int64_
         x[i][n] =
             decays_of<kDithered>(x[i][n], dither_phase(elapsed + static_cast<uint32_t>(t0 + t),
                                                        head, static_cast<uint32_t>(col)));
+      if (i == 3) x[i][n] = scaled(x[i][n], p.scale);
       *reinterpret_cast<Quad*>(&out[i][t][col]) = to_quad(x[i][n]);
     }
   if (row == 0) *reinterpret_cast<Quad*>(&to.a[kChunk][col]) = to_quad(extra);
 }
 
-__device__ __forceinline__ void load_row(Row& row, const void* s0, bool f16, int64_t state, int i) {
+__device__ __forceinline__ void load_row(Row& row, const void* s0, bool f16, float scale,
+                                         int64_t state, int i) {
   if (s0 == nullptr) {
 #pragma unroll
     for (int m = 0; m < kPairs; ++m) row.s[m] = __float2half2_rn(0.0f);
@@ -83,12 +86,12 @@ __device__ __forceinline__ void load_row(Row& row, const void* s0, bool f16, int
     const auto* from = static_cast<const float*>(s0) + state + i * kN;
 #pragma unroll
     for (int m = 0; m < kPairs; m += 2)
-      *reinterpret_cast<Quad*>(&row.s[m]) = to_quad(load4(from + 2 * m));
+      *reinterpret_cast<Quad*>(&row.s[m]) = to_quad(scaled(load4(from + 2 * m), scale));
   }
 }
 
-__device__ __forceinline__ void store_row(const Row& row, void* s_out, bool f16, int64_t state,
-                                          int i) {
+__device__ __forceinline__ void store_row(const Row& row, void* s_out, bool f16, float inverse,
+                                          int64_t state, int i) {
   if (f16) {
     auto* to = static_cast<__half*>(s_out) + state + i * kN;
 #pragma unroll
@@ -99,7 +102,7 @@ __device__ __forceinline__ void store_row(const Row& row, void* s_out, bool f16,
 #pragma unroll
     for (int m = 0; m < kPairs; m += 2) {
       const float2 x = __half22float2(row.s[m]), z = __half22float2(row.s[m + 1]);
-      *reinterpret_cast<float4*>(to + 2 * m) = {x.x, x.y, z.x, z.y};
+      *reinterpret_cast<float4*>(to + 2 * m) = scaled({x.x, x.y, z.x, z.y}, inverse);
     }
   }
 }
@@ -138,7 +141,7 @@ __global__ void __launch_bounds__(128) sequence_kernel(const Params<T> p) {
                                      : p.states + static_cast<int64_t>(stream) *
                                                       (chunks_of(p.tokens) + 1) * kStatePacks;
   Row row;
-  load_row(row, p.s0, p.state_f16, state, i);
+  load_row(row, p.s0, p.state_f16, p.scale, state, i);
   __syncthreads();
   __half u = dot(row, ring[0].a[0]);
   T* y_at = p.y + origin + i;
@@ -149,7 +152,7 @@ __global__ void __launch_bounds__(128) sequence_kernel(const Params<T> p) {
     const auto token = [&](int t) {
       __half y;
       u = advance<true>(row, u, x.v[t][i], x.w[t], x.k[t], x.b[t], x.r[t], x.a[t + 1], &y);
-      put(y_at, __half2float(y));
+      put(y_at, __half2float(y) * p.inverse);
       y_at += stride;
     };
     // Several tokens a round: the tail of one fills the gaps of the next, and the row needs no
@@ -175,7 +178,7 @@ __global__ void __launch_bounds__(128) sequence_kernel(const Params<T> p) {
     __syncthreads();
   }
   if (saved != nullptr) save_row(row, saved, i);
-  if (p.s_out != nullptr) store_row(row, p.s_out, p.state_f16, state, i);
+  if (p.s_out != nullptr) store_row(row, p.s_out, p.state_f16, p.inverse, state, i);
   if (head == 0 && i == 0) {
     if (p.counters != nullptr) p.counters[sequence] = elapsed;
     if (p.elapsed_out != nullptr)
@@ -212,7 +215,7 @@ __global__ void __launch_bounds__(kN, 10) step_kernel(const Params<T> p) {
   k[i] = __float2half_rn(load1(p.k + at));
   a[i] = __float2half_rn(load1(p.a + at));
   b[i] = __float2half_rn(load1(p.b + at));
-  const __half v = __float2half_rn(load1(p.v + at));
+  const __half v = __float2half_rn(load1(p.v + at) * p.scale);
   w[i] = __float2half_rn(
       decay_of<kDithered>(in_w, dither_phase(elapsed, head, static_cast<uint32_t>(i))));
   asm volatile("cp.async.wait_all;\n" ::: "memory");
@@ -225,7 +228,7 @@ __global__ void __launch_bounds__(kN, 10) step_kernel(const Params<T> p) {
   const __half u = dot(row, a);
   __half y;
   advance<true>(row, u, v, w, k, b, r, a, &y);
-  put(p.y + at, __half2float(y));
+  put(p.y + at, __half2float(y) * p.inverse);
 #pragma unroll
   for (int q = 0; q < kPacks; ++q)
     store_pack(&packs[swizzled(i, q)], *reinterpret_cast<const Pack*>(&row.s[4 * q]));
@@ -251,7 +254,8 @@ __global__ void count_kernel(int32_t* counters, int n, int tokens) {
 }
 
 template <class T, bool kDithered>
-cudaError_t launch(const Wkv7Shape& s, const Wkv7Fp16Forward& io, bool step, cudaStream_t stream) {
+cudaError_t launch(const Wkv7Shape& s, float scale, const Wkv7Fp16Forward& io, bool step,
+                   cudaStream_t stream) {
   const auto in = [](const void* x) { return static_cast<const T*>(x); };
   const bool in_place = io.elapsed_out != nullptr && io.elapsed_out == io.elapsed;
   Params<T> p{};
@@ -267,6 +271,8 @@ cudaError_t launch(const Wkv7Shape& s, const Wkv7Fp16Forward& io, bool step, cud
   p.elapsed = io.elapsed;
   p.elapsed_out = in_place ? nullptr : io.elapsed_out;
   p.state_f16 = io.state_f16;
+  p.scale = scale;
+  p.inverse = 1 / scale;
   p.tokens = s.tokens;
   p.heads = s.heads;
   if (io.saved != nullptr) {
@@ -288,10 +294,10 @@ cudaError_t run(const Wkv7Shape& s, Wkv7Fp16Kind kind, const Wkv7Fp16Forward& io
                 cudaStream_t stream) {
   if (s.head_size != kN) return cudaErrorInvalidValue;
   if (kind.io_f32)
-    return kind.dithered ? launch<float, true>(s, io, step, stream)
-                         : launch<float, false>(s, io, step, stream);
-  return kind.dithered ? launch<__nv_bfloat16, true>(s, io, step, stream)
-                       : launch<__nv_bfloat16, false>(s, io, step, stream);
+    return kind.dithered ? launch<float, true>(s, kind.state_scale, io, step, stream)
+                         : launch<float, false>(s, kind.state_scale, io, step, stream);
+  return kind.dithered ? launch<__nv_bfloat16, true>(s, kind.state_scale, io, step, stream)
+                       : launch<__nv_bfloat16, false>(s, kind.state_scale, io, step, stream);
 }
 
 }  // namespace

@@ -17,7 +17,9 @@ cudaStream_t stream_of(Context& ctx) {
 }
 
 template <bool kDithered, DType Io>
-constexpr Wkv7Fp16Kind kKind = {kDithered, Io == DType::kF32};
+Wkv7Fp16Kind kind_of(const OpCall& c) {
+  return {kDithered, Io == DType::kF32, c.attr<Wkv7Attrs>().state_scale};
+}
 
 template <bool kDithered, DType Io>
 void forward(Context& ctx, const OpCall& c) {
@@ -42,8 +44,8 @@ void forward(Context& ctx, const OpCall& c) {
   io.saved = c.saved.empty() ? nullptr : c.saved[0].data;
   const Wkv7Shape s = call_shape(c);
   const bool step = s.tokens == 1 && io.state_f16 && io.saved == nullptr;
-  RWKV_CUDA(
-      (step ? wkv7_fp16_step : wkv7_fp16_forward)(s, kKind<kDithered, Io>, io, stream_of(ctx)));
+  RWKV_CUDA((step ? wkv7_fp16_step : wkv7_fp16_forward)(s, kind_of<kDithered, Io>(c), io,
+                                                        stream_of(ctx)));
   RWKV_LAUNCHED(step ? "wkv7 fp16 step" : "wkv7 fp16 forward", stream_of(ctx));
 }
 
@@ -70,7 +72,7 @@ void backward(Context& ctx, const OpCall& c) {
       io.ds0 = c.din[i].f32();
   }
   io.saved = c.saved[0].data;
-  RWKV_CUDA(wkv7_fp16_backward(call_shape(c), kKind<kDithered, Io>, io, stream_of(ctx)));
+  RWKV_CUDA(wkv7_fp16_backward(call_shape(c), kind_of<kDithered, Io>(c), io, stream_of(ctx)));
   RWKV_LAUNCHED("wkv7 fp16 backward", stream_of(ctx));
 }
 
