@@ -212,11 +212,29 @@ TEST_P(Wkv7Fp16, LongRunsAgreeWithTheCpu) {
       const Fp16Result want = run_fp16(cpu, s, d, elapsed);
       const Fp16Result got = run_fp16(kernel(), s, d, elapsed);
       const Fp16Result saving = run_fp16(kernel(), s, d, elapsed, {.backward = true});
+      const Fp16Result half = run_fp16(kernel(), s, d, elapsed, {.state_type = DType::kF16});
       EXPECT_TRUE(std::ranges::all_of(want.y, [](float x) { return std::isfinite(x); }));
-      for (const Fp16Result* r : {&got, &saving}) {
+      for (const Fp16Result* r : {&got, &saving, &half}) {
         EXPECT_EQ(r->y == as_io(kernel(), want.y), true);  // too many to be printed
         EXPECT_EQ(r->s_out == want.s_out, true);
         EXPECT_EQ(r->elapsed, want.elapsed);
+      }
+      if (state) {  // as an engine does it: pieces, and binary16 states between them
+        const int64_t cut = t / 2 / 16 * 16;
+        WkvShape first = s, second = s;
+        first.tokens = cut;
+        second.tokens = t - cut;
+        const Fp16Result one = run_fp16(kernel(), first, tokens_of(d, s, 0, cut), elapsed,
+                                        {.state_type = DType::kF16});
+        Wkv7Data rest = tokens_of(d, s, cut, t);
+        rest.s0 = one.s_out;
+        const Fp16Result two =
+            run_fp16(kernel(), second, rest, one.elapsed, {.state_type = DType::kF16});
+        Wkv7Data outputs = d;
+        outputs.r = got.y;
+        EXPECT_EQ(two.y == tokens_of(outputs, s, cut, t).r, true);
+        EXPECT_EQ(two.s_out == want.s_out, true);
+        EXPECT_EQ(two.elapsed, want.elapsed);
       }
       for (size_t i = 0; i < (state ? 7u : 6u); ++i)
         EXPECT_TRUE(std::ranges::all_of(saving.grad[i], [](float x) { return std::isfinite(x); }))
