@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "kernels/core/error.h"
 #include "kernels/core/rng.h"
@@ -96,6 +97,8 @@ void SamplingOptions::check() const {
   need(std::isfinite(frequency_penalty), "frequency_penalty", frequency_penalty, "a finite number");
   need(penalty_decay > 0 && penalty_decay <= 1, "penalty_decay", penalty_decay,
        "more than 0 and at most 1 (1 is off)");
+  for (const auto& [token, bias] : logit_bias)
+    need(std::isfinite(bias), "logit_bias", bias, "a finite number");
 }
 
 std::vector<Candidate> candidates(std::span<const float> logits, const SamplingOptions& options) {
@@ -131,6 +134,32 @@ std::vector<Candidate> candidates(std::span<const float> logits, const SamplingO
   return all;
 }
 
+LogProbs log_probs(std::span<const float> logits, int32_t token, int64_t top) {
+  const double largest = logits[checked_argmax(logits)];
+  RWKV_CHECK(token >= 0 && static_cast<size_t>(token) < logits.size(), ConfigError,
+             "log-probabilities: token ", token, " of ", logits.size());
+  double sum = 0;
+  for (const float x : logits) sum += std::exp(static_cast<double>(x) - largest);
+  const double log_sum = largest + std::log(sum);
+  const auto entry = [&](int32_t t) {
+    return TokenLogProb{
+        t, static_cast<float>(static_cast<double>(logits[static_cast<size_t>(t)]) - log_sum)};
+  };
+  LogProbs out{entry(token), {}};
+  const auto n = std::min<size_t>(static_cast<size_t>(std::max<int64_t>(top, 0)), logits.size());
+  if (n == 0) return out;
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(n), order.end(),
+                    [&](int32_t a, int32_t b) {
+                      const float x = logits[static_cast<size_t>(a)];
+                      const float y = logits[static_cast<size_t>(b)];
+                      return x != y ? x > y : a < b;
+                    });
+  for (size_t i = 0; i < n; ++i) out.top.push_back(entry(order[i]));
+  return out;
+}
+
 TokenSampler::TokenSampler(SamplingOptions options, uint64_t sequence)
     : options_(std::move(options)), sequence_(sequence) {
   options_.check();
@@ -151,6 +180,14 @@ int32_t TokenSampler::next(std::span<const float> logits) {
       x -= options_.presence_penalty + seen.occurrences * options_.frequency_penalty;
     logits_[static_cast<size_t>(token)] = static_cast<float>(x);
   }
+  const auto inside = [&](int32_t token) {
+    return token >= 0 && static_cast<size_t>(token) < logits_.size();
+  };
+  for (const auto& [token, bias] : options_.logit_bias)
+    if (inside(token)) logits_[static_cast<size_t>(token)] += bias;
+  for (const int32_t token : options_.banned_tokens)
+    if (inside(token))
+      logits_[static_cast<size_t>(token)] = -std::numeric_limits<float>::infinity();
   const std::vector<Candidate> from = candidates(logits_, options_);
   int32_t token = from.back().token;
   if (from.size() > 1) {

@@ -5,12 +5,14 @@
 #include <cstdint>
 #include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace rwkv {
 
 /// The defaults draw from the model's own distribution. The order in which they act:
-///   1. repetition penalty, then presence and frequency penalties, on the logits
+///   1. repetition penalty, then presence and frequency penalties, then logit_bias, on the logits;
+///      the logits of banned tokens become -infinity
 ///   2. softmax at temperature 1
 ///   3. top_p, top_k, min_p: each looks at the probabilities of step 2
 ///   4. p^(1/temperature) of what is left, normalised
@@ -39,9 +41,14 @@ struct SamplingOptions {
   /// Tokens that pay the presence penalty but whose occurrences stay 0, so that they may repeat:
   /// the reference exempts pieces of " \t0123456789" (number_tokens in inference/generate.h).
   std::vector<int32_t> uncounted_tokens;
+  /// Added to the logits of these tokens; finite. Biases of one token add up.
+  std::vector<std::pair<int32_t, float>> logit_bias;
+  /// Never drawn. If a model leaves nothing else, next() throws NonFiniteError.
+  std::vector<int32_t> banned_tokens;
   uint64_t seed = 0;
 
-  /// Throws ConfigError naming the option, its value and the allowed range.
+  /// Throws ConfigError naming the option, its value and the allowed range. Tokens outside of the
+  /// vocabulary are ignored everywhere.
   void check() const;
 };
 
@@ -55,6 +62,22 @@ struct Candidate {
 /// probabilities sum to 1. Logits of -infinity are never drawn. temperature 0 gives one candidate.
 /// Throws NonFiniteError if a logit is NaN or +infinity, or none is finite.
 std::vector<Candidate> candidates(std::span<const float> logits, const SamplingOptions& options);
+
+/// A token with the logarithm of its probability.
+struct TokenLogProb {
+  int32_t token = 0;
+  float log_prob = 0;
+};
+
+/// log softmax of the logits as the model gave them, without penalties, filters and temperature: of
+/// `token`, and of the `top` most probable tokens, most probable first (the lower ids among
+/// equals).
+struct LogProbs {
+  TokenLogProb chosen;
+  std::vector<TokenLogProb> top;
+};
+/// Throws NonFiniteError like candidates(); ConfigError for a token outside of the vocabulary.
+LogProbs log_probs(std::span<const float> logits, int32_t token, int64_t top);
 
 /// The state of one sequence: what it has generated and how far it is. The draw at position n of
 /// sequence s is a pure function of (seed, s, n) and the logits, so neither the other sequences of

@@ -26,3 +26,5 @@ rwkv_test(hostile_files_test LABEL unit SOURCES unit/hostile_files_test.cpp DEPS
 rwkv_test(inference_state_test LABEL unit SOURCES unit/inference_state_test.cpp DEPS rwkv_inference)
 rwkv_test(inference_runner_test LABEL unit SOURCES unit/inference_runner_test.cpp
   DEPS rwkv_inference)
+rwkv_test(inference_scheduler_test LABEL unit SOURCES unit/inference_scheduler_test.cpp
+  DEPS rwkv_inference)

@@ -272,6 +272,61 @@ TEST(Sampler, PenaltyArithmetic) {
   EXPECT_EQ(s.position(), 100);
 }
 
+TEST(Sampler, BiasesAndBansActAfterPenalties) {
+  const std::vector<float> logits = {1, 2, 3, 4};
+  // Greedy: 3 without anything, 0 with its bias, 2 where 3 is banned.
+  EXPECT_EQ(TokenSampler({.temperature = 0}).next(logits), 3);
+  EXPECT_EQ(TokenSampler({.temperature = 0, .logit_bias = {{0, 3.5f}}}).next(logits), 0);
+  EXPECT_EQ(TokenSampler({.temperature = 0, .logit_bias = {{0, 1.5f}, {0, 2.0f}}}).next(logits), 0);
+  EXPECT_EQ(TokenSampler({.temperature = 0, .banned_tokens = {3}}).next(logits), 2);
+  // A ban holds against any bias; a bias is not scaled by the repetition penalty.
+  EXPECT_EQ(TokenSampler({.temperature = 0, .logit_bias = {{3, 99.0f}}, .banned_tokens = {3}})
+                .next(logits),
+            2);
+  TokenSampler seen({.temperature = 0, .repetition_penalty = 4, .logit_bias = {{3, 2.5f}}});
+  seen.see(std::vector<int32_t>{3});  // 4 / 4 + 2.5
+  EXPECT_EQ(seen.next(logits), 3);
+  TokenSampler less({.temperature = 0, .repetition_penalty = 4, .logit_bias = {{3, 1.5f}}});
+  less.see(std::vector<int32_t>{3});
+  EXPECT_EQ(less.next(logits), 2);
+  // Ids that the model does not have are nobody's.
+  EXPECT_EQ(
+      TokenSampler({.temperature = 0, .logit_bias = {{-1, 9}, {4, 9}}, .banned_tokens = {-1, 4}})
+          .next(logits),
+      3);
+  EXPECT_THROW(TokenSampler({.temperature = 0, .banned_tokens = {0, 1, 2, 3}}).next(logits),
+               NonFiniteError);
+  EXPECT_THROW(TokenSampler({.logit_bias = {{0, kInf}}}), ConfigError);
+  // The draw follows the shifted distribution: equal logits, one of them up by log 3.
+  const std::vector<float> flat = {0, 0, 0};
+  int hits = 0;
+  TokenSampler sampler({.logit_bias = {{1, std::log(3.0f)}}, .banned_tokens = {2}, .seed = 5});
+  for (int i = 0; i < 4000; ++i) {
+    const int32_t token = sampler.next(flat);
+    EXPECT_NE(token, 2);
+    hits += token == 1;
+  }
+  EXPECT_NEAR(hits, 3000, 150);
+}
+
+TEST(Sampler, LogProbabilitiesAreTheModels) {
+  const std::vector<float> logits = {1, 3, -kInf, 3, 0};
+  const double sum = std::log(std::exp(1.0) + 2 * std::exp(3.0) + 1);
+  const LogProbs p = log_probs(logits, 4, 3);
+  EXPECT_EQ(p.chosen.token, 4);
+  EXPECT_NEAR(p.chosen.log_prob, -sum, 1e-6);
+  ASSERT_EQ(p.top.size(), 3U);
+  EXPECT_EQ(p.top[0].token, 1);
+  EXPECT_EQ(p.top[1].token, 3);
+  EXPECT_EQ(p.top[2].token, 0);
+  EXPECT_NEAR(p.top[0].log_prob, 3 - sum, 1e-6);
+  EXPECT_NEAR(p.top[2].log_prob, 1 - sum, 1e-6);
+  EXPECT_TRUE(log_probs(logits, 0, 0).top.empty());
+  EXPECT_EQ(log_probs(logits, 0, 99).top.size(), 5U);
+  EXPECT_THROW(log_probs(logits, 5, 0), ConfigError);
+  EXPECT_THROW(log_probs(std::vector<float>{0, NAN}, 0, 0), NonFiniteError);
+}
+
 TEST(Sampler, GreedyTakesTheLowestIdAmongEquals) {
   EXPECT_EQ(TokenSampler({.temperature = 0}).next(std::vector<float>{1, 4, 4, 2}), 1);
 }

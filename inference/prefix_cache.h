@@ -1,0 +1,78 @@
+#pragma once
+/// Recurrent states of prompt beginnings that several requests share, in host memory.
+
+#include <cstddef>
+#include <cstdint>
+#include <list>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+namespace rwkv {
+
+/// Where a prompt is cut for prefill: at `shared` positions, and every so many tokens after one. A
+/// function of the request alone, since the cuts decide the rounding.
+class PromptCuts {
+ public:
+  PromptCuts() = default;
+  /// Of a prompt of n ids; positions outside of it, or not ascending, are ignored.
+  PromptCuts(int64_t n, std::span<const int64_t> shared, int64_t every);
+  size_t size() const { return at_.size(); }
+  int64_t at(size_t i) const { return at_[i]; }
+  /// Cuts up to and with the i-th.
+  std::span<const int64_t> path(size_t i) const { return std::span(at_).first(i + 1); }
+  /// Index of the first cut behind a position; size() if there is none.
+  size_t next(int64_t position) const;
+  /// The first or the last of the shared ones.
+  bool outermost(size_t i) const;
+
+ private:
+  std::vector<int64_t> at_;
+  std::vector<char> shared_;
+};
+
+/// Least recently used states by (token prefix, places where prefill was cut). The cuts are part of
+/// the key because they decide the rounding: what is found here is what the request would have
+/// computed, bit for bit. One thread at a time.
+class PrefixCache {
+ public:
+  /// 0 bytes: keeps nothing.
+  explicit PrefixCache(size_t max_bytes) : max_bytes_(max_bytes) {}
+
+  /// Of a prefix and its cuts; never 0.
+  static uint64_t key(std::span<const int32_t> ids, std::span<const int64_t> cuts);
+
+  /// The state after all of `ids`, cut at `cuts` (ascending, the last one is ids.size()); empty if
+  /// there is none. Valid until the next put().
+  std::span<const std::byte> find(std::span<const int32_t> ids, std::span<const int64_t> cuts);
+  /// True from the second call for a prefix on (as long as it is remembered): worth keeping.
+  bool seen_before(std::span<const int32_t> ids, std::span<const int64_t> cuts);
+  /// Keeps a copy, and drops others for it. What is larger than all of the cache is not kept.
+  void put(std::span<const int32_t> ids, std::span<const int64_t> cuts,
+           std::span<const std::byte> state);
+
+  size_t entries() const { return entries_.size(); }
+  size_t bytes() const { return bytes_; }
+  size_t max_bytes() const { return max_bytes_; }
+  uint64_t evictions() const { return evictions_; }
+
+ private:
+  struct Entry {
+    uint64_t key;
+    std::vector<int32_t> ids;
+    std::vector<int64_t> cuts;
+    std::vector<std::byte> state;
+    size_t bytes() const;
+  };
+  using List = std::list<Entry>;
+  List::iterator locate(uint64_t k, std::span<const int32_t> ids, std::span<const int64_t> cuts);
+  void erase(List::iterator entry);
+
+  size_t max_bytes_, bytes_ = 0;
+  uint64_t evictions_ = 0;
+  List entries_;  ///< most recently used first
+  std::unordered_multimap<uint64_t, List::iterator> index_;
+  std::vector<uint64_t> remembered_;  ///< keys of prefixes seen once, by key modulo its size
+};
+
+}  // namespace rwkv

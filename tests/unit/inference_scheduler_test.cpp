@@ -1,0 +1,475 @@
+// Continuous batching: what a request gets does not depend on who else is there, and nobody waits
+// for long.
+
+#include "inference/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <optional>
+#include <thread>
+
+#include "data/tokenizer/utf8.h"
+#include "inference/prefix_cache.h"
+#include "kernels/core/trace.h"
+#include "tests/support/compare.h"
+#include "tests/unit/inference_fake_runner.h"
+#include "tests/unit/inference_model.h"
+
+namespace rwkv {
+namespace {
+
+using test::FakeRunner;
+using test::TestModel;
+
+constexpr double kPatience = 60;  // seconds, far beyond what anything here takes
+
+std::vector<int32_t> bytes(std::string_view text) {
+  std::vector<int32_t> ids;
+  for (const char c : text) ids.push_back(static_cast<unsigned char>(c) + 1);
+  return ids;
+}
+
+struct Sample {
+  std::string text, error;
+  int64_t tokens = 0;
+  std::vector<LogProbs> log_probs;
+  std::optional<GenerationEnd> end;
+};
+
+/// Everything until all samples have ended.
+std::vector<Sample> collect(Generation& g, size_t samples = 1) {
+  std::vector<Sample> all(samples);
+  for (size_t open = samples; open > 0;) {
+    auto event = g.wait(kPatience);
+    if (!event) {
+      ADD_FAILURE() << "nothing came";
+      return all;
+    }
+    Sample& s = all.at(static_cast<size_t>(event->sample));
+    EXPECT_FALSE(s.end.has_value()) << "an event after the end";
+    s.text += event->text;
+    s.tokens += event->tokens;
+    for (auto& p : event->log_probs) s.log_probs.push_back(std::move(p));
+    s.error = event->error;
+    s.end = event->end;
+    if (event->end) --open;
+  }
+  return all;
+}
+
+void wait_until(const std::function<bool()>& done) {
+  const double limit = now_seconds() + kPatience;
+  while (!done()) {
+    ASSERT_LE(now_seconds(), limit) << "nothing happened";
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+/// A model with bytes as tokens behind a scheduler.
+struct Service {
+  TestModel model;
+  ByteTokenizer tokenizer;
+  EngineRunnerOptions runner_options;
+  std::optional<Engine> engine;
+  std::unique_ptr<SequenceRunner> runner;
+  std::optional<Scheduler> scheduler;
+
+  explicit Service(TestModel m, int64_t slots = 8, SchedulerOptions o = {})
+      : model(std::move(m)), runner_options{.slots = slots, .prefill_tokens = 16} {
+    engine.emplace(*model.model, *model.weights, runner_engine_options({}, runner_options));
+    runner = make_engine_runner(*engine, runner_options);
+    scheduler.emplace(*runner, tokenizer, o);
+  }
+  Scheduler* operator->() { return &*scheduler; }
+  std::vector<Sample> run(GenerationRequest r) {
+    const auto n = static_cast<size_t>(r.samples);
+    return collect(*scheduler->submit(std::move(r)), n);
+  }
+};
+
+TestModel random_bytes() {
+  return test::random_model(30, 2, 64, 257);
+}
+TestModel alphabet() {
+  return test::bigram_model(test::alphabet);
+}
+
+std::vector<GenerationRequest> mixed_requests(int count) {
+  std::vector<GenerationRequest> all;
+  for (int i = 0; i < count; ++i) {
+    GenerationRequest r{.prompt = test::random_ids(static_cast<uint64_t>(i), 1 + 7 * i % 60, 257),
+                        .max_tokens = 5 + i % 17};
+    r.sampling.seed = static_cast<uint64_t>(i) % 5;
+    r.sampling.temperature = i % 4 == 0 ? 0 : 1;
+    if (i % 3 == 1) r.sampling.top_p = 0.7;
+    if (i % 5 == 2) r.sampling.frequency_penalty = 0.4;
+    r.samples = 1 + i % 3;
+    r.stop_at_end_of_document = i % 2 == 0;
+    all.push_back(r);
+  }
+  return all;
+}
+
+TEST(Scheduler, WhatARequestGetsDoesNotDependOnOthers) {
+  const auto requests = mixed_requests(14);
+  std::vector<std::vector<Sample>> want;
+  Service alone(random_bytes(), 3, {.cache_bytes = 0});
+  for (const auto& r : requests) want.push_back(alone.run(r));
+  Service busy(random_bytes(), 7);
+  for (int round = 0; round < 2; ++round) {  // the second one with states in the cache
+    std::vector<std::shared_ptr<Generation>> running;
+    for (const auto& r : requests) running.push_back(busy->submit(r));
+    for (size_t i = 0; i < requests.size(); ++i) {
+      const auto got = collect(*running[i], want[i].size());
+      for (size_t s = 0; s < got.size(); ++s) {
+        EXPECT_EQ(got[s].text, want[i][s].text) << "request " << i << ", sample " << s;
+        EXPECT_EQ(got[s].tokens, want[i][s].tokens);
+        EXPECT_EQ(got[s].end, want[i][s].end);
+      }
+    }
+  }
+  wait_until([&] { return busy->stats().free_slots == 7; });
+  const SchedulerStats stats = busy->stats();
+  EXPECT_EQ(stats.accepted, 28U);
+  EXPECT_LT(stats.decode_steps, alone->stats().decode_steps * 2);
+}
+
+TEST(Scheduler, SamplesAreTheSequencesOfOneSeed) {
+  Service service(random_bytes());
+  GenerationRequest r{.prompt = bytes("hello"), .samples = 4, .max_tokens = 20};
+  r.sampling.seed = 9;
+  const auto four = service.run(r);
+  r.samples = 1;
+  EXPECT_EQ(service.run(r)[0].text, four[0].text);
+  EXPECT_NE(four[0].text, four[1].text);
+  EXPECT_NE(four[2].text, four[3].text);
+  r.samples = 3;
+  EXPECT_EQ(service.run(r)[2].text, four[2].text);
+}
+
+TEST(Scheduler, EndsWhereItIsAsked) {
+  Service service(alphabet());
+  GenerationRequest greedy{.max_tokens = 40};
+  greedy.sampling.temperature = 0;
+  const auto with = [&](std::string_view prompt, auto&& change) {
+    GenerationRequest r = greedy;
+    r.prompt = bytes(prompt);
+    change(r);
+    return service.run(r)[0];
+  };
+  Sample s = with("a", [](auto& r) { r.stop = {"hij", "klm"}; });
+  EXPECT_EQ(s.text, "bcdefg");
+  EXPECT_EQ(s.end, GenerationEnd::kStop);
+  EXPECT_EQ(s.tokens, 9);
+  s = with("5", [](auto&) {});
+  EXPECT_EQ(s.text, "6789");
+  EXPECT_EQ(s.end, GenerationEnd::kEnd);
+  s = with("5", [](auto& r) { r.stop_at_end_of_document = false, r.max_tokens = 7; });
+  EXPECT_EQ(s.text, "6789ab");  // id 0 has no text
+  EXPECT_EQ(s.end, GenerationEnd::kLength);
+  EXPECT_EQ(s.tokens, 7);
+  s = with("a", [](auto& r) { r.stop_tokens = {'e' + 1}; });
+  EXPECT_EQ(s.text, "bcd");
+  EXPECT_EQ(s.end, GenerationEnd::kEnd);
+  s = with("a", [](auto& r) { r.max_tokens = 0; });
+  EXPECT_EQ(s.text, "");
+  EXPECT_EQ(s.end, GenerationEnd::kLength);
+  s = with("a", [](auto& r) { r.sampling.banned_tokens = {'b' + 1}, r.max_tokens = 1; });
+  EXPECT_NE(s.text, "b");
+  s = with("a", [](auto& r) { r.sampling.logit_bias = {{'x' + 1, 1000.0f}}, r.max_tokens = 3; });
+  EXPECT_EQ(s.text, "xxx");
+  // What was held back for a stop string that does not come is not lost.
+  s = with("a", [](auto& r) { r.stop = {"efX"}, r.max_tokens = 5; });
+  EXPECT_EQ(s.text, "bcdef");
+}
+
+TEST(Scheduler, LogProbabilitiesComeWithTheirTokens) {
+  Service service(alphabet());
+  GenerationRequest r{.prompt = bytes("a"), .max_tokens = 4, .top_log_probs = 2};
+  r.sampling.temperature = 0;
+  const Sample s = service.run(r)[0];
+  ASSERT_EQ(s.log_probs.size(), 4U);
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(s.log_probs[i].chosen.token, static_cast<int32_t>('b' + i + 1));
+    ASSERT_EQ(s.log_probs[i].top.size(), 2U);
+    EXPECT_EQ(s.log_probs[i].top[0].token, s.log_probs[i].chosen.token);
+    EXPECT_EQ(s.log_probs[i].top[0].log_prob, s.log_probs[i].chosen.log_prob);
+    EXPECT_LE(s.log_probs[i].top[1].log_prob, s.log_probs[i].top[0].log_prob);
+    EXPECT_LE(s.log_probs[i].chosen.log_prob, 0);
+  }
+}
+
+TEST(Scheduler, TextIsNeverSplitInsideACharacter) {
+  // The bytes of "é€🚀" over and over, one token each.
+  const std::string text = "é€🚀";
+  Service service(test::bigram_model([&](int32_t token) {
+    const size_t at = text.find(static_cast<char>(token - 1));
+    return static_cast<unsigned char>(text[at == std::string::npos ? 0 : (at + 1) % text.size()]) +
+           1;
+  }));
+  GenerationRequest r{.prompt = bytes(" "), .max_tokens = 9};
+  r.sampling.temperature = 0;
+  const auto g = service->submit(r);
+  std::string all;
+  while (auto event = g->wait(kPatience)) {
+    EXPECT_TRUE(is_valid_utf8(event->text)) << all;
+    all += event->text;
+    if (event->end) break;
+  }
+  EXPECT_EQ(all, text);
+}
+
+TEST(Scheduler, SharedBeginningsAreComputedOnce) {
+  const std::string system = std::string(50, 's') + "the rules";
+  const auto request = [&](const std::string& question) {
+    GenerationRequest r{.prompt = bytes(system + question), .max_tokens = 6};
+    r.shared = {std::ssize(system)};
+    return r;
+  };
+  Service cold(random_bytes(), 8, {.cache_bytes = 0});
+  std::vector<std::string> want;
+  for (int i = 0; i < 8; ++i) want.push_back(cold.run(request(str("question ", i)))[0].text);
+  EXPECT_EQ(cold->stats().cached_tokens, 0U);
+
+  // All at once: the first computes what the others wait for.
+  Service warm(random_bytes(), 8);
+  std::vector<std::shared_ptr<Generation>> running;
+  for (int i = 0; i < 8; ++i) running.push_back(warm->submit(request(str("question ", i))));
+  for (size_t i = 0; i < 8; ++i) EXPECT_EQ(collect(*running[i])[0].text, want[i]) << i;
+  EXPECT_EQ(warm->stats().cached_tokens, 7 * system.size());
+  EXPECT_EQ(warm->stats().cache_entries, 1U);
+  const auto later = warm->submit(request("another"));
+  collect(*later);
+  EXPECT_EQ(later->cached_tokens(), std::ssize(system));
+
+  // Without a hint a beginning is kept when it comes for the second time.
+  Service plain(random_bytes(), 8, {.cut_tokens = 20});
+  GenerationRequest r{.prompt = test::random_ids(1, 70, 257), .max_tokens = 3};
+  const auto first = plain.run(r)[0];
+  EXPECT_EQ(plain->stats().cache_entries, 0U);
+  EXPECT_EQ(plain.run(r)[0].text, first.text);
+  EXPECT_EQ(plain->stats().cached_tokens, 0U);
+  EXPECT_EQ(plain.run(r)[0].text, first.text);
+  EXPECT_EQ(plain->stats().cached_tokens, 60U);
+}
+
+TEST(Scheduler, PrefillNeverHoldsUpRunningTextsForLong) {
+  FakeRunner runner(6, 16);
+  ByteTokenizer tokenizer;
+  Scheduler scheduler(runner, tokenizer, {.prefill_budget = 32, .cut_tokens = 100});
+  const auto steady = scheduler.submit({.prompt = bytes("x"), .max_tokens = 100000});
+  ASSERT_TRUE(steady->wait(kPatience).has_value());
+  std::vector<std::shared_ptr<Generation>> late;
+  for (int i = 0; i < 4; ++i)
+    late.push_back(scheduler.submit(
+        {.prompt = test::random_ids(static_cast<uint64_t>(i), 1000 - i, 257), .max_tokens = 2}));
+  // Four long prompts and a short one, which overtakes them.
+  const auto small = scheduler.submit({.prompt = bytes("hi"), .max_tokens = 1});
+  collect(*small);
+  EXPECT_EQ(scheduler.stats().ended[static_cast<size_t>(GenerationEnd::kLength)], 1U);
+  for (const auto& g : late) collect(*g);
+  steady->cancel();
+  const auto calls = runner.calls();
+  int64_t since = 0, most = 0, decodes = 0;
+  for (const auto& c : calls) {
+    if (c.decode) {
+      most = std::max(most, since);
+      since = 0;
+      ++decodes;
+    } else {
+      since += c.tokens;
+    }
+  }
+  EXPECT_LE(most, 32 + 15);
+  EXPECT_GE(decodes, 4000 / (32 + 15));
+}
+
+TEST(Scheduler, LimitsTheQueue) {
+  FakeRunner runner(1, 16);
+  ByteTokenizer tokenizer;
+  Scheduler scheduler(runner, tokenizer, {.max_waiting = 2});
+  const GenerationRequest forever{.prompt = bytes("x"), .max_tokens = 1 << 30};
+  std::vector<std::shared_ptr<Generation>> held = {scheduler.submit(forever)};
+  wait_until([&] { return scheduler.stats().decoding == 1; });
+  held.push_back(scheduler.submit(forever));
+  held.push_back(scheduler.submit(forever));
+  try {
+    scheduler.submit(forever);
+    FAIL() << "accepted";
+  } catch (const OverloadedError& e) {
+    EXPECT_GE(e.retry_seconds, 1);
+    EXPECT_LE(e.retry_seconds, 60);
+  }
+  EXPECT_EQ(scheduler.stats().refused, 1U);
+  EXPECT_EQ(scheduler.stats().waiting, 2);
+  // A waiting request can be cancelled, too, and the next in line moves up.
+  held[1]->cancel();
+  const auto gone = collect(*held[1]);
+  EXPECT_EQ(gone[0].end, GenerationEnd::kCancelled);
+  EXPECT_EQ(gone[0].tokens, 0);
+  held[0]->cancel();
+  EXPECT_EQ(collect(*held[0])[0].end, GenerationEnd::kCancelled);
+  ASSERT_TRUE(held[2]->wait(kPatience).has_value());
+  wait_until([&] { return scheduler.stats().decoding == 1; });
+  held[2]->cancel();
+  collect(*held[2]);
+  wait_until([&] { return scheduler.stats().free_slots == 1; });
+}
+
+TEST(Scheduler, DeadlinesEndWhatRunsAndWhatWaits) {
+  FakeRunner runner(1, 16);
+  ByteTokenizer tokenizer;
+  Scheduler scheduler(runner, tokenizer, {});
+  GenerationRequest r{.prompt = bytes("x"), .max_tokens = 1 << 30};
+  r.deadline = now_seconds() + 0.1;
+  const auto runs = scheduler.submit(r), waits = scheduler.submit(r);
+  const auto a = collect(*runs)[0], b = collect(*waits)[0];
+  EXPECT_EQ(a.end, GenerationEnd::kDeadline);
+  EXPECT_GT(a.tokens, 0);
+  EXPECT_EQ(b.end, GenerationEnd::kDeadline);
+  EXPECT_EQ(b.tokens, 0);
+}
+
+TEST(Scheduler, OneSequenceWithoutNumbersDoesNotHurtTheOthers) {
+  FakeRunner runner(2, 16);
+  ByteTokenizer tokenizer;
+  Scheduler scheduler(runner, tokenizer, {});
+  const auto good = scheduler.submit({.prompt = bytes("good"), .max_tokens = 500});
+  ASSERT_TRUE(good->wait(kPatience).has_value());
+  const auto bad = scheduler.submit({.prompt = {FakeRunner::kPoison}, .max_tokens = 5});
+  const auto failed = collect(*bad)[0];
+  EXPECT_EQ(failed.end, GenerationEnd::kError);
+  EXPECT_NE(failed.error.find("logit"), std::string::npos) << failed.error;
+  EXPECT_EQ(collect(*good)[0].end, GenerationEnd::kLength);
+  EXPECT_EQ(scheduler.failure(), "");
+}
+
+TEST(Scheduler, AFailedRunnerEndsEverythingWithItsReason) {
+  FakeRunner runner(2, 16);
+  ByteTokenizer tokenizer;
+  Scheduler scheduler(runner, tokenizer, {});
+  const GenerationRequest r{.prompt = bytes("x"), .max_tokens = 1 << 30};
+  const auto a = scheduler.submit(r), b = scheduler.submit(r), c = scheduler.submit(r);
+  ASSERT_TRUE(a->wait(kPatience).has_value());
+  runner.break_down();
+  EXPECT_EQ(collect(*a)[0].end, GenerationEnd::kError);
+  const auto last = collect(*b)[0];
+  EXPECT_EQ(last.end, GenerationEnd::kError);
+  EXPECT_NE(last.error.find("broken"), std::string::npos) << last.error;
+  EXPECT_TRUE(collect(*c)[0].end.has_value());
+  wait_until([&] { return !scheduler.failure().empty(); });
+  EXPECT_THROW(scheduler.submit(r), UnavailableError);
+  EXPECT_FALSE(scheduler.snapshot(a->id()).has_value());
+  EXPECT_EQ(scheduler.drain(kPatience), 0);
+}
+
+TEST(Scheduler, DrainsAndThenRefuses) {
+  FakeRunner runner(2, 16);
+  ByteTokenizer tokenizer;
+  Scheduler scheduler(runner, tokenizer, {});
+  const auto small = scheduler.submit({.prompt = bytes("x"), .max_tokens = 300});
+  EXPECT_EQ(scheduler.drain(kPatience), 0);
+  EXPECT_EQ(collect(*small)[0].end, GenerationEnd::kLength);
+  EXPECT_THROW(scheduler.submit({.prompt = bytes("x")}), UnavailableError);
+
+  Scheduler second(runner, tokenizer, {});
+  const auto endless = second.submit({.prompt = bytes("x"), .samples = 2, .max_tokens = 1 << 30});
+  ASSERT_TRUE(endless->wait(kPatience).has_value());
+  EXPECT_EQ(second.drain(0.05), 2);
+  EXPECT_EQ(collect(*endless, 2)[1].end, GenerationEnd::kCancelled);
+}
+
+TEST(Scheduler, StatesCanBeLookedAt) {
+  Service service(random_bytes(), 2);
+  GenerationRequest r{.prompt = bytes("hello"), .max_tokens = 4, .keep_state = true};
+  r.sampling.temperature = 0;
+  r.stop_at_end_of_document = false;
+  const auto g = service->submit(r);
+  const Sample s = collect(*g)[0];
+  const auto seen = service->snapshot(g->id());
+  ASSERT_TRUE(seen.has_value());
+  EXPECT_EQ(seen->tokens, 5 + 3);  // the last token was drawn, not fed
+  EXPECT_EQ(seen->bytes.size(), service.runner->state_bytes());
+  // The same as a state that saw the same ids.
+  GenerationRequest again = r;
+  again.keep_state = false;
+  const auto other = service->submit(again);
+  collect(*other);
+  EXPECT_FALSE(service->snapshot(other->id()).has_value());
+  const auto third = service->submit(r);
+  collect(*third);
+  EXPECT_EQ(service->snapshot(third->id())->bytes, seen->bytes);
+  EXPECT_FALSE(service->snapshot(12345).has_value());
+}
+
+TEST(Scheduler, BadRequestsAreNamed) {
+  Service service(random_bytes(), 2);
+  const auto refused = [&](GenerationRequest r) {
+    EXPECT_THROW(service->submit(std::move(r)), ConfigError);
+  };
+  refused({});
+  refused({.prompt = {257}});
+  refused({.prompt = {-1}});
+  refused({.prompt = {1}, .samples = 3});
+  refused({.prompt = {1}, .samples = 0});
+  refused({.prompt = {1}, .max_tokens = -1});
+  refused({.prompt = {1}, .stop = {""}});
+  GenerationRequest hot{.prompt = {1}};
+  hot.sampling.temperature = -1;
+  refused(hot);
+  EXPECT_EQ(service->stats().accepted, 0U);
+}
+
+TEST(PrefixCache, KeepsTheLastUsedWithinItsBytes) {
+  const std::vector<std::byte> state(1000);
+  const auto ids = test::random_ids(1, 40, 257);
+  const auto at = [&](int64_t n) { return std::span(ids).first(static_cast<size_t>(n)); };
+  const auto path = [](int64_t n) { return std::vector<int64_t>{n}; };
+  PrefixCache cache(4000);
+  for (const int64_t n : {10, 20, 30}) cache.put(at(n), path(n), state);
+  EXPECT_EQ(cache.entries(), 3U);
+  EXPECT_LE(cache.bytes(), 4000U);
+  EXPECT_EQ(cache.find(at(10), path(10)).size(), 1000U);
+  cache.put(at(40), path(40), state);
+  EXPECT_EQ(cache.entries(), 3U);
+  EXPECT_EQ(cache.evictions(), 1U);
+  EXPECT_TRUE(cache.find(at(20), path(20)).empty());
+  EXPECT_FALSE(cache.find(at(10), path(10)).empty());
+  // Other cuts are another entry; so are other ids.
+  EXPECT_TRUE(cache.find(at(10), std::vector<int64_t>{5, 10}).empty());
+  auto other = std::vector<int32_t>(ids.begin(), ids.begin() + 10);
+  other[3] ^= 1;
+  EXPECT_TRUE(cache.find(other, path(10)).empty());
+  cache.put(at(10), path(10), std::vector<std::byte>(5000));
+  EXPECT_EQ(cache.find(at(10), path(10)).size(), 1000U);
+  PrefixCache none(0);
+  none.put(at(10), path(10), state);
+  EXPECT_EQ(none.entries(), 0U);
+  EXPECT_FALSE(none.seen_before(at(10), path(10)));
+  EXPECT_FALSE(none.seen_before(at(10), path(10)));
+}
+
+TEST(PromptCuts, AreAFunctionOfTheRequest) {
+  const auto cuts = [](int64_t n, std::vector<int64_t> shared, int64_t every) {
+    const PromptCuts c(n, shared, every);
+    std::vector<int64_t> all;
+    for (size_t i = 0; i < c.size(); ++i) all.push_back(c.at(i));
+    return all;
+  };
+  using V = std::vector<int64_t>;
+  EXPECT_EQ(cuts(10, {}, 20), V{});
+  EXPECT_EQ(cuts(20, {}, 20), V{});
+  EXPECT_EQ(cuts(41, {}, 20), (V{20, 40}));
+  EXPECT_EQ(cuts(50, {7}, 20), (V{7, 27, 47}));
+  EXPECT_EQ(cuts(50, {25, 30}, 20), (V{20, 25, 30}));
+  EXPECT_EQ(cuts(50, {-1, 0, 9, 9, 3, 50, 99}, 100), V{9});
+  const PromptCuts c(50, V{5, 6, 7}, 20);
+  EXPECT_TRUE(c.outermost(0));
+  EXPECT_FALSE(c.outermost(1));
+  EXPECT_TRUE(c.outermost(2));
+  EXPECT_FALSE(c.outermost(3));
+}
+
+}  // namespace
+}  // namespace rwkv
