@@ -106,10 +106,13 @@ std::string wkv_misfit(const WkvKernel& kernel, std::string_view op, Device devi
 
 const WkvKernel& select_wkv(std::string_view op, Device device, DType io, const WkvShape& shape,
                             std::string_view wanted) {
-  std::string reasons;
+  std::string reasons, others;
+  const auto note = [](std::string& list, const auto&... what) {
+    list += str(list.empty() ? "" : "; ", what...);
+  };
   const auto fits = [&](const WkvKernel& kernel) {
     const std::string why = wkv_misfit(kernel, op, device, io, shape);
-    if (!why.empty()) reasons += str("\n  ", kernel.name, ": ", why);
+    if (!why.empty()) note(reasons, kernel.name, ": ", why);
     return why.empty();
   };
   if (wanted == "auto") {
@@ -124,15 +127,16 @@ const WkvKernel& select_wkv(std::string_view op, Device device, DType io, const 
     const bool named = kernel->name == wanted || kernel->family == wanted ||
                        (wanted == "auto" && kernel->state == DType::kF32);
     if (!named) {
-      reasons += str("\n  ", kernel->name, ": not asked for");
+      note(others, kernel->name);
       continue;
     }
     if (fits(*kernel)) return *kernel;
   }
   throw ConfigError(str("choosing a ", op, " kernel on ", device_name(device), " for ",
                         shape_text(shape), ", ", dtype_name(io), " vectors: '", wanted,
-                        "' gives none; use auto, a family (", families(op),
-                        ") or a full name:", reasons));
+                        "' gives none", reasons.empty() ? "" : " (" + reasons + ")",
+                        "; use auto, a family (", families(op), ") or a full name",
+                        others.empty() ? "" : ": " + others));
 }
 
 bool wkv_counts_tokens(std::string_view wanted) {
