@@ -128,12 +128,11 @@ std::string text_of_json_line(std::string_view line, const std::string& field) {
 }
 
 WorkReader::WorkReader(std::vector<InputFile> inputs, std::shared_ptr<const Tokenizer> tokenizer,
-                       std::string split_at, size_t piece_bytes, std::function<bool()> interrupted)
+                       std::string split_at, size_t piece_bytes)
     : inputs_(std::move(inputs)),
       tokenizer_(std::move(tokenizer)),
       split_at_(std::move(split_at)),
-      piece_bytes_(std::max<size_t>(piece_bytes, 1)),
-      interrupted_(std::move(interrupted)) {}
+      piece_bytes_(std::max<size_t>(piece_bytes, 1)) {}
 
 bool WorkReader::fill(size_t want) {
   const size_t before = buffer_.size();
@@ -151,7 +150,7 @@ bool WorkReader::next(WorkItem& item) {
   for (;;) {
     if (stream_ == nullptr) {
       if (file_ == inputs_.size()) return false;
-      stream_ = open_byte_stream(inputs_[file_].path, interrupted_);
+      stream_ = open_byte_stream(inputs_[file_].path);
       buffer_.clear();
       at_end_ = false;
       open_ = done_ = false;

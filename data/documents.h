@@ -2,7 +2,6 @@
 /// From input files to pieces of text that threads can tokenise independently.
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -56,9 +55,8 @@ struct WorkItem {
 /// whole document. Memory: a piece, or the longest JSON line.
 class WorkReader {
  public:
-  /// `interrupted` as for open_byte_stream.
   WorkReader(std::vector<InputFile> inputs, std::shared_ptr<const Tokenizer> tokenizer,
-             std::string split_at, size_t piece_bytes, std::function<bool()> interrupted = {});
+             std::string split_at, size_t piece_bytes);
   /// False at the end. Throws IoError.
   bool next(WorkItem& item);
 
@@ -71,7 +69,6 @@ class WorkReader {
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::string split_at_;
   size_t piece_bytes_;
-  std::function<bool()> interrupted_;
   size_t file_ = 0;
   std::unique_ptr<ByteStream> stream_;
   std::string buffer_;

@@ -224,6 +224,7 @@ class Splitter {
     const std::string valid_path = valid_->path();
     const struct Whole {
       std::string path;
+      Unfinished unfinished{path};
       ~Whole() {
         std::error_code ignored;
         std::filesystem::remove(path, ignored);
@@ -280,36 +281,25 @@ PrepareResult prepare_tokens(const PrepareOptions& given,
     progress.finished = finished;
     if (options.progress) options.progress(progress);
   };
-  const auto stopped = [&] { return options.interrupted && options.interrupted(); };
-  try {
-    Pipeline pipeline(WorkReader(std::move(inputs), tokenizer, options.split_at,
-                                 options.piece_bytes, options.interrupted),
-                      options, *tokenizer, threads);
-    while (const auto job = pipeline.next()) {
-      if (stopped()) break;
-      for (const auto& bad : job->bad_lines) {
-        RWKV_CHECK(options.skip_bad_lines, IoError, bad,
-                   "; repair it, or skip such lines with --on-error skip");
-        ++result.bad_lines;
-        if (options.report_bad_line) options.report_bad_line(bad);
-      }
-      size_t begin = 0;
-      const std::span<const int32_t> ids(job->ids);
-      for (const size_t end : job->document_ends) {
-        out.add_tokens(ids.subspan(begin, end - begin));
-        out.end_document();
-        begin = end;
-      }
-      out.add_tokens(ids.subspan(begin));
-      progress.input_bytes = job->item.consumed;
-      if (now_seconds() - reported > 0.2) report(false);
+  Pipeline pipeline(WorkReader(std::move(inputs), tokenizer, options.split_at, options.piece_bytes),
+                    options, *tokenizer, threads);
+  while (const auto job = pipeline.next()) {
+    for (const auto& bad : job->bad_lines) {
+      RWKV_CHECK(options.skip_bad_lines, IoError, bad,
+                 "; repair it, or skip such lines with --on-error skip");
+      ++result.bad_lines;
+      if (options.report_bad_line) options.report_bad_line(bad);
     }
-  } catch (const IoError&) {
-    if (!stopped()) throw;  // else it says that waiting for input was given up
-  }
-  if (stopped()) {
-    result.interrupted = true;
-    return result;
+    size_t begin = 0;
+    const std::span<const int32_t> ids(job->ids);
+    for (const size_t end : job->document_ends) {
+      out.add_tokens(ids.subspan(begin, end - begin));
+      out.end_document();
+      begin = end;
+    }
+    out.add_tokens(ids.subspan(begin));
+    progress.input_bytes = job->item.consumed;
+    if (now_seconds() - reported > 0.2) report(false);
   }
   RWKV_CHECK(out.tokens() > 0, IoError, "tokenising ", options.inputs[0],
              options.inputs.size() > 1 ? " and others" : "", ": the input holds no text");

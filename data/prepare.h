@@ -35,12 +35,9 @@ struct PrepareOptions {
   size_t piece_bytes = 1 << 20;  ///< size of a work item; the result does not depend on it
   std::function<void(const PrepareProgress&)> progress;     ///< a few times per second
   std::function<void(const std::string&)> report_bad_line;  ///< FILE:LINE: reason
-  /// True: stop and write nothing. While standard input is waited for, another thread asks too.
-  std::function<bool()> interrupted;
 };
 
 struct PrepareResult {
-  bool interrupted = false;
   int64_t tokens = 0, documents = 0, text_bytes = 0;  ///< of the training part
   int64_t valid_tokens = 0, valid_documents = 0;
   int64_t bad_lines = 0;

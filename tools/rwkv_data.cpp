@@ -1,10 +1,8 @@
 // rwkv-data: makes token data, converts it and tells what is in it.
 
-#include <signal.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <atomic>
 #include <cstdio>
 #include <iostream>
 
@@ -17,15 +15,6 @@
 namespace {
 
 using namespace rwkv;
-
-std::atomic<bool> g_interrupted = false;  // asked by two threads, set by a signal
-static_assert(std::atomic<bool>::is_always_lock_free);
-
-// The second signal ends the program at once; the half-written file has a temporary name.
-void on_signal(int number) {
-  g_interrupted = true;
-  ::signal(number, SIG_DFL);
-}
 
 void show_progress(const PrepareProgress& p) {
   static const bool terminal = ::isatty(STDERR_FILENO) == 1;
@@ -49,18 +38,11 @@ void show_progress(const PrepareProgress& p) {
 }
 
 int tokenize(PrepareOptions o, const std::string& tokenizer, const std::string& vocab) {
-  ::signal(SIGINT, on_signal);
-  ::signal(SIGTERM, on_signal);
   o.progress = show_progress;
-  o.interrupted = [] { return g_interrupted.load(); };
   o.report_bad_line = [](const std::string& line) {
     std::fprintf(stderr, "\nskipped %s\n", line.c_str());
   };
   const auto r = prepare_tokens(o, load_tokenizer(tokenizer, {.file = vocab, .beside = o.output}));
-  if (r.interrupted) {
-    std::fprintf(stderr, "\ninterrupted: nothing was written\n");
-    return 130;
-  }
   std::cout << o.output << ": " << r.tokens << " tokens, " << r.documents << " documents, "
             << r.text_bytes << " bytes of text\n";
   if (!r.valid_output.empty())
@@ -123,7 +105,8 @@ int main(int argc, char** argv) {
   int64_t ctx = 0;
   auto* i = app.add_subcommand("info", "What a token file or binidx data holds");
   i->add_option("file", path)->required();
-  i->add_option("--ctx", ctx, "Context length: also print the magic prime");
+  i->add_option("--ctx", ctx, "Context length: also print the magic prime")
+      ->check(CLI::PositiveNumber);
   auto* v = app.add_subcommand("verify", "Read a token file or binidx data and check everything");
   v->add_option("file", path)->required();
   v->add_flag("--seal", seal, "Seal a good token file that has no seal (other programs' files)");

@@ -1,7 +1,8 @@
 #include "trainer/signals.h"
 
 #include <signal.h>
-#include <unistd.h>
+
+#include "data/io/interrupt.h"
 
 namespace rwkv {
 namespace {
@@ -10,7 +11,7 @@ namespace {
 volatile sig_atomic_t g_received = 0;
 
 void on_stop(int signal) {
-  if (g_received != 0) _exit(128 + signal);
+  if (g_received != 0) end_interrupted(signal);
   g_received = signal;
 }
 

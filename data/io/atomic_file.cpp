@@ -64,21 +64,40 @@ void discard(const std::string& path) noexcept {
   ::unlink(path.c_str());
 }
 
-}  // namespace
+/// Where a symbolic link leads, through any number of them; any other path as it is.
+std::string followed(std::string path) {
+  constexpr int kMostLinks = 40;  // what Linux follows
+  const std::string given = path;
+  for (int links = 0; links <= kMostLinks; ++links) {
+    std::error_code ec;
+    const bool refused = fs::exists(path, ec) && !fs::is_regular_file(path, ec);
+    const fs::path to = fs::read_symlink(path, ec);
+    if (refused || ec) return path;
+    path = (fs::path(path).parent_path() / to).string();  // a relative one counts from the link
+  }
+  throw IoError(str("writing ", given, ": its symbolic links lead in a circle"));
+}
 
-AtomicFile::AtomicFile(std::string target) : target_(std::move(target)) {
-  const std::string dir = directory_of(target_);
+std::string temporary_name(const std::string& target) {
+  const std::string dir = directory_of(target);
   std::error_code ec;
-  RWKV_CHECK(fs::is_directory(dir, ec), IoError, "writing ", target_, ": the folder ", dir,
-             " does not exist; create it or choose another path");
-  RWKV_CHECK(!fs::is_directory(target_, ec), IoError, "writing ", target_,
+  RWKV_CHECK(fs::is_directory(dir, ec), IoError, "writing ", target, ": ",
+             fs::exists(dir, ec)
+                 ? str(dir, " is a file, no folder; choose another path")
+                 : str("the folder ", dir, " does not exist; create it or choose another path"));
+  RWKV_CHECK(!fs::is_directory(target, ec), IoError, "writing ", target,
              ": a folder has that name; give a file name");
   // The file is put in place by renaming, which would replace a device or a pipe.
-  RWKV_CHECK(!fs::exists(target_, ec) || fs::is_regular_file(target_, ec), IoError, "writing ",
-             target_, ": it is a device or a pipe; give the name of a file");
+  RWKV_CHECK(!fs::exists(target, ec) || fs::is_regular_file(target, ec), IoError, "writing ",
+             target, ": it is a device or a pipe; give the name of a file");
   static std::atomic<unsigned> counter{0};
-  temp_ = str(target_, ".", ::getpid(), "-", counter++, ".tmp");
+  return str(target, ".", ::getpid(), "-", counter++, ".tmp");
 }
+
+}  // namespace
+
+AtomicFile::AtomicFile(std::string target)
+    : target_(followed(std::move(target))), temp_(temporary_name(target_)), unfinished_(temp_) {}
 
 AtomicFile::~AtomicFile() {
   if (!done_) discard(temp_);
@@ -92,9 +111,21 @@ void AtomicFile::rename_target(std::string target) {
 void AtomicFile::commit() {
   RWKV_ASSERT(!done_, "AtomicFile committed twice");
   sync_path(temp_, O_RDONLY);
+  unfinished_.keep();
   if (::rename(temp_.c_str(), target_.c_str()) != 0) fail(str("renaming ", temp_, " to"), target_);
   done_ = true;
   sync_path(directory_of(target_), O_RDONLY | O_DIRECTORY);
+}
+
+NewFolder::NewFolder(const std::string& file)
+    : path_(directory_of(file)), unfinished_(fs::exists(path_) ? "" : path_) {
+  std::error_code ec;
+  if (!fs::create_directories(path_, ec)) path_.clear();
+}
+
+NewFolder::~NewFolder() {
+  std::error_code ec;
+  if (!path_.empty()) fs::remove(path_, ec);  // fails, as it should, if there is something in it
 }
 
 void write_file_atomic(const std::string& path, std::string_view content) {
@@ -131,7 +162,8 @@ std::string read_file(const std::string& path) {
   }
 }
 
-size_t remove_stale_temporaries(const std::string& target) {
+size_t remove_stale_temporaries(const std::string& path) {
+  const std::string target = followed(path);
   const std::string prefix = fs::path(target).filename().string() + ".";
   size_t removed = 0;
   std::error_code ec;

@@ -5,6 +5,8 @@
 #include <string>
 #include <string_view>
 
+#include "data/io/interrupt.h"
+
 namespace rwkv {
 
 /// Reserves a temporary name beside the target; `commit` makes it the target.
@@ -14,11 +16,13 @@ namespace rwkv {
 ///   out.commit();
 ///
 /// Without commit (exception, early return) the destructor removes the temporary, and a file that
-/// already had the target name stays as it was. After SIGKILL a temporary can be left behind:
-/// `remove_stale_temporaries` clears those.
+/// already had the target name stays as it was; so it is when SIGINT or SIGTERM ends a program
+/// (data/io/interrupt.h). After SIGKILL a temporary can be left behind: `remove_stale_temporaries`
+/// clears those.
 class AtomicFile {
  public:
-  /// Creates nothing yet except checking that the directory exists (else IoError).
+  /// Creates nothing yet except checking that the directory exists and that the name is that of a
+  /// file or free (else IoError). If it is a symbolic link, the file it points to is the target.
   /// The temporary is called TARGET.PID-NUMBER.tmp.
   explicit AtomicFile(std::string target);
   ~AtomicFile();
@@ -37,7 +41,23 @@ class AtomicFile {
 
  private:
   std::string target_, temp_;
+  Unfinished unfinished_;
   bool done_ = false;
+};
+
+/// Makes the folder that a file shall go to, and removes it again if nothing came into it.
+class NewFolder {
+ public:
+  /// A folder that is there already is left alone; one that cannot be made shows when the file is
+  /// written.
+  explicit NewFolder(const std::string& file);
+  ~NewFolder();
+  NewFolder(const NewFolder&) = delete;
+  NewFolder& operator=(const NewFolder&) = delete;
+
+ private:
+  std::string path_;  ///< empty: there is nothing to remove
+  Unfinished unfinished_;
 };
 
 /// Writes a whole small file by way of AtomicFile.

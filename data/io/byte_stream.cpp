@@ -1,7 +1,6 @@
 #include "data/io/byte_stream.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -22,8 +21,7 @@ namespace {
 
 class FileStream final : public ByteStream {
  public:
-  FileStream(const std::string& path, std::function<bool()> interrupted)
-      : path_(path == "-" ? "standard input" : path), interrupted_(std::move(interrupted)) {
+  explicit FileStream(const std::string& path) : path_(path == "-" ? "standard input" : path) {
     fd_ = path == "-" ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     RWKV_CHECK(fd_ >= 0, IoError, "opening ", path_, ": ", std::strerror(errno));
     struct stat st {};
@@ -31,7 +29,6 @@ class FileStream final : public ByteStream {
       if (fd_ != STDIN_FILENO) ::close(fd_);
       throw IoError(str("opening ", path_, ": a folder, expected a file"));
     }
-    if (S_ISREG(st.st_mode)) interrupted_ = {};  // never waits
   }
   ~FileStream() override {
     if (fd_ != STDIN_FILENO) ::close(fd_);
@@ -64,24 +61,12 @@ class FileStream final : public ByteStream {
  private:
   size_t raw_read(char* out, size_t size) {
     for (;;) {
-      if (interrupted_) wait_for_bytes();
       const ssize_t n = ::read(fd_, out, size);
       if (n >= 0) return static_cast<size_t>(n);
       RWKV_CHECK(errno == EINTR, IoError, "reading ", path_, ": ", std::strerror(errno));
     }
   }
-  /// A read that waits cannot be left: the system starts it again after a signal, and the signal
-  /// may have gone to another thread anyway. So the waiting is done here, in short pieces.
-  void wait_for_bytes() {
-    constexpr int kMilliseconds = 100;
-    pollfd waiting{fd_, POLLIN, 0};
-    for (int ready = 0; ready == 0 || (ready < 0 && errno == EINTR);) {
-      RWKV_CHECK(!interrupted_(), IoError, "reading ", path_, ": interrupted");
-      ready = ::poll(&waiting, 1, kMilliseconds);
-    }
-  }
   std::string path_, peeked_;
-  std::function<bool()> interrupted_;
   size_t peeked_at_ = 0;
   int fd_ = -1;
   int64_t consumed_ = 0;
@@ -129,9 +114,8 @@ class ZstdStream final : public ByteStream {
 
 }  // namespace
 
-std::unique_ptr<ByteStream> open_byte_stream(const std::string& path,
-                                             std::function<bool()> interrupted) {
-  auto file = std::make_unique<FileStream>(path, std::move(interrupted));
+std::unique_ptr<ByteStream> open_byte_stream(const std::string& path) {
+  auto file = std::make_unique<FileStream>(path);
   const std::string_view head = file->peek(6);
   const auto starts = [&](std::string_view magic) { return head.starts_with(magic); };
   const auto refuse = [&](std::string_view what, std::string_view command) {

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 
@@ -21,10 +20,6 @@ class ByteStream {
 /// Opens `path`, "-" for standard input. zstd is recognised by its first bytes, whatever the name:
 /// any number of frames, skippable frames, windows up to 2^27 bytes. Throws IoError; also for zstd
 /// in a build without it, and for gzip and xz, with the command that decompresses them.
-///
-/// Reading from a terminal or pipe may wait for long: `interrupted` is asked every tenth of a
-/// second meanwhile, by the reading thread, and once it says true the read throws IoError.
-std::unique_ptr<ByteStream> open_byte_stream(const std::string& path,
-                                             std::function<bool()> interrupted = {});
+std::unique_ptr<ByteStream> open_byte_stream(const std::string& path);
 
 }  // namespace rwkv

@@ -43,7 +43,15 @@ LibraryLock::LibraryLock() : lock_(library_mutex()) {
 
 std::string hdf5_says() {
   const std::string text = innermost_error();
-  return text.empty() ? "" : " (HDF5: " + text + ")";
+  if (text.empty()) return "";
+  // What the system said is all there is to know of a failed write or read; the library puts it
+  // between a date, addresses and sizes, in two lines.
+  constexpr std::string_view kSystem = "error message = '";
+  if (const size_t at = text.find(kSystem); at != std::string::npos) {
+    const size_t begin = at + kSystem.size();
+    return " (" + text.substr(begin, text.find('\'', begin) - begin) + ")";
+  }
+  return " (HDF5: " + text + ")";
 }
 
 H5Type classify(hid_t type) {

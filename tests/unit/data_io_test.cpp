@@ -1,12 +1,16 @@
 // crc32 and files that appear complete or not at all.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
+#include <set>
+#include <thread>
 
 #include "data/io/atomic_file.h"
 #include "data/io/crc32.h"
@@ -86,6 +90,79 @@ TEST(AtomicFile, DoesNotReplaceAPipe) {
   ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
   EXPECT_THROW(AtomicFile{pipe}, IoError);
   EXPECT_TRUE(std::filesystem::is_fifo(pipe));
+}
+
+TEST(AtomicFile, WritesWhereALinkPoints) {
+  TempDir dir;
+  std::filesystem::create_directory(dir.file("disk"));
+  std::filesystem::create_symlink("disk/a", dir.file("link"));  // a file that is not there yet
+  std::filesystem::create_symlink(dir.file("link"), dir.file("second"));
+  write_file_atomic(dir.file("second"), "one");
+  EXPECT_TRUE(std::filesystem::is_symlink(dir.file("second")));
+  EXPECT_TRUE(std::filesystem::is_symlink(dir.file("link")));
+  EXPECT_FALSE(std::filesystem::is_symlink(dir.file("disk/a")));
+  EXPECT_EQ(read_file(dir.file("disk/a")), "one");
+  // The temporary is beside the target: renaming does not go from one disk to another.
+  EXPECT_TRUE(AtomicFile(dir.file("link")).temp_path().starts_with(dir.file("disk/a."))) << "here";
+
+  std::filesystem::create_symlink("circle", dir.file("circle"));
+  EXPECT_NE(error_of<IoError>([&] { write_file_atomic(dir.file("circle"), "x"); }).find("circle"),
+            std::string::npos);
+  std::filesystem::create_symlink("none/b", dir.file("astray"));
+  EXPECT_NE(error_of<IoError>([&] {
+              write_file_atomic(dir.file("astray"), "x");
+            }).find("none does not exist"),
+            std::string::npos);
+}
+
+TEST(AtomicFile, SignalsLeaveNothingHalfWritten) {
+  for (const int signal : {SIGINT, SIGTERM})
+    for (const bool finished_one : {false, true}) {
+      TempDir dir;
+      std::ofstream(dir.file("old")) << "old";
+      const pid_t pid = ::fork();
+      if (pid == 0) {
+        ::dup2(::open(dir.file("err").c_str(), O_CREAT | O_WRONLY, 0600), 2);
+        end_cleanly_on_signals("some-program");
+        if (finished_one) write_file_atomic(dir.file("whole"), "whole");
+        const NewFolder folder(dir.file("new/a"));
+        const AtomicFile old(dir.file("old")), fresh(dir.file("new/a"));
+        std::ofstream(old.temp_path()) << "half";
+        std::ofstream(fresh.temp_path()) << "half";
+        if (!std::filesystem::exists(fresh.temp_path())) ::_exit(1);
+        std::thread([&] { ::raise(signal); }).join();
+        ::_exit(2);
+      }
+      int status = 0;
+      ::waitpid(pid, &status, 0);
+      ASSERT_TRUE(WIFEXITED(status));
+      EXPECT_EQ(WEXITSTATUS(status), 128 + signal);
+      const std::string said = read_file(dir.file("err"));
+      EXPECT_EQ(said, finished_one ? "some-program: interrupted: the files finished before are "
+                                     "whole, nothing is half-written\n"
+                                   : "some-program: interrupted: nothing was written\n");
+      std::set<std::string> left;
+      for (const auto& e : std::filesystem::directory_iterator(dir.path()))
+        left.insert(e.path().filename());
+      std::set<std::string> want = {"old", "err"};
+      if (finished_one) want.insert("whole");
+      EXPECT_EQ(left, want);
+      EXPECT_EQ(read_file(dir.file("old")), "old");
+    }
+}
+
+TEST(AtomicFile, AFolderWithoutAFileGoes) {
+  TempDir dir;
+  { const NewFolder folder(dir.file("new/a")); }
+  EXPECT_FALSE(std::filesystem::exists(dir.file("new")));
+  {
+    const NewFolder folder(dir.file("new/a"));
+    write_file_atomic(dir.file("new/a"), "x");
+  }
+  EXPECT_EQ(read_file(dir.file("new/a")), "x");
+  std::filesystem::remove(dir.file("new/a"));
+  { const NewFolder folder(dir.file("new/a")); }  // it was there before
+  EXPECT_TRUE(std::filesystem::exists(dir.file("new")));
 }
 
 TEST(AtomicFile, RemovesTemporariesOfDeadProcessesOnly) {
