@@ -11,7 +11,22 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kWorldRows = 65536;
+constexpr std::string_view kBytes = "bytes";
 constexpr const char* kNeoxVocabularyFile = "20B_tokenizer.json";
+
+/// Files that name a tokenizer without its vocabulary; null if that is not found.
+std::shared_ptr<const Tokenizer> named_tokenizer(const ModelFile& file) {
+  std::error_code ec;
+  const fs::path path = file.path();
+  const fs::path beside = fs::is_directory(path, ec) ? path / "model.safetensors" : path;
+  try {
+    return load_tokenizer(file.tokenizer().name, {.beside = beside.string()});
+  } catch (const IoError&) {
+    return nullptr;  // token ids work without; texts will ask for it
+  } catch (const ConfigError& e) {
+    throw IoError(str("opening ", file.path(), ": ", e.what()));
+  }
+}
 
 /// Files without a tokenizer: a vocabulary that the user put beside it, or the likely one.
 std::shared_ptr<const Tokenizer> guess_tokenizer(const ModelFile& file) {
@@ -31,8 +46,14 @@ std::shared_ptr<const Tokenizer> guess_tokenizer(const ModelFile& file) {
 
 std::shared_ptr<const Tokenizer> model_tokenizer(const ModelFile& file, const std::string& vocab) {
   const TokenizerBlob& stored = file.tokenizer();
+  if (vocab == kBytes) {
+    RWKV_CHECK(stored.name.empty() || stored.name == kBytes, IoError, "opening ", file.path(),
+               " with --vocab bytes: the model was trained with the tokenizer ", stored.name,
+               "; leave --vocab out (a file of that name is ./bytes)");
+    return make_tokenizer(kBytes, "");
+  }
   if (!vocab.empty()) {
-    RWKV_CHECK(stored.name != "bytes", IoError, "opening ", file.path(), " with --vocab ", vocab,
+    RWKV_CHECK(stored.name != kBytes, IoError, "opening ", file.path(), " with --vocab ", vocab,
                ": the model was trained on bytes and needs no vocabulary; leave --vocab out");
     auto given = load_tokenizer(stored.name.empty() ? "auto" : stored.name, {.file = vocab});
     RWKV_CHECK(stored.hash.empty() || given->hash() == stored.hash, IoError, "opening ",
@@ -45,9 +66,10 @@ std::shared_ptr<const Tokenizer> model_tokenizer(const ModelFile& file, const st
     auto found = tokenizer_of_gguf(*gguf);
     return found != nullptr ? found : guess_tokenizer(file);
   }
-  if (file.format() != TensorFormat::kHdf5) return guess_tokenizer(file);
+  if (file.format() != TensorFormat::kHdf5)
+    return stored.name.empty() ? guess_tokenizer(file) : named_tokenizer(file);
   if (stored.name.empty()) return nullptr;
-  if (stored.blob.empty() && stored.name != "bytes")
+  if (stored.blob.empty() && stored.name != kBytes)
     return load_tokenizer(stored.name, {.beside = file.path()});
   try {
     return make_tokenizer(stored.name, std::string(stored.blob.begin(), stored.blob.end()),
@@ -61,8 +83,9 @@ std::shared_ptr<const Tokenizer> model_tokenizer(const ModelFile& file, const st
 
 const Tokenizer& LoadedModel::need_tokenizer() const {
   RWKV_CHECK(tokenizer != nullptr, ConfigError, path,
-             " does not say which tokenizer it was trained with; give the vocabulary file with "
-             "--vocab, or work with token ids");
+             " does not say which tokenizer it was trained with, or its vocabulary is not there; "
+             "give the vocabulary file with --vocab (--vocab bytes: a model of bytes), or work "
+             "with token ids");
   return *tokenizer;
 }
 

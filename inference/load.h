@@ -29,11 +29,13 @@ struct LoadedModel {
 /// the one the model was trained with, and for one with more ids than the model has rows.
 LoadedModel load_model(const std::string& path, const std::string& vocab = "");
 
-/// The tokenizer of a model file: the one in it, if its format has any (HDF5, GGUF); else a
-/// vocabulary with the published name in its folder (World, else NeoX); else, for a model with the
-/// rows of the published World models, the World vocabulary of the user's cache; else null.
-/// `vocab`, unless empty, is a vocabulary file to use: for files without one, and as a check for
-/// files that say which one they need. Throws as load_model.
+/// The tokenizer of a model file: the one in it, if its format has any (HDF5, GGUF); the one that
+/// it names (safetensors that we wrote), with the vocabulary in its folder or the user's cache;
+/// else a vocabulary with the published name in its folder (World, else NeoX); else, for a model
+/// with the rows of the published World models, the World vocabulary of the user's cache; else
+/// null. `vocab`, unless empty, is a vocabulary file to use, or "bytes" for the tokenizer that has
+/// none: for files without one, and as a check for files that say which one they need. Throws as
+/// load_model.
 std::shared_ptr<const Tokenizer> find_tokenizer(const ModelFile& file, const std::string& vocab);
 
 }  // namespace rwkv

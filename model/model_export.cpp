@@ -230,39 +230,71 @@ std::vector<std::pair<std::string, GgufValue>> gguf_header(const ModelFile& mode
   return keys;
 }
 
+std::vector<std::pair<std::string, std::string>> metadata_of(const TokenizerBlob& tokenizer) {
+  if (tokenizer.name.empty()) return {};
+  return {{std::string(kTokenizerKey), tokenizer.name},
+          {std::string(kTokenizerHashKey), tokenizer.hash}};
+}
+
+/// Refuses to replace a config.json that somebody still needs.
+void check_old_config(const fs::path& file, const std::string& path, const ModelConfig& config) {
+  std::error_code ec;
+  if (!fs::exists(file, ec)) return;
+  const std::string old = read_file(file.string());
+  for (const TensorType type : {TensorType::kF32, TensorType::kBF16, TensorType::kF16})
+    if (old == hf_config_json(config, type)) return;
+  std::optional<HfConfig> hf;
+  try {
+    hf = read_hf_config(path);
+  } catch (const IoError&) {  // none that can be read, so none of ours
+  }
+  const bool rwkv = hf && (hf->model_type == "rwkv" || hf->model_type == "rwkv7");
+  if (rwkv && fs::path(path).filename() == "model.safetensors") return;
+  throw ConfigError(str("writing ", path, ": ", file.string(), " would be written too, but the ",
+                        "one that is there ",
+                        rwkv ? "describes another model, or was not written by this program"
+                             : "is not that of an RWKV model",
+                        "; give a folder for this model alone, as in rwkv-convert IN FOLDER/"));
+}
+
 }  // namespace
 
 std::vector<ExportTensor> plan_export(const ModelFile& model, const ExportOptions& options) {
   return Planner(model, options).run();
 }
 
-void export_model(const ModelFile& model, const std::string& path, const ExportOptions& options) {
+std::vector<std::string> export_model(const ModelFile& model, const std::string& path,
+                                      const ExportOptions& options) {
   std::error_code ec;
   const bool same_folder = fs::is_directory(model.path(), ec) &&
                            fs::equivalent(fs::absolute(path).parent_path(), model.path(), ec);
   RWKV_CHECK(!fs::equivalent(path, model.path(), ec) && !same_folder, ConfigError, "writing ", path,
              ": that is where the model is read from; give another name");
   const std::vector<ExportTensor> plan = plan_export(model, options);
-  if (options.to == TensorFormat::kHdf5) return export_hdf5(model, path, plan, options);
+  if (options.to == TensorFormat::kHdf5) {
+    export_hdf5(model, path, plan, options);
+    return {path};
+  }
+  const fs::path config = fs::path(path).parent_path() / "config.json";
+  if (options.to == TensorFormat::kSafetensors) check_old_config(config, path, model.config());
   std::vector<TensorPlan> tensors;
   for (const ExportTensor& t : plan) tensors.push_back(t.plan);
   std::unique_ptr<TensorWriter> out;
   if (options.to == TensorFormat::kPth)
     out = create_pth(path, std::move(tensors));
   else if (options.to == TensorFormat::kSafetensors)
-    out = create_safetensors(path, std::move(tensors));
+    out = create_safetensors(path, std::move(tensors), metadata_of(options.tokenizer));
   else
     out = create_gguf(path, gguf_header(model, options, plan), std::move(tensors));
   stream(model, plan, options,
          [&](const ExportTensor&, std::span<const float> values) { out->write(values); });
   out->finish();
-  if (options.to == TensorFormat::kSafetensors) {
-    const auto head = std::ranges::find_if(plan, [](const ExportTensor& t) {
-      return t.from == std::vector<std::string>{"head.weight"};
-    });
-    write_file_atomic((fs::path(path).parent_path() / "config.json").string(),
-                      hf_config_json(model.config(), head->plan.type));
-  }
+  if (options.to != TensorFormat::kSafetensors) return {path};
+  const auto head = std::ranges::find_if(plan, [](const ExportTensor& t) {
+    return t.from == std::vector<std::string>{"head.weight"};
+  });
+  write_file_atomic(config.string(), hf_config_json(model.config(), head->plan.type));
+  return {path, config.string()};
 }
 
 }  // namespace rwkv

@@ -120,6 +120,9 @@ struct ModelFile::Opening {
         prefix = before;
         return;
       }
+    for (const auto& [key, value] : file().header())
+      if (key == "metadata.greylag" && value.starts_with("state"))
+        fail("it holds a state (rwkv-generate --state-out), not a model; give it with --state-in");
     fail(str(
         "its ", file().tensors().size(), " tensors",
         file().tensors().empty() ? std::string() : str(" (", file().tensors()[0].name, ", ...)"),
@@ -140,6 +143,10 @@ struct ModelFile::Opening {
       hf = read_hf_config(m.path());
       if (hf) check_hf_config(*hf, architecture, m.path());
       if (hf) head_size = hf->head_size;
+      for (const auto& [key, value] : file().header()) {
+        if (key == str("metadata.", kTokenizerKey)) m.tokenizer_.name = value;
+        if (key == str("metadata.", kTokenizerHashKey)) m.tokenizer_.hash = value;
+      }
     }
   }
 

@@ -23,6 +23,10 @@ struct ModelTensor {
   TensorType stored;  ///< type in the file
 };
 
+/// Keys of a safetensors file's metadata that say which tokenizer the model needs, if we wrote it.
+inline constexpr std::string_view kTokenizerKey = "greylag.tokenizer";
+inline constexpr std::string_view kTokenizerHashKey = "greylag.tokenizer_sha256";
+
 class ModelFile {
  public:
   /// Throws IoError: unreadable, damaged, another architecture or variant (named), tensors that are
@@ -34,7 +38,8 @@ class ModelFile {
   TensorFormat format() const { return file_->format(); }
   Layout layout() const { return layout_; }
   const ModelConfig& config() const { return config_; }
-  /// What an HDF5 file holds; no name for the others (GGUF: see inference/gguf_vocabulary.h).
+  /// What an HDF5 file holds; of safetensors files that we wrote name and hash; no name for the
+  /// others (GGUF: see inference/gguf_vocabulary.h).
   const TokenizerBlob& tokenizer() const { return tokenizer_; }
 
   /// In the order of the model's parameters, then layer 0's unused v0, v1, v2 if the file has them.
