@@ -70,7 +70,7 @@ bool is_binidx(const std::string& path) {
   if (path.ends_with(".bin") || path.ends_with(".idx")) return true;
   std::error_code ec;
   return !path.empty() && !std::filesystem::is_regular_file(path, ec) &&
-         std::filesystem::exists(path + ".idx", ec);
+         (std::filesystem::exists(path + ".idx", ec) || std::filesystem::exists(path + ".bin", ec));
 }
 
 BinidxFile::BinidxFile(const std::string& prefix, int32_t vocab_size)

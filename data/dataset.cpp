@@ -1,10 +1,13 @@
 #include "data/dataset.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <filesystem>
 #include <utility>
 
 #include "data/io/crc32.h"
+#include "data/io/posix_file.h"
 #include "data/io/seal.h"
 #include "kernels/core/error.h"
 #include "kernels/core/rng.h"
@@ -53,9 +56,27 @@ void MemoryTokens::read(int64_t offset, std::span<int32_t> out) const {
 
 // --- reading ------------------------------------------------------------------------------------
 
+namespace {
+
+/// Whoever gives something else than a token file gives a text, most likely, or means binidx data.
+void check_is_no_text(const std::string& path) {
+  std::error_code ec;
+  RWKV_CHECK(std::filesystem::exists(path, ec) || path.ends_with(".h5"), IoError, "opening ", path,
+             ": there is no such file, and no binidx data ", path, ".bin and ", path, ".idx");
+  const PosixReader file(path);
+  std::array<char, 8> head{};
+  if (file.size() >= std::ssize(head)) file.read_at(0, head.data(), head.size());
+  RWKV_CHECK(std::string_view(head.data(), head.size()) == "\x89HDF\r\n\x1a\n" || has_seal(path),
+             IoError, "loading ", path, ": it is no token file; rwkv-data tokenize ", path,
+             " -o FILE.h5 makes one of a text");
+}
+
+}  // namespace
+
 TokenFile::TokenFile(Hdf5File file) : file_(std::move(file)) {}
 
 std::shared_ptr<const TokenFile> TokenFile::open(const std::string& path) {
+  check_is_no_text(path);
   check_seal(path,
              "; a token file that another program or an earlier version wrote is sealed by "
              "rwkv-data verify --seal FILE",

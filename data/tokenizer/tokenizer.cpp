@@ -110,10 +110,11 @@ std::string find_vocabulary(std::string_view name, const VocabularyPlaces& place
   if (name == "neox")
     throw IoError(str("the GPT-NeoX tokenizer was not found; looked for ", tried,
                       ". It is not part of this program: it is published with the Pile models. "
-                      "Give the file with --vocab"));
+                      "Give the file with --vocab (rwkv-bench: --tokenizer FILE)"));
   throw IoError(str("the World vocabulary was not found; looked for ", tried,
                     ". It is not part of this program: the Python package rwkv ships it. Run "
-                    "tools/fetch_vocab.sh once, or give the file with --vocab"));
+                    "tools/fetch_vocab.sh once, or give the file with --vocab (rwkv-bench: "
+                    "--tokenizer FILE)"));
 }
 
 }  // namespace
@@ -121,7 +122,11 @@ std::string find_vocabulary(std::string_view name, const VocabularyPlaces& place
 std::shared_ptr<const Tokenizer> load_tokenizer(std::string_view name,
                                                 const VocabularyPlaces& places) {
   if (name == "auto" && places.file.empty()) name = "world";
-  if (name != "world" && name != "neox" && name != "auto") return make_tokenizer(name, "");
+  if (name != "world" && name != "neox" && name != "auto") {
+    RWKV_CHECK(places.file.empty(), ConfigError, "opening the vocabulary ", places.file,
+               ": the tokenizer ", name, " has none; leave --vocab or --tokenizer out");
+    return make_tokenizer(name, "");
+  }
   const std::string path = find_vocabulary(name, places);
   std::string vocabulary = read_file(path);
   if (name == "auto") name = tokenizer_of_vocabulary(vocabulary);

@@ -83,7 +83,8 @@ struct VocabularyPlaces {
 /// A tokenizer by name; "auto" is the one whose vocabulary `places.file` is, and "world" without a
 /// file. Vocabulary files are looked for at `places.file`; else beside
 /// `places.beside`; else in the user's cache, $XDG_CACHE_HOME/greylag or ~/.cache/greylag.
-/// Throws IoError that lists the places and says where the file comes from.
+/// Throws IoError that lists the places and says where the file comes from; ConfigError for a file
+/// with "bytes".
 std::shared_ptr<const Tokenizer> load_tokenizer(std::string_view name,
                                                 const VocabularyPlaces& places = {});
 
