@@ -16,7 +16,7 @@ rwkv_test(generate_programs_test LABEL integration SOURCES integration/generate_
 add_dependencies(generate_programs_test rwkv-generate rwkv-eval)
 rwkv_test(convert_program_test LABEL integration SOURCES integration/convert_program_test.cpp
   DEPS rwkv_trainer rwkv_inference nlohmann_json::nlohmann_json)
-add_dependencies(convert_program_test rwkv-convert rwkv-generate rwkv-eval rwkv-train)
+add_dependencies(convert_program_test rwkv-convert rwkv-data rwkv-generate rwkv-eval rwkv-train)
 # Waiting threads sleep: spinning ones stop each other when ctest runs as many programs as cores.
 set_tests_properties(inference_engine_test inference_generate_test generate_programs_test
   PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=passive)

@@ -2,11 +2,13 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
 #include <new>
 
+#include "data/io/interrupt.h"
 #include "data/io/seal.h"
 #include "data/io/tensor_file.h"
 #include "kernels/core/error.h"
@@ -15,23 +17,56 @@
 #include "trainer/checkpoint.h"
 
 namespace rwkv {
+namespace {
+
+/// Line ends with the blanks around them become one blank.
+std::string one_line(std::string_view text) {
+  std::string line;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    line += text.substr(at, end - at);
+    at = std::min(text.find_first_not_of(" \n\t", end), text.size());
+    if (end == text.size() || at == text.size()) break;
+    while (line.ends_with(' ')) line.pop_back();
+    line += ' ';
+  }
+  return line;
+}
+
+/// What to say of a command that does not exist: the parser's message does not name it.
+std::string unknown_command(const CLI::App& app) {
+  if (app.get_require_subcommand_min() == 0 || !app.get_subcommands().empty()) return "";
+  const std::vector<std::string> words = app.remaining();
+  if (words.empty() || words[0].starts_with('-')) return "";
+  std::string known;
+  for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; }))
+    known += (known.empty() ? "" : ", ") + sub->get_name();
+  return str("there is no command '", words[0], "'; there are ", known);
+}
+
+}  // namespace
 
 int run_program(CLI::App& app, int argc, char** argv, const std::function<int()>& body) {
   const auto fail = [&](const char* message, int code) {
     std::fflush(stdout);
-    std::fprintf(stderr, "%s: error: %s\n", app.get_name().c_str(), message);
+    std::fprintf(stderr, "%s: error: %s\n", app.get_name().c_str(), one_line(message).c_str());
     return code;
   };
+  const auto finish = [&](int code) {
+    return std::fflush(stdout) == 0 && std::ferror(stdout) == 0
+               ? code
+               : fail("writing to standard output failed", 3);
+  };
+  end_cleanly_on_signals(app.get_name());
+  app.set_version_flag("--version", app.get_name() + " " + version_text());
   try {
     app.parse(argc, argv);
-    const int code = body();
-    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
-      return fail("writing to standard output failed", 3);
-    return code;
+    return finish(body());
   } catch (const CLI::Success& e) {  // --help, --version
-    return app.exit(e);
+    return finish(app.exit(e));
   } catch (const CLI::ParseError& e) {
-    return fail((std::string(e.what()) + "; try --help").c_str(), 2);
+    const std::string unknown = unknown_command(app);
+    return fail(((unknown.empty() ? e.what() : unknown) + "; try --help").c_str(), 2);
   } catch (const Error& e) {
     return fail(e.what(), e.exit_code());
   } catch (const std::bad_alloc&) {
@@ -73,8 +108,10 @@ std::string resolve_model(const std::string& path) {
   std::error_code ec;
   if (!std::filesystem::is_directory(path, ec) || is_safetensors_folder(path)) return path;
   const std::vector<CheckpointFile> found = list_checkpoints(path);
-  RWKV_CHECK(!found.empty(), ConfigError, "opening ", path,
-             ": there is no checkpoint in this folder; expected a run folder of rwkv-train");
+  RWKV_CHECK(
+      !found.empty(), ConfigError, "opening ", path,
+      ": there is no checkpoint in this folder and no model.safetensors; expected a run folder "
+      "of rwkv-train or a transformers folder");
   for (auto file = found.rbegin(); file != found.rend(); ++file) {
     try {
       check_seal(file->path, "");

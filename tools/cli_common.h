@@ -8,10 +8,18 @@
 
 namespace rwkv {
 
-/// Parses the command line, runs the body and turns what is thrown into one line on stderr,
-/// "PROGRAM: error: MESSAGE", and an exit code: 0 done (also after --help), 2 usage or config,
-/// 3 data or file, 4 device or memory, 5 non-finite numbers, 1 a defect of ours.
+/// Adds --version, parses the command line, runs the body and turns what is thrown into one line on
+/// stderr, "PROGRAM: error: MESSAGE", and an exit code: 0 done (also after --help), 2 usage or
+/// config, 3 data or file, 4 device or memory, 5 non-finite numbers, 1 a defect of ours. SIGINT and
+/// SIGTERM end the program with 130 and 143 and leave no half-written files (data/io/interrupt.h).
 int run_program(CLI::App& app, int argc, char** argv, const std::function<int()>& body);
+
+/// "0.1.0, commit 1a2b3c4": of the sources when they were built.
+std::string version_text();
+
+/// Of --vocab, where a model is read.
+inline constexpr const char* kVocabHelp =
+    "vocabulary file, for models that carry none; bytes: the model reads bytes";
 
 /// "--threads N": 0 leaves the choice to the environment and the machine.
 void add_threads_flag(CLI::App& app, int& threads);

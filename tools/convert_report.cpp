@@ -62,6 +62,18 @@ std::string inspection(const TensorFile& file) {
   return out;
 }
 
+std::string tokenizer_note(TensorFormat format, bool folder, std::string_view name) {
+  const bool bytes = name == "bytes";
+  if (format == TensorFormat::kPth)
+    return str("note: .pth has no place for a tokenizer: programs that read the file need --vocab ",
+               bytes ? "bytes" : str("FILE, the vocabulary of ", name), "\n");
+  if (format == TensorFormat::kSafetensors && !folder && !bytes)
+    return str("note: the file names its tokenizer, ", name,
+               ", but has no vocabulary: put that "
+               "beside it, or convert to a folder\n");
+  return "";
+}
+
 std::string export_table(const std::vector<ExportTensor>& plan) {
   std::string out = "tensors (name, shape, type, bytes, made of)\n";
   uint64_t total = 0;

@@ -24,7 +24,9 @@ std::ostream& row(const char* name) {
 }
 
 void context_row(int64_t tokens, int64_t ctx) {
-  if (ctx > 0)
+  if (ctx > tokens)
+    row("context") << ctx << ": longer than the data\n";
+  else if (ctx > 0)
     row("context") << ctx << ": " << tokens / ctx << " slots, magic prime "
                    << magic_prime(tokens, ctx) << "\n";
 }
@@ -114,6 +116,7 @@ void data_convert(const ConvertOptions& o) {
   RWKV_CHECK(o.to != "auto" || named_binidx || is_hdf5_name(o.output), ConfigError, "converting ",
              o.input, ": the name ", o.output,
              " ends neither in .bin or .idx nor in .h5; say --to binidx or --to hdf5");
+  if (!from_binidx && !to_binidx) TokenFile::open(o.input);  // or says that it is none
   RWKV_CHECK(from_binidx != to_binidx, ConfigError, "converting ", o.input, " to ", o.output,
              ": both are ", to_binidx ? "binidx data" : "token files",
              "; this converts from the one to the other");

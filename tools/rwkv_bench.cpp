@@ -1,14 +1,15 @@
 // rwkv-bench: measures the parts of the project. Parses and dispatches; see tools/bench/.
 #include <CLI/CLI.hpp>
-#include <cstdio>
+#include <initializer_list>
 
-#include "kernels/core/error.h"
 #include "tools/bench/bench.h"
 #include "tools/bench/ops.h"
+#include "tools/bench/report.h"
 #include "tools/bench/step.h"
 #include "tools/bench/tokenize.h"
 #include "tools/bench/train_times.h"
 #include "tools/bench/wkv_fp16.h"
+#include "tools/cli_common.h"
 
 namespace {
 
@@ -24,7 +25,8 @@ void add_common(CLI::App* app, rwkv::bench::CommonOptions& o) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Benchmarks. Results are checked against a double-precision reference first.");
+  CLI::App app("Benchmarks. Results are checked against a double-precision reference first.",
+               "rwkv-bench");
   app.require_subcommand(1);
 
   rwkv::bench::WkvOptions wkv;
@@ -149,23 +151,17 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   tokenize_app->add_option("--json", tokenize.json, "also write the rows to this file");
 
-  try {
-    app.parse(argc, argv);
-    if (wkv_app->parsed() && wkv.decode) return rwkv::bench::run_wkv_decode(wkv);
-    if (wkv_app->parsed() && wkv.state_error) return rwkv::bench::run_wkv_state_error(wkv);
-    if (wkv_app->parsed()) return rwkv::bench::run_wkv(wkv);
-    if (ops_app->parsed()) return rwkv::bench::run_ops(ops);
-    if (tokenize_app->parsed()) return rwkv::bench::run_tokenize(tokenize);
-    if (times_app->parsed()) return rwkv::bench::run_train_times(times);
-    if (step_app->parsed()) return rwkv::bench::run_step(step);
-    return 0;
-  } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? 0 : 2;
-  } catch (const rwkv::Error& e) {
-    std::fprintf(stderr, "rwkv-bench: %s\n", e.what());
-    return e.exit_code();
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "rwkv-bench: %s\n", e.what());
-    return 1;
-  }
+  return rwkv::run_program(app, argc, argv, [&]() -> int {
+    namespace bench = rwkv::bench;
+    for (const bench::CommonOptions* o :
+         std::initializer_list<const bench::CommonOptions*>{&wkv, &ops, &step, &times, &tokenize})
+      bench::check_outputs(o->json, o->plot);
+    if (wkv_app->parsed() && wkv.decode) return bench::run_wkv_decode(wkv);
+    if (wkv_app->parsed() && wkv.state_error) return bench::run_wkv_state_error(wkv);
+    if (wkv_app->parsed()) return bench::run_wkv(wkv);
+    if (ops_app->parsed()) return bench::run_ops(ops);
+    if (tokenize_app->parsed()) return bench::run_tokenize(tokenize);
+    if (times_app->parsed()) return bench::run_train_times(times);
+    return bench::run_step(step);
+  });
 }

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "data/io/atomic_file.h"
@@ -48,7 +49,6 @@ Target target_of(const Flags& f) {
              ": its ending says no known format; expected .h5, .pth, .safetensors or .gguf, a "
              "folder, or --to");
   if (name != "hf") return {it->second, f.out};
-  if (!f.dry_run) fs::create_directories(out, ec);
   return {it->second, (out / "model.safetensors").string(), true};
 }
 
@@ -85,16 +85,24 @@ int convert(const Flags& f) {
     std::fputs(export_table(plan_export(model, options)).c_str(), stdout);
     return 0;
   }
-  ProgressLine progress("writing, bytes");
-  options.progress = std::ref(progress);
-  export_model(model, target.file, options);
+  if (tokenizer != nullptr)
+    std::fputs(tokenizer_note(target.format, target.folder, tokenizer->name()).c_str(), stderr);
+  std::optional<NewFolder> folder_made;
+  if (target.folder) folder_made.emplace(target.file);
+  std::vector<std::string> written;
+  {
+    ProgressLine progress("writing, bytes");
+    options.progress = std::ref(progress);
+    written = export_model(model, target.file, options);
+  }
   if (target.folder && tokenizer != nullptr && !tokenizer->vocabulary().empty()) {
     const fs::path folder = fs::path(target.file).parent_path();
     const bool world = tokenizer->name() == "world";
-    write_file_atomic(
-        (folder / (world ? std::string(kWorldVocabularyFile) : "20B_tokenizer.json")).string(),
-        tokenizer->vocabulary());
+    written.push_back(
+        (folder / (world ? std::string(kWorldVocabularyFile) : "20B_tokenizer.json")).string());
+    write_file_atomic(written.back(), tokenizer->vocabulary());
   }
+  for (const std::string& file : written) std::fprintf(stderr, "wrote %s\n", file.c_str());
   return 0;
 }
 
@@ -109,14 +117,15 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"h5", "pth", "safetensors", "hf", "gguf"}));
   app.add_option("--dtype", f.dtype, "type of the values (default: as they are stored)")
       ->check(CLI::IsMember({"fp32", "bf16", "fp16", "q8_0"}));
-  app.add_option("--vocab", f.vocab, "vocabulary file, for models that carry none");
+  app.add_option("--vocab", f.vocab, kVocabHelp);
   app.add_flag("--dry-run", f.dry_run, "print the table of tensors, write nothing");
   auto* inspect =
       app.add_option("--inspect", f.inspect, "print what is in a file: header, tensors, model");
-  inspect->excludes("IN")->excludes("OUT");
+  for (const char* other : {"IN", "OUT", "--to", "--dtype", "--vocab", "--dry-run"})
+    inspect->excludes(other);
   return run_program(app, argc, argv, [&] {
     if (f.inspect.empty()) return convert(f);
-    std::fputs(inspection(*open_tensor_file(f.inspect)).c_str(), stdout);
+    std::fputs(inspection(*open_tensor_file(resolve_model(f.inspect))).c_str(), stdout);
     return 0;
   });
 }

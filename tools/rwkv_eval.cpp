@@ -26,7 +26,7 @@ struct Flags {
   bool json = false, text = false, last = false;
   int64_t ctx = 1024, max_tokens = 0, limit = 0, batch = 0, errors = 0;
   int threads = 0;
-  WkvCompareOptions compare;
+  WkvCompareOptions compare{.variants = {}};
   std::string plot, json_file;
 };
 
@@ -84,9 +84,13 @@ void run_loss(const Flags& f) {
   print(f, loss_report(sum, f.ctx));
 }
 
-void run_wkv_compare(const Flags& f) {
+void run_wkv_compare(Flags f) {
+  bench::check_outputs(f.json_file, f.plot);
   const EngineOptions options = engine_options(f.device);
   const LoadedModel file = load_model(resolve_model(f.model), f.vocab);
+  if (f.compare.variants.empty() && file.model->config().architecture == "rwkv4")
+    f.compare.variants = {"serial", "scan"};  // a binary16 state is there for RWKV-7 only
+  if (f.compare.variants.empty()) f.compare.variants = WkvCompareOptions().variants;
   const auto tokens = open_tokens(f, file);
   int64_t count = tokens->size();
   if (f.max_tokens > 0) count = std::min(count, f.max_tokens + 1);
@@ -146,12 +150,14 @@ void run_logits(const Flags& f) {
   std::istream& in = standard_input ? std::cin : file;
   RWKV_CHECK(in.good(), IoError, "opening ", f.file, ": no such file, or not readable");
   const auto v = static_cast<size_t>(m.file.model->config().vocab_size);
+  const std::string name = standard_input ? "standard input" : f.file;
   std::string line;
+  bool any = false;
   for (int64_t n = 1; std::getline(in, line); ++n) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    any = true;
     const std::vector<int32_t> ids =
-        parse_ids(line, str("reading ", standard_input ? "standard input" : f.file, ", line ", n),
-                  int64_t(v));
+        parse_ids(line, str("reading ", name, ", line ", n), int64_t(v));
     RnnState state = m.engine.new_state();
     std::string out;
     if (f.last) {
@@ -167,6 +173,8 @@ void run_logits(const Flags& f) {
     }
     std::puts(out.c_str());
   }
+  RWKV_CHECK(!in.bad(), IoError, "reading ", name, ": read error; is it a folder?");
+  RWKV_CHECK(any, IoError, "reading ", name, ": there are no token ids in it");
 }
 
 CLI::App* declare(CLI::App& app, Flags& f, const char* name, const char* what, const char* input) {
@@ -176,7 +184,7 @@ CLI::App* declare(CLI::App& app, Flags& f, const char* name, const char* what, c
       ->required();
   auto* file = sub->add_option("FILE", f.file, input);
   if (sub->get_name() != "logits") file->required();
-  sub->add_option("--vocab", f.vocab, "vocabulary file, for models that carry none");
+  sub->add_option("--vocab", f.vocab, kVocabHelp);
   add_device_flags(*sub, f.device);
   add_threads_flag(*sub, f.threads);
   return sub;
@@ -209,10 +217,10 @@ int main(int argc, char** argv) {
                           "Loss at several context lengths under several WKV variants: what a "
                           "binary16 state costs",
                           "token file or binidx data");
-  compare
-      ->add_option("--variant", f.compare.variants,
-                   "WKV variants, the first is what the others are compared with")
-      ->capture_default_str();
+  compare->add_option(
+      "--variant", f.compare.variants,
+      "WKV variants, the first is what the others are compared with (default: serial "
+      "fp16-plain fp16-dithered; RWKV-4: serial scan)");
   compare->add_option("--ctx", f.compare.contexts, "context lengths")->capture_default_str();
   compare->add_option("--max-tokens", f.max_tokens, "use so many predictions (0: all)")
       ->check(CLI::NonNegativeNumber);

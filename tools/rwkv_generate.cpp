@@ -61,7 +61,7 @@ void declare(CLI::App& app, Flags& f) {
   app.add_option("--state-in", f.state_in, "start from the state in this file");
   app.add_option("--state-out", f.state_out,
                  "write the state after prompt and output to this file");
-  app.add_option("--vocab", f.vocab, "vocabulary file, for models that carry none");
+  app.add_option("--vocab", f.vocab, kVocabHelp);
   add_device_flags(app, f.device);
   add_threads_flag(app, f.threads);
 }
@@ -94,6 +94,7 @@ void print_stats(const Generated& g, const Engine& engine) {
 int run(const CLI::App& app, Flags& f) {
   f.generate.sampling.check();
   use_threads(f.threads);
+  if (!f.state_out.empty()) AtomicFile{f.state_out};  // a wrong place is found before the work
   const EngineOptions options = engine_options(f.device);
   const LoadedModel loaded = load_model(resolve_model(f.model), f.vocab);
   const bool text_in = f.prompt_ids.empty();

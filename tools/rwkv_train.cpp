@@ -39,10 +39,16 @@ void add_options(CLI::App& app, Flags& f) {
   app.add_option("--init", f.init, "start from the weights of this model file of any format");
   app.add_flag("--smoke", f.smoke,
                "2 epochs of 50 steps, batch 2, context 1024, timed; synthetic tokens without data");
-  app.add_flag("--find-lr", f.find_lr, "learning-rate range test instead of training");
-  app.add_option("--lr-min", f.range.lr_min, "--find-lr: first rate")->capture_default_str();
-  app.add_option("--lr-max", f.range.lr_max, "--find-lr: last rate")->capture_default_str();
-  app.add_option("--lr-steps", f.range.steps, "--find-lr: steps")->capture_default_str();
+  auto* find = app.add_flag("--find-lr", f.find_lr, "learning-rate range test instead of training");
+  app.add_option("--lr-min", f.range.lr_min, "--find-lr: first rate")
+      ->capture_default_str()
+      ->needs(find);
+  app.add_option("--lr-max", f.range.lr_max, "--find-lr: last rate")
+      ->capture_default_str()
+      ->needs(find);
+  app.add_option("--lr-steps", f.range.steps, "--find-lr: steps")
+      ->capture_default_str()
+      ->needs(find);
   app.add_flag("--dry-run", f.dry_run, "print sizes, memory and plan summary, start nothing");
   app.add_flag("--print-config", f.print_config, "print every value with its origin");
   app.add_flag("--dump-plan", f.dump_plan, "print every step of the plan");
@@ -85,6 +91,8 @@ rwkv::TrainConfig load(Flags& f, std::vector<std::string> extras) {
   if (!f.quiet) std::fputs(preset.report.c_str(), stdout);
   f.resume = f.resume || preset.resume;
   if (f.init.empty()) f.init = preset.init_file;
+  RWKV_CHECK(f.device.empty() || preset.device.empty() || f.device == preset.device, ConfigError,
+             "--device ", f.device, ": --accelerator says ", preset.device, "; give one of them");
   if (f.device.empty()) f.device = preset.device;
   rwkv::TrainConfig config =
       rwkv::parse_config(preset.config_json, "preset " + f.preset, f.settings);

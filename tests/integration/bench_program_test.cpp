@@ -141,7 +141,30 @@ TEST_F(BenchProgram, WrongUse) {
   EXPECT_EQ(run({"train-times", "--config", "pile169m", "--shape", "16"}), 2);
   EXPECT_TRUE(has(text("err"), "B,T")) << text("err");
   test::write_bytes(dir_ / "other.json", R"({"benchmark": "ops"})");
-  EXPECT_EQ(run({"wkv", "--from", "other.json", "--plot", "x.gp"}), 2);
+  const auto fails = [&](std::vector<std::string> args, int code, const std::string& message) {
+    EXPECT_EQ(run(std::move(args)), code) << message;
+    const std::string said = text("err");
+    EXPECT_TRUE(has(said, "rwkv-bench: error: ")) << said;
+    EXPECT_TRUE(has(said, message)) << said;
+    EXPECT_FALSE(has(said, "json.exception")) << said;
+    EXPECT_EQ(std::ranges::count(said, '\n'), 1) << said;
+  };
+  test::write_bytes(dir_ / "binary.json", "\xff\xfe{");
+  test::write_bytes(dir_ / "list.json", "[1]");
+  for (const char* file : {"other.json", "binary.json", "list.json"}) {
+    fails({"wkv", "--from", file, "--plot", "x.gp"}, 3, file);
+    fails({"train-times", "--from", file, "--plot", "x.gp"}, 3, file);
+  }
+  fails({"foo"}, 2, "no command 'foo'; there are wkv, ops");
+  fails({"wkv", "--foo"}, 2, "--foo");
+  fails({"wkv", "--variant", "foo"}, 2, "'foo' gives none");
+  fails({"wkv", "--json", "none/r.json"}, 3, "none does not exist");
+  fails({"wkv", "--plot", "p.xyz"}, 2, "FILE.png");
+  EXPECT_EQ(run({"--version"}), 0);
+  EXPECT_TRUE(text("out").starts_with("rwkv-bench 0.")) << text("out");
+  const std::string full =
+      str("'", RWKV_BINARY_DIR, "/bin/rwkv-bench' wkv --list >/dev/full 2>/dev/null");
+  EXPECT_EQ(WEXITSTATUS(std::system(full.c_str())), 3);
   EXPECT_EQ(run({"wkv", "--arch", "rwkv4", "--list", "--shape", "1,1024,256"}), 0);
   EXPECT_TRUE(has(text("out"), "wkv4.cpu.cumsum-naive.f32")) << text("out");
   EXPECT_TRUE(has(text("out"), "auto takes")) << text("out");

@@ -8,11 +8,15 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 
 #include "data/io/atomic_file.h"
+#include "data/io/hdf5_file.h"
 #include "data/io/tensor_file.h"
 #include "data/io/zip_file.h"
+#include "data/tokenizer/tokenizer.h"
+#include "model/weights.h"
 #include "tests/unit/data_test_util.h"
 #include "tests/unit/inference_model.h"
 #include "tests/unit/trainer_test_util.h"
@@ -70,6 +74,108 @@ TEST_F(Convert, LogitsOnlyOfTokenIds) {
     std::ofstream(dir_.file("ids")) << "[1]\n" << bad << "\n";
     expect_failure(run("rwkv-eval", "logits --model seven.pth --last < ids"), 3, "line 2");
   }
+}
+
+TEST_F(Convert, ConfigsOfOthersStay) {
+  rwkv7();
+  const auto exists = [&](const char* name) { return std::filesystem::exists(dir_.file(name)); };
+  const std::string foreign = R"({"my": "important config"})";
+  std::ofstream(dir_.file("config.json")) << foreign;
+  for (const char* out : {"a.safetensors", "./"}) {
+    expect_failure(convert(str("seven.pth ", out)), 2, "not that of an RWKV model");
+    EXPECT_EQ(read_file(dir_.file("config.json")), foreign);
+  }
+  EXPECT_FALSE(exists("a.safetensors") || exists("model.safetensors"));
+  std::filesystem::remove(dir_.file("config.json"));
+
+  const Output first = convert("seven.pth a.safetensors");
+  EXPECT_EQ(first.code, 0) << first.err;
+  EXPECT_NE(first.err.find("wrote a.safetensors\nwrote config.json\n"), std::string::npos)
+      << first.err;
+  // The same model in another type needs the same config; another model does not.
+  EXPECT_EQ(convert("seven.pth b.safetensors --dtype fp32").code, 0);
+  expect_failure(convert(kRwkv4 + " c.safetensors"), 2, "give a folder for this model alone");
+  EXPECT_EQ(convert("a.safetensors d.h5").code, 0);
+  EXPECT_EQ(convert("b.safetensors d.h5").code, 0);
+
+  // A folder holds one model: a second takes the place of the first, with its config.
+  EXPECT_EQ(convert("seven.pth folder/").code, 0);
+  EXPECT_EQ(convert(kRwkv4 + " folder/").code, 0);
+  EXPECT_EQ(convert("folder e.h5").code, 0);
+  const std::string other = R"({"model_type": "llama"})";
+  std::ofstream(dir_.file("folder/config.json")) << other;
+  expect_failure(convert(kRwkv4 + " folder/"), 2, "not that of an RWKV model");
+  EXPECT_EQ(read_file(dir_.file("folder/config.json")), other);
+}
+
+TEST_F(Convert, TheByteTokenizerComesAlong) {
+  const test::TestModel m = test::bigram_model(test::alphabet);
+  {
+    Hdf5File file = Hdf5File::create(dir_.file("a.h5"));
+    write_model(file, m.model->config(), m.model->params(), *m.weights,
+                {.name = "bytes", .hash = ByteTokenizer().hash()});
+    file.close();
+  }
+  const auto next = [&](const std::string& model) {
+    return run("rwkv-generate", "--prompt xa --temperature 0 --max-tokens 3 --model " + model);
+  };
+  for (const char* out : {"folder/", "b.safetensors", "c.gguf"}) {
+    const Output o = convert(str("a.h5 ", out));
+    EXPECT_EQ(o.code, 0) << o.err;
+    EXPECT_EQ(o.err.find("note:"), std::string::npos) << o.err;
+    EXPECT_EQ(next(out).out, "bcd") << out << next(out).err;
+  }
+  EXPECT_EQ(convert("folder/ back.h5").code, 0);
+  EXPECT_EQ(next("back.h5").out, "bcd");
+  EXPECT_NE(convert("--inspect folder/").out.find("tokenizer: bytes"), std::string::npos);
+
+  // .pth has no place for it.
+  const Output pth = convert("a.h5 d.pth");
+  EXPECT_NE(pth.err.find("need --vocab bytes"), std::string::npos) << pth.err;
+  expect_failure(next("d.pth"), 2, "--vocab bytes");
+  EXPECT_EQ(next("d.pth --vocab bytes").out, "bcd");
+  std::ofstream(dir_.file("text")) << "xabcd";
+  const Output loss = run("rwkv-eval", "loss --text --model d.pth --vocab bytes --json text");
+  EXPECT_NE(loss.out.find("\"bytes\":5"), std::string::npos) << loss.out << loss.err;
+  EXPECT_EQ(convert("d.pth e.h5 --vocab bytes").code, 0);
+  EXPECT_EQ(next("e.h5").out, "bcd");
+  EXPECT_EQ(next("e.h5 --vocab bytes").out, "bcd");
+}
+
+TEST_F(Convert, EveryProgramSaysItsVersion) {
+  for (const std::string program :
+       {"rwkv-convert", "rwkv-data", "rwkv-eval", "rwkv-generate", "rwkv-train"}) {
+    const Output o = run(program, "--version");
+    EXPECT_EQ(o.code, 0) << o.err;
+    EXPECT_TRUE(o.out.starts_with(program + " 0.")) << o.out;
+    EXPECT_NE(o.out.find(", commit "), std::string::npos) << o.out;
+    const std::string full =
+        str("'", RWKV_BINARY_DIR, "/bin/", program, "' --help >/dev/full 2>&1");
+    EXPECT_EQ(WEXITSTATUS(std::system(full.c_str())), 3);
+  }
+}
+
+TEST_F(Convert, WhatCannotBeWrittenLeavesNothing) {
+  rwkv7();
+  // A limit of the file size stands for the full disk.
+  for (const char* out : {"x.pth", "x.h5", "x.safetensors", "x.gguf", "new/"}) {
+    const std::string command = str("cd '", dir_.path(), "' && ulimit -f 50 && '", RWKV_BINARY_DIR,
+                                    "/bin/rwkv-convert' seven.pth ", out, " --dtype fp32 2>err");
+    const int status = std::system(command.c_str());
+    const std::string err = read_file(dir_.file("err"));
+    ASSERT_TRUE(WIFEXITED(status));
+    EXPECT_EQ(WEXITSTATUS(status), 3) << out << err;
+    EXPECT_NE(err.find("rwkv-convert: error: "), std::string::npos) << err;
+    const size_t at = err.find("error: ");
+    EXPECT_EQ(err.find('\n', at), err.size() - 1) << err;  // one line
+    EXPECT_EQ(err.find("0x"), std::string::npos) << err;
+  }
+  std::set<std::string> left;
+  for (const auto& e : std::filesystem::directory_iterator(dir_.path()))
+    left.insert(e.path().filename());
+  EXPECT_EQ(left, (std::set<std::string>{"seven.pth", "err"}));
+  std::ofstream(dir_.file("plain")) << "x";
+  expect_failure(convert("seven.pth plain/"), 3, "plain is a file, no folder");
 }
 
 TEST_F(Convert, EveryWayGivesTheSameLogits) {
@@ -131,6 +237,7 @@ TEST_F(Convert, GenerationContinuesFromAStateFile) {
   const Output rest = run("rwkv-generate", base + id + " --max-tokens 3 --state-in s");
   EXPECT_EQ(rest.code, 0) << rest.err;
   EXPECT_EQ(first.out + id + "\n" + rest.out, all.out);
+  expect_failure(run("rwkv-generate", "--model s --prompt-ids 1"), 3, "--state-in");
   const Output shown = convert("--inspect s");
   EXPECT_NE(shown.out.find("metadata.tokens: 5"), std::string::npos) << shown.out;
   expect_failure(run("rwkv-generate", base + "1 --state-in seven.pth"), 3, "seven.pth");
@@ -155,6 +262,7 @@ TEST_F(Convert, TrainingStartsFromAnyFile) {
     return run("rwkv-eval", str("logits --model ", run_dir, " < ids")).out;
   };
   const std::string expected = after("r1", "--init seven.pth");
+  EXPECT_NE(convert("--inspect r1").out.find("model: rwkv7, 2 layers"), std::string::npos);
   EXPECT_EQ(after("r2", "--init a.h5"), expected);
   EXPECT_EQ(after("r3", "--init folder"), expected);
   EXPECT_EQ(after("r4", "--init c.gguf"), expected);
@@ -195,6 +303,9 @@ TEST_F(Convert, MistakesHaveTheirExitCodes) {
   expect_failure(convert("seven.pth x.pth --dtype q8_0"), 2, "q8_0");
   expect_failure(convert("seven.pth ./seven.pth"), 2, "another name");
   expect_failure(convert(kRwkv4 + " x.gguf"), 2, "llama.cpp has no RWKV-4");
+  expect_failure(convert("--inspect seven.pth --to h5"), 2, "excludes");
+  std::filesystem::create_directory(dir_.file("empty"));
+  expect_failure(convert("--inspect empty"), 2, "no checkpoint in this folder");
   expect_failure(convert("missing.pth x.h5"), 3, "missing.pth");
   expect_failure(convert("seven.pth no/such/folder/x.h5"), 3, "does not exist");
   expect_failure(convert(kHere + "torch_variants.pth x.h5"), 3, "not those of an RWKV");

@@ -102,6 +102,28 @@ TEST_F(DataProgram, BinidxAndBack) {
   EXPECT_FALSE(std::filesystem::exists(dir_.file("e.h5")));
 }
 
+TEST_F(DataProgram, SaysWhatIsMissingOrSomethingElse) {
+  put(dir_.file("a.txt"), "some text");
+  ASSERT_EQ(run({"tokenize", "a.txt", "-o", "a.h5", "--tokenizer", "bytes"}), 0) << err();
+  ASSERT_EQ(run({"convert", "a.h5", "b.bin"}), 0) << err();
+  const auto expect = [&](std::vector<std::string> args, int code, const std::string& message) {
+    EXPECT_EQ(run(std::move(args)), code) << message;
+    EXPECT_TRUE(err_has(message)) << err();
+  };
+  expect({"convert", "none", "x.h5"}, 3, "no such file, and no binidx data none.bin and none.idx");
+  expect({"convert", "a.txt", "x.h5"}, 3, "a.txt: it is no token file");
+  expect({"info", "none"}, 3, "none.bin");
+  expect({"info", "a.txt"}, 3, "rwkv-data tokenize a.txt -o FILE.h5");
+  std::filesystem::remove(dir_.file("b.idx"));
+  expect({"info", "b"}, 3, "opening b.idx: No such file");
+  expect({"convert", "b", "x.h5", "--tokenizer", "bytes"}, 3, "opening b.idx: No such file");
+  for (const char* ctx : {"0", "-1"}) expect({"info", "a.h5", "--ctx", ctx}, 2, "--ctx");
+  EXPECT_EQ(run({"info", "a.h5", "--ctx", "1000"}), 0);
+  EXPECT_NE(out().find("1000: longer than the data"), std::string::npos) << out();
+  for (const char* command : {"encode", "decode"})
+    expect({command, "a.txt", "--tokenizer", "bytes", "--vocab", "a.txt"}, 2, "leave --vocab");
+}
+
 TEST_F(DataProgram, FilesWithoutASealAreSealedOnRequest) {
   put(dir_.file("a.txt"), "text");
   ASSERT_EQ(run({"tokenize", "a.txt", "-o", "a.h5", "--tokenizer", "bytes"}), 0) << err();
@@ -113,43 +135,45 @@ TEST_F(DataProgram, FilesWithoutASealAreSealedOnRequest) {
   EXPECT_EQ(run({"verify", "a.h5"}), 0) << err();
 }
 
-TEST_F(DataProgram, OneCtrlCEndsWaitingForInput) {
-  int ends[2];
-  ASSERT_EQ(pipe(ends), 0);
-  fcntl(ends[1], F_SETFD, FD_CLOEXEC);  // else the program would hold its own input open
-  const std::string text = "not the end of the input";
-  ASSERT_EQ(write(ends[1], text.data(), text.size()), static_cast<ssize_t>(text.size()));
-  const pid_t pid =
-      start({"tokenize", "-", "--format", "text", "-o", "a.h5", "--tokenizer", "bytes"}, ends[0]);
-  // The output's temporary appears when the signal handlers are in place.
-  const auto temporary = [&] {
-    for (const auto& entry : std::filesystem::directory_iterator(dir_.path()))
-      if (entry.path().extension() == ".tmp") return true;
-    return false;
-  };
-  for (int i = 0; i < 1000 && !temporary(); ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  ASSERT_TRUE(temporary());
-  std::this_thread::sleep_for(std::chrono::milliseconds(200));
-  EXPECT_EQ(kill(pid, SIGINT), 0);
-  int code = -1000;
-  for (int i = 0; i < 1000 && code == -1000; ++i) {
-    int status = 0;
-    if (waitpid(pid, &status, WNOHANG) == pid)
-      code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-    else
+TEST_F(DataProgram, OneSignalEndsWaitingForInput) {
+  for (const int signal : {SIGINT, SIGTERM}) {
+    int ends[2];
+    ASSERT_EQ(pipe(ends), 0);
+    fcntl(ends[1], F_SETFD, FD_CLOEXEC);  // else the program would hold its own input open
+    const std::string text = "not the end of the input";
+    ASSERT_EQ(write(ends[1], text.data(), text.size()), static_cast<ssize_t>(text.size()));
+    const pid_t pid =
+        start({"tokenize", "-", "--format", "text", "-o", "a.h5", "--tokenizer", "bytes"}, ends[0]);
+    // The output's temporary appears when the signal handlers are in place.
+    const auto temporary = [&] {
+      for (const auto& entry : std::filesystem::directory_iterator(dir_.path()))
+        if (entry.path().extension() == ".tmp") return true;
+      return false;
+    };
+    for (int i = 0; i < 1000 && !temporary(); ++i)
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    ASSERT_TRUE(temporary());
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    EXPECT_EQ(kill(pid, signal), 0);
+    int code = -1000;
+    for (int i = 0; i < 1000 && code == -1000; ++i) {
+      int status = 0;
+      if (waitpid(pid, &status, WNOHANG) == pid)
+        code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+      else
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    if (code == -1000) {
+      kill(pid, SIGKILL);
+      wait(pid);
+    }
+    close(ends[0]);
+    close(ends[1]);
+    EXPECT_EQ(code, 128 + signal);
+    EXPECT_TRUE(err_has("rwkv-data: interrupted: nothing was written\n")) << err();
+    EXPECT_FALSE(temporary());
+    EXPECT_FALSE(std::filesystem::exists(dir_.file("a.h5")));
   }
-  if (code == -1000) {
-    kill(pid, SIGKILL);
-    wait(pid);
-  }
-  close(ends[0]);
-  close(ends[1]);
-  EXPECT_EQ(code, 130);
-  EXPECT_TRUE(err_has("nothing was written")) << err();
-  EXPECT_FALSE(temporary());
-  EXPECT_FALSE(std::filesystem::exists(dir_.file("a.h5")));
 }
 
 }  // namespace

@@ -198,6 +198,7 @@ TEST_F(Programs, GenerateExplainsMistakes) {
   // A file that is no vocabulary for a model that has none.
   expect_failure(generate("--model MODEL/no_tokenizer.h5 --prompt a --vocab MODEL/text.h5"), 3,
                  "text.h5");
+  expect_failure(generate(model + "--state-out MODEL/none/s"), 3, "none does not exist");
   // Without text there is no need for a tokenizer.
   const Output ids =
       generate("--model MODEL/no_tokenizer.h5 --prompt-ids 5 7 --ids --max-tokens 3");
@@ -466,12 +467,23 @@ TEST_F(Programs, EvalComparesWkvVariants) {
   EXPECT_NE(table.out.find("wkv7.cpu.fp16-dithered"), std::string::npos) << table.out;
   EXPECT_NE(slurp(path("compare.gp")).find("plot"), std::string::npos);
   EXPECT_EQ(eval(base + "--ctx 4 8 --json").out, slurp(path("compare.json")));
-  expect_failure(eval(base + "--ctx 4 --variant nonsense"), 2, "nonsense");
+  const Output unknown = eval(base + "--ctx 4 --variant nonsense");
+  expect_failure(unknown, 2, "nonsense");
+  EXPECT_EQ(std::count(unknown.err.begin(), unknown.err.end(), '\n'), 1) << unknown.err;
+  // RWKV-4 has no binary16 state: other variants are the usual ones.
+  const Output old = eval("wkv-compare MODEL/text --text --ctx 8 --model MODEL/rwkv4.h5");
+  EXPECT_EQ(old.code, 0) << old.err;
+  EXPECT_NE(old.out.find("wkv4.cpu.scan.f32"), std::string::npos) << old.out;
+  // Found before the work: "--ctx 4096" would fail after it.
+  expect_failure(eval(base + "--json-file MODEL/none/c.json"), 3, "none does not exist");
+  expect_failure(eval(base + "--plot MODEL/none/c.png"), 3, "none does not exist");
+  expect_failure(eval(base + "--plot MODEL/c.xyz"), 2, "FILE.gp");
   expect_failure(eval(base), 3, "4096");
 }
 
 TEST_F(Programs, EvalExplainsMistakes) {
   expect_failure(eval(""), 2, "subcommand");
+  expect_failure(eval("los --model MODEL/alphabet.h5 MODEL/none.h5"), 2, "no command 'los'");
   expect_failure(eval("loss --model MODEL/alphabet.h5"), 2, "FILE");
   expect_failure(eval("loss --model MODEL/alphabet.h5 MODEL/none.h5"), 3, "none.h5");
   expect_failure(eval("loss --model MODEL/alphabet.h5 MODEL/random.h5"), 3, "random.h5");
@@ -482,6 +494,9 @@ TEST_F(Programs, EvalExplainsMistakes) {
   expect_failure(eval("lambada --model MODEL/alphabet.h5 MODEL/bad.jsonl"), 3, "\"text\"");
   put("bad_ids", "[1,2]\n[]\n");
   expect_failure(eval("logits --model MODEL/alphabet.h5 MODEL/bad_ids"), 3, "line 2");
+  put("bad_ids", "\n");
+  expect_failure(eval("logits --model MODEL/alphabet.h5 MODEL/bad_ids"), 3, "no token ids");
+  expect_failure(eval("logits --model MODEL/alphabet.h5 MODEL/"), 3, "read error");
   put("bad_ids", "[300]\n");
   expect_failure(eval("logits --model MODEL/alphabet.h5 MODEL/bad_ids"), 3, "300 is no token id");
 }

@@ -120,9 +120,17 @@ TEST_F(Program, TakesTheReferencesSettingsOnBinidxData) {
   EXPECT_EQ(with({"--micro_bzs", "4"}), 2);
   EXPECT_TRUE(err_has("did you mean micro_bsz")) << err();
   EXPECT_EQ(with({"--config", "tiny.json"}), 2);
+  EXPECT_EQ(with({"--accelerator", "cpu", "--device", "cuda"}), 2);
+  EXPECT_TRUE(err_has("--accelerator says cpu")) << err();
   fs::resize_file(dir_ / "data.bin", 30001);
   EXPECT_EQ(run(good), 3);
   EXPECT_TRUE(err_has("data.bin")) << err();
+  fs::remove(dir_ / "data.idx");
+  EXPECT_EQ(run(good), 3);
+  EXPECT_TRUE(err_has("opening data.idx: No such file")) << err();
+  fs::remove(dir_ / "data.bin");
+  EXPECT_EQ(run(good), 3);
+  EXPECT_TRUE(err_has("no binidx data data.bin and data.idx")) << err();
 }
 
 TEST_F(Program, ExitCodesAndMessages) {
@@ -136,6 +144,10 @@ TEST_F(Program, ExitCodesAndMessages) {
   EXPECT_EQ(run({"--config", "tiny.json", "--wkv", "nonsense"}), 2);
   EXPECT_EQ(run({"--config", "tiny.json", "--set", "data.train=none.h5"}), 3);
   EXPECT_TRUE(err_has("none.h5")) << err();
+  EXPECT_EQ(run({"--config", "tiny.json", "--set", "data.train=tiny.json"}), 3);
+  EXPECT_TRUE(err_has("rwkv-data tokenize")) << err();
+  EXPECT_EQ(run({"--config", "tiny.json", "--lr-min", "3"}), 2);
+  EXPECT_TRUE(err_has("--find-lr")) << err();
   EXPECT_EQ(run({"--config", "tiny.json", "--set", "limits.memory_mib=1"}), 2);
   EXPECT_TRUE(err_has("activations")) << err();
   EXPECT_EQ(run({"--config", "tiny.json", "--set", "checkpoint.dir=/proc/run"}), 3) << err();

@@ -32,6 +32,18 @@ std::string with_extension(const std::string& path, const std::string& extension
   return std::filesystem::path(path).replace_extension(extension).string();
 }
 
+void check_outputs(const std::string& json, const std::string& plot) {
+  for (const std::string& path : {json, plot}) {
+    const auto folder = std::filesystem::path(path).parent_path();
+    std::error_code ec;
+    RWKV_CHECK(folder.empty() || std::filesystem::is_directory(folder, ec), IoError, "writing ",
+               path, ": the folder ", folder.string(), " does not exist; create it or choose ",
+               "another path");
+  }
+  RWKV_CHECK(plot.empty() || plot.ends_with(".gp") || plot.ends_with(".png"), ConfigError,
+             "--plot ", plot, ": expected FILE.gp, a gnuplot script, or FILE.png, a picture");
+}
+
 void write_plot(const std::string& path, const std::string& script) {
   const std::string gp = with_extension(path, ".gp");
   write_file(gp, script);

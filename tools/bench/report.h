@@ -57,6 +57,9 @@ std::string record_text(const std::string& json);
 /// Writes `script` to FILE.gp. If `path` ends in .png the script is also run by gnuplot, when there
 /// is one; otherwise a line says what to do. `script` must set its own output to FILE.png.
 void write_plot(const std::string& path, const std::string& script);
+/// Before a measurement that takes long: throws IoError if the folder of one of the files is not
+/// there, ConfigError if `plot` ends neither in .gp nor in .png. Empty names are none.
+void check_outputs(const std::string& json, const std::string& plot);
 /// `path` with its extension replaced.
 std::string with_extension(const std::string& path, const std::string& extension);
 

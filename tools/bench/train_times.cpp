@@ -274,8 +274,9 @@ int run_train_times(const TrainTimesOptions& o) {
     RWKV_CHECK(!o.plot.empty(), ConfigError, "--from draws a record: give --plot FILE as well");
     try {
       plot(o.plot, nlohmann::ordered_json::parse(read_file(o.from)));
-    } catch (const nlohmann::json::exception& e) {
-      throw IoError(str("drawing ", o.from, ": ", e.what()));
+    } catch (const nlohmann::json::exception&) {
+      throw IoError(str("drawing ", o.from, ": it is no record that rwkv-bench train-times --json ",
+                        "wrote, or damaged"));
     }
     return 0;
   }

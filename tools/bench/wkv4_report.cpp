@@ -243,8 +243,9 @@ Wkv4Report parse_wkv4_json(const std::string& text, const std::string& path) {
       report.rows.push_back(std::move(row));
     }
     return report;
-  } catch (const nlohmann::json::exception& e) {
-    throw ConfigError(str("--from ", path, ": not a record of rwkv-bench wkv: ", e.what()));
+  } catch (const nlohmann::json::exception&) {
+    throw IoError(str("drawing ", path, ": it is no record that rwkv-bench wkv --json wrote, or ",
+                      "damaged"));
   }
 }
 

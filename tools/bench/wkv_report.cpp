@@ -163,7 +163,7 @@ void write_wkv_json(const std::string& path, const WkvReport& report) {
 WkvReport parse_wkv_json(const std::string& text, const std::string& path) {
   try {
     const auto doc = nlohmann::json::parse(text);
-    RWKV_CHECK(doc.at("benchmark") == "wkv", ConfigError, "--from ", path,
+    RWKV_CHECK(doc.at("benchmark") == "wkv", IoError, "drawing ", path,
                ": found a record of benchmark '", doc.at("benchmark").get<std::string>(),
                "', expected wkv");
     WkvReport report;
@@ -186,8 +186,9 @@ WkvReport parse_wkv_json(const std::string& text, const std::string& path) {
       report.rows.push_back(std::move(row));
     }
     return report;
-  } catch (const nlohmann::json::exception& e) {
-    throw ConfigError(str("--from ", path, ": not a record of rwkv-bench wkv: ", e.what()));
+  } catch (const nlohmann::json::exception&) {
+    throw IoError(str("drawing ", path, ": it is no record that rwkv-bench wkv --json wrote, or ",
+                      "damaged"));
   }
 }
 
