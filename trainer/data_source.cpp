@@ -73,9 +73,9 @@ TrainData open_train_data(const std::string& path, const TrainConfig& config) {
     return data;
   }
   if (is_binidx(path)) return open_binidx(path, config);
+  const auto file = TokenFile::open(path);
   RWKV_CHECK(config.data.tokenizer.empty(), ConfigError, "opening ", path, ": data.tokenizer is ",
              config.data.tokenizer, ", but token files carry their own; it is for binidx data");
-  const auto file = TokenFile::open(path);
   RWKV_CHECK(file->vocab_size() <= config.model.vocab_size, ConfigError, "opening ", path,
              ": its tokenizer (", file->tokenizer_name(), ") has ", file->vocab_size(),
              " ids, but model.vocab_size is ", config.model.vocab_size);
