@@ -142,6 +142,41 @@ TEST_F(Convert, TheByteTokenizerComesAlong) {
   EXPECT_EQ(next("e.h5 --vocab bytes").out, "bcd");
 }
 
+TEST_F(Convert, AVocabularyIsNamedWithItsHash) {
+  rwkv7();
+  std::string vocabulary;
+  for (int b = 0; b < 256; ++b) {
+    char line[32];
+    std::snprintf(line, sizeof line, "%d b'\\x%02x' 1\n", b + 1, static_cast<unsigned>(b));
+    vocabulary += line;
+  }
+  std::ofstream(dir_.file("v.txt")) << vocabulary;
+  const auto text = [&](const std::string& model) {
+    return run("rwkv-generate", "--temperature 0 --max-tokens 3 --prompt abc --model " + model);
+  };
+  const Output folder = convert("seven.pth folder/ --vocab v.txt");
+  EXPECT_EQ(folder.code, 0) << folder.err;
+  EXPECT_NE(folder.err.find("wrote folder/rwkv_vocab"), std::string::npos) << folder.err;
+  EXPECT_EQ(text("folder").code, 0) << text("folder").err;
+  EXPECT_EQ(text("folder").out, text("seven.pth --vocab v.txt").out);
+
+  const Output alone = convert("folder alone.safetensors");
+  EXPECT_EQ(alone.code, 0) << alone.err;
+  EXPECT_NE(alone.err.find("names its tokenizer, world, but has no vocabulary"), std::string::npos)
+      << alone.err;
+  EXPECT_NE(convert("--inspect alone.safetensors").out.find("tokenizer: world"), std::string::npos);
+  expect_failure(text("alone.safetensors"), 2, "--vocab");
+  EXPECT_EQ(
+      run("rwkv-generate", "--prompt-ids 5 --ids --max-tokens 1 --model alone.safetensors").code,
+      0);
+  EXPECT_EQ(text("alone.safetensors --vocab v.txt").out, text("folder").out);
+  expect_failure(text("alone.safetensors --vocab bytes"), 3, "trained with the tokenizer world");
+  // Another vocabulary of that name is not the model's.
+  const std::string other = vocabulary + "257 'abc' 3\n";
+  std::ofstream(dir_.file("w.txt")) << other;
+  expect_failure(text("alone.safetensors --vocab w.txt"), 3, "another vocabulary");
+}
+
 TEST_F(Convert, EveryProgramSaysItsVersion) {
   for (const std::string program :
        {"rwkv-convert", "rwkv-data", "rwkv-eval", "rwkv-generate", "rwkv-train"}) {
