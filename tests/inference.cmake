@@ -9,6 +9,8 @@ rwkv_test(inference_generate_test LABEL unit SOURCES unit/inference_generate_tes
 if(RWKV_HAVE_CUDA)
   rwkv_test(cuda_inference_test LABEL gpu SOURCES unit/cuda_inference_test.cpp
     DEPS rwkv_inference)
+  rwkv_test(cuda_state_file_test LABEL gpu SOURCES unit/cuda_state_file_test.cpp
+    DEPS rwkv_inference)
 endif()
 rwkv_test(wkv_compare_test LABEL unit SOURCES unit/wkv_compare_test.cpp DEPS rwkv_inference)
 rwkv_test(generate_programs_test LABEL integration SOURCES integration/generate_programs_test.cpp

@@ -1,23 +1,32 @@
 #!/usr/bin/env python3
 """Loads files that rwkv-convert wrote in the programs they are for, and compares.
 
-    tools/check_formats.py --bin build/bin --refs REFS
+    tools/check_formats.py --bin build/bin --refs REFS [--device cuda] [--rwkv-lm FOLDER]
 
-REFS has tiny_rwkv7_bf16.pth, tiny_rwkv4_bf16.pth and the logits of the rwkv package in
-tiny_rwkv{7,4}_expected.json. Every check needs a Python package (torch, safetensors, gguf,
-transformers, fla, rwkv, llama_cpp); those that are missing are named and left out. For people who
-change data/io or model/: nothing of Greylag needs Python at run time.
+REFS has tiny_rwkv7_bf16.pth, tiny_rwkv4_bf16.pth, the first also as tiny_rwkv7_fla/ and
+tiny_rwkv7.gguf, and the logits of the rwkv package in tiny_rwkv{7,4}_expected.json. Most checks
+need a Python package (torch, safetensors, gguf, transformers, fla, rwkv, llama_cpp); those that are
+missing are named and left out. --device cuda also computes on the GPU, ourselves and in fla;
+--rwkv-lm is a checkout of the reference trainer, BlinkDL/RWKV-LM, whose own loaders are then run.
+For people who change data/io or model/: nothing of Greylag needs Python at run time.
 """
 import argparse
-import importlib
+import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import types
 
 CHECKS = []
+BF16_LIMIT = 3e-2  # of logits computed in bf16, see relative(); that of the golden files
+
+
+class LeftOut(Exception):
+    pass
 
 
 def check(*packages):
@@ -38,7 +47,82 @@ def expected(a, generation):
 
 
 def worst(got, want):
+    assert len(got) == len(want)
     return max(abs(float(x) - y) for x, y in zip(got, want))
+
+
+def relative(got, want):
+    """2-norm of the difference over that of what is wanted"""
+    assert len(got) == len(want)
+    return math.sqrt(sum((float(x) - y) ** 2 for x, y in zip(got, want)) /
+                     sum(y * y for y in want))
+
+
+def rwkv_eval_logits(a, model, cases, *arguments):
+    """of the last position of each case"""
+    lines = "".join(json.dumps(c["tokens"]) + "\n" for c in cases)
+    o = subprocess.run([f"{a.bin}/rwkv-eval", "logits", "--model", model, "--last", *arguments],
+                       input=lines, capture_output=True, text=True)
+    assert o.returncode == 0, o.stderr[-500:]
+    return [json.loads(line) for line in o.stdout.splitlines()]
+
+
+@check()
+def own_logits(a):
+    """rwkv-eval logits of every encoding of the reference models: those of the rwkv package"""
+    out, fine = [], True
+    runs = [("CPU f32", ())]
+    if a.device == "cuda":
+        runs += [("CUDA f32", ("--device", "cuda", "--dtype", "f32")),
+                 ("CUDA bf16", ("--device", "cuda", "--dtype", "bf16"))]
+    files = {"7": [f"{a.refs}/tiny_rwkv7_bf16.pth", f"{a.refs}/tiny_rwkv7_fla",
+                   f"{a.refs}/tiny_rwkv7.gguf", f"{a.dir}/7.h5", f"{a.dir}/7.pth",
+                   f"{a.dir}/hf7", f"{a.dir}/7.gguf"],
+             "4": [f"{a.refs}/tiny_rwkv4_bf16.pth", f"{a.dir}/4.h5", f"{a.dir}/4.pth",
+                   f"{a.dir}/hf4"]}
+    for name, arguments in runs:
+        for g in "74":
+            cases = list(expected(a, g))
+            first = None
+            for file in files[g]:
+                got = rwkv_eval_logits(a, file, cases, *arguments)
+                first = first or got
+                assert got == first, f"{file} gives other logits than {files[g][0]}"
+            error = max(worst(x, c["last_logits"]) for x, c in zip(first, cases))
+            off = max(relative(x, c["last_logits"]) for x, c in zip(first, cases))
+            fine = fine and (off <= BF16_LIMIT if "bf16" in name else error <= 1e-4)
+            out.append(f"{name} RWKV-{g} worst {error:.1e} (relative {off:.1e})")
+    assert fine, out
+    return f"{', '.join(out)}; the same from all {sum(map(len, files.values()))} files"
+
+
+@check()
+def states_between_devices(a):
+    """a state written on one device goes on on the other: the greedy tokens of one run"""
+    if a.device != "cuda":
+        raise LeftOut("only with --device cuda")
+    devices = {"cpu": ["--device", "cpu"], "cuda": ["--device", "cuda", "--dtype", "f32"]}
+
+    def run(device, wkv, *more):
+        o = subprocess.run([f"{a.bin}/rwkv-generate", "--model", f"{a.dir}/7.h5", "--temperature",
+                            "0", "--ids", "--ignore-end", "--wkv", wkv, *devices[device], *more],
+                           capture_output=True, text=True)
+        assert o.returncode == 0, o.stderr[-500:]
+        return o.stdout.split()
+
+    n = 0
+    for wkv in ("auto", "fp16-dithered"):
+        for there, here in (("cuda", "cpu"), ("cpu", "cuda")):
+            state = f"{a.dir}/{there}.state"
+            run(there, wkv, "--max-tokens", "0", "--state-out", state, "--prompt-ids", "300", "12")
+            # Prompts whose greedy tokens are no close calls: both kinds of state give the same.
+            for tail in (["1", "2", "3"], ["250"]):
+                want = run(there, wkv, "--max-tokens", "24", "--prompt-ids", "300", "12", *tail)
+                got = run(here, wkv, "--max-tokens", "24", "--state-in", state, "--prompt-ids",
+                          *tail)
+                assert len(want) == 24 and got == want, (wkv, there, here, got, want)
+                n += 24
+    return f"{n} tokens equal, f32 and binary16 states"
 
 
 @check("torch")
@@ -109,6 +193,41 @@ def fla_strict(a):
     return "all keys match"
 
 
+def one_configuration_per_kernel():
+    """Triton would time dozens of each; which one it takes changes no result."""
+    from triton.runtime import autotuner
+    init = autotuner.Autotuner.__init__
+
+    def shorter(self, fn, names, configs, *more, **named):
+        init(self, fn, names, configs[:1], *more, **named)
+    autotuner.Autotuner.__init__ = shorter
+
+
+@check("torch", "transformers", "fla")
+def fla_logits(a):
+    """fla's RWKV7ForCausalLM on the GPU, from our folder: the expected logits"""
+    import torch
+    from fla.models import RWKV7ForCausalLM
+    if a.device != "cuda":
+        raise LeftOut("only with --device cuda")
+    cases = list(expected(a, "7"))
+    out, fine = [], True
+    for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
+        m = RWKV7ForCausalLM.from_pretrained(f"{a.dir}/hf7", dtype=dtype).cuda().eval()
+        # fla takes its recurrent kernel for short inputs, the chunked one where gradients are on.
+        for form, grad in (("recurrent", False), ("chunked", True)):
+            with torch.set_grad_enabled(grad):
+                got = [m(torch.tensor([c["tokens"]]).cuda(), use_cache=False).logits[0, -1].tolist()
+                       for c in cases]
+            error = max(worst(x, c["last_logits"]) for x, c in zip(got, cases))
+            off = max(relative(x, c["last_logits"]) for x, c in zip(got, cases))
+            out.append(f"{name} {form} worst {error:.1e} (relative {off:.1e})")
+            exact = name == "f32" and form == "recurrent"  # the chunked one multiplies in TF32
+            fine = fine and (error <= 1e-4 if exact else off <= BF16_LIMIT)
+    assert fine, out
+    return ", ".join(out)
+
+
 @check("torch", "transformers")
 def transformers_rwkv4(a):
     """transformers' RwkvForCausalLM: the expected logits"""
@@ -175,7 +294,13 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--bin", default="build/bin")
     p.add_argument("--refs", required=True)
+    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    p.add_argument("--rwkv-lm", metavar="FOLDER", help="checkout of the reference trainer")
+    p.add_argument("--only", nargs="+", metavar="CHECK",
+                   help=" ".join(function.__name__ for function, _ in CHECKS))
     a = p.parse_args()
+    if a.device == "cuda" and importlib.util.find_spec("triton"):
+        one_configuration_per_kernel()
     with tempfile.TemporaryDirectory() as a.dir:
         for g in "74":
             convert(a, f"{a.refs}/tiny_rwkv{g}_bf16.pth", f"{a.dir}/{g}.h5")
@@ -185,6 +310,8 @@ def main():
             convert(a, f"{a.dir}/hf7", f"{a.dir}/{name}.gguf", "--dtype", dtype)
         failed = 0
         for function, packages in CHECKS:
+            if a.only and function.__name__ not in a.only:
+                continue
             try:
                 versions = [f"{m.__name__} {getattr(m, '__version__', '')}".strip()
                             for m in map(importlib.import_module, packages)]
@@ -192,10 +319,14 @@ def main():
                 print(f"left out  {function.__doc__}: {e}")
                 continue
             try:
-                print(f"ok        {function.__doc__}: {function(a)} ({', '.join(versions)})")
+                result = function(a)
+                with_what = f" ({', '.join(versions)})" if versions else ""
+                print(f"ok        {function.__doc__}: {result}{with_what}", flush=True)
+            except LeftOut as e:
+                print(f"left out  {function.__doc__}: {e}")
             except Exception as e:  # one failure should not hide the others
                 failed += 1
-                print(f"FAILED    {function.__doc__}: {type(e).__name__} {str(e)[:300]}")
+                print(f"FAILED    {function.__doc__}: {type(e).__name__} {str(e)[:300]}", flush=True)
     return 1 if failed else 0
 
 
