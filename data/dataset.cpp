@@ -9,6 +9,7 @@
 #include "data/io/crc32.h"
 #include "data/io/posix_file.h"
 #include "data/io/seal.h"
+#include "data/io/trial.h"
 #include "kernels/core/error.h"
 #include "kernels/core/rng.h"
 
@@ -81,14 +82,19 @@ std::shared_ptr<const TokenFile> TokenFile::open(const std::string& path) {
              "; a token file that another program or an earlier version wrote is sealed by "
              "rwkv-data verify --seal FILE",
              "token file");
-  return open_unsealed(path);
+  return open_trusted(path);
+}
+
+std::shared_ptr<const TokenFile> TokenFile::open_unsealed(const std::string& path) {
+  try_in_child(path, [&] { open_trusted(path)->verify(); });
+  return open_trusted(path);
 }
 
 void TokenFile::seal(const std::string& path) {
   seal_hdf5(path, {"tokens", "documents"});
 }
 
-std::shared_ptr<const TokenFile> TokenFile::open_unsealed(const std::string& path) {
+std::shared_ptr<const TokenFile> TokenFile::open_trusted(const std::string& path) {
   std::shared_ptr<TokenFile> t(new TokenFile(Hdf5File::open(path)));
   const Hdf5File& f = t->file_;
   RWKV_CHECK(f.has_attr("", "format") && f.attr_string("", "format") == kFormat, IoError,

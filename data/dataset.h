@@ -68,7 +68,8 @@ class TokenFile final : public TokenSource {
   /// its seal (data/io/seal.h) holds: HDF5 would crash on some damaged files. The seal leaves out
   /// tokens and document offsets, so that opening reads little; `verify` reads all.
   static std::shared_ptr<const TokenFile> open(const std::string& path);
-  /// The same without asking for a seal: for files that another program wrote.
+  /// The same without asking for a seal: for files that another program wrote. Reads all of it in a
+  /// child process first (data/io/trial.h).
   static std::shared_ptr<const TokenFile> open_unsealed(const std::string& path);
   /// Seals a token file that has no seal. Throws IoError.
   static void seal(const std::string& path);
@@ -101,6 +102,7 @@ class TokenFile final : public TokenSource {
 
  private:
   explicit TokenFile(Hdf5File file);
+  static std::shared_ptr<const TokenFile> open_trusted(const std::string& path);
   Hdf5File file_;
   int64_t size_ = 0, documents_ = 0, text_bytes_ = 0, block_ = 0;
   int32_t vocab_size_ = 0;

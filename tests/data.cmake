@@ -15,5 +15,6 @@ rwkv_test(data_tasks_test LABEL unit SOURCES unit/data_tasks_test.cpp
           DEPS rwkv_data nlohmann_json::nlohmann_json)
 rwkv_test(data_prepare_test LABEL unit SOURCES unit/data_prepare_test.cpp
           DEPS rwkv_data rwkv_zstd nlohmann_json::nlohmann_json)
+rwkv_test(hostile_data_test LABEL unit SOURCES unit/hostile_data_test.cpp DEPS rwkv_data)
 rwkv_test(tensor_files_test LABEL unit SOURCES unit/tensor_files_test.cpp
           DEPS rwkv_data nlohmann_json::nlohmann_json)

@@ -1,20 +1,12 @@
 // HDF5 files as files of tensors: every numeric dataset by its path.
 
-#include <fcntl.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <csignal>
-#include <cstdio>
 #include <filesystem>
-#include <fstream>
 
 #include "data/io/crc32.h"
 #include "data/io/hdf5_file.h"
 #include "data/io/seal.h"
 #include "data/io/tensor_file.h"
+#include "data/io/trial.h"
 #include "kernels/core/error.h"
 
 namespace rwkv {
@@ -63,63 +55,9 @@ void read_everything(const std::string& path) {
   }
 }
 
-/// Bytes of address space that the process has now.
-uint64_t address_space() {
-  uint64_t pages = 0;
-  std::ifstream("/proc/self/statm") >> pages;
-  return pages * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-}
-
-/// In the child: reads everything with limits on time and memory, then tells how it went.
-[[noreturn]] void report_on(const std::string& path, int pipe) {
-  constexpr unsigned kSeconds = 600;                 // some damage makes the library loop
-  constexpr uint64_t kMemory = uint64_t{256} << 20;  // besides a few times the file
-  const int null = ::open("/dev/null", O_WRONLY);
-  if (null >= 0) ::dup2(null, STDERR_FILENO);
-  std::error_code ec;
-  const rlim_t most = address_space() + kMemory + 4 * std::filesystem::file_size(path, ec);
-  const rlimit none{0, 0}, memory{most, most};
-  ::setrlimit(RLIMIT_CORE, &none);
-  ::setrlimit(RLIMIT_AS, &memory);
-  ::signal(SIGALRM, SIG_DFL);
-  ::alarm(kSeconds);
-  std::string message;
-  try {
-    read_everything(path);
-  } catch (const std::exception& e) {
-    message = e.what();
-    if (message.empty()) message = "it cannot be read";
-  }
-  if (::write(pipe, message.data(), message.size()) < 0) ::_exit(1);
-  ::_exit(0);
-}
-
 /// The HDF5 library crashes on some damaged files and asks for absurd amounts of memory on others.
 /// A seal tells damage apart before it sees the file; one without a seal is read by a child process
 /// first, which may fail in our place.
-void try_in_child(const std::string& path) {
-  int ends[2];
-  RWKV_CHECK(::pipe(ends) == 0, IoError, "opening ", path, ": no pipe can be made");
-  std::fflush(nullptr);
-  const pid_t child = ::fork();
-  if (child == 0) report_on(path, ends[1]);
-  ::close(ends[1]);
-  std::string message;
-  char buffer[4096];
-  for (ssize_t n; child > 0 && (n = ::read(ends[0], buffer, sizeof buffer)) != 0;) {
-    if (n < 0 && errno != EINTR) break;
-    if (n > 0) message.append(buffer, static_cast<size_t>(n));
-  }
-  ::close(ends[0]);
-  RWKV_CHECK(child > 0, IoError, "opening ", path, ": no process can be made to try it in");
-  int status = 0;
-  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-  RWKV_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, IoError, "opening ", path,
-             ": the HDF5 library fails on it; the file is damaged");
-  if (!message.empty()) throw IoError(message);
-}
-
 class Hdf5Tensors final : public TensorFile {
  public:
   explicit Hdf5Tensors(const std::string& path) : file_(open_checked(path)) {
@@ -145,7 +83,7 @@ class Hdf5Tensors final : public TensorFile {
     if (has_seal(path))
       check_seal(path, "");
     else
-      try_in_child(path);
+      try_in_child(path, [&] { read_everything(path); });
     return Hdf5File::open(path);
   }
 
