@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Loads files that rwkv-convert wrote in the programs they are for, and compares.
 
-    tools/check_formats.py --bin build/bin --refs REFS [--device cuda] [--rwkv-lm FOLDER]
+    tools/check_formats.py --bin build/bin --refs REFS [--device cuda]
 
 REFS has tiny_rwkv7_bf16.pth, tiny_rwkv4_bf16.pth, the first also as tiny_rwkv7_fla/ and
 tiny_rwkv7.gguf, and the logits of the rwkv package in tiny_rwkv{7,4}_expected.json. Most checks
 need a Python package (torch, safetensors, gguf, transformers, fla, rwkv, llama_cpp); those that are
-missing are named and left out. --device cuda also computes on the GPU, ourselves and in fla;
---rwkv-lm is a checkout of the reference trainer, BlinkDL/RWKV-LM, whose own loaders are then run.
-For people who change data/io or model/: nothing of Greylag needs Python at run time.
+missing are named and left out. --device cuda also computes on the GPU, ourselves and in fla. For
+people who change data/io or model/: nothing of Greylag needs Python at run time. The reference
+trainer's own loaders are in check_rwkv_lm.py.
 """
 import argparse
 import importlib.util
@@ -19,7 +19,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import types
 
 CHECKS = []
 BF16_LIMIT = 3e-2  # of logits computed in bf16, see relative(); that of the golden files
@@ -295,7 +294,6 @@ def main():
     p.add_argument("--bin", default="build/bin")
     p.add_argument("--refs", required=True)
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    p.add_argument("--rwkv-lm", metavar="FOLDER", help="checkout of the reference trainer")
     p.add_argument("--only", nargs="+", metavar="CHECK",
                    help=" ".join(function.__name__ for function, _ in CHECKS))
     a = p.parse_args()
