@@ -87,6 +87,47 @@ void neox_keys(const Tokenizer& t, std::vector<std::string>& tokens, std::vector
   keys.push_back({"tokenizer.ggml.merges", std::move(merges)});
 }
 
+/// The other way round: a tokenizer.json with the same ids. GGUF does not say that texts are
+/// normalised; those of this kind are.
+std::shared_ptr<const Tokenizer> neox_of_gguf(const GgufFile& file) {
+  const std::string pre = file.text("tokenizer.ggml.pre").value_or("");
+  const std::vector<std::string> tokens = file.texts("tokenizer.ggml.tokens");
+  const std::vector<int64_t> types = file.integers("tokenizer.ggml.token_type");
+  // Names of the GPT-2 expression that split texts; id 0 ends documents everywhere here.
+  const bool known = pre == "olmo" || pre == "gpt-2" || pre == "mpt";
+  if (!has_neox_tokenizer() || !known || types.size() != tokens.size() || tokens.empty() ||
+      types[0] != kControl)
+    return nullptr;
+  using Json = nlohmann::json;
+  Json vocab = Json::object(), added = Json::array();
+  for (size_t id = 0; id < tokens.size(); ++id) {
+    if (types[id] == kNormal) {
+      RWKV_CHECK(vocab.emplace(tokens[id], id).second, IoError, "reading the tokens of ",
+                 file.path(), ": two of them are the same");
+    } else if (types[id] == kControl || types[id] == kUserDefined) {
+      const bool special = types[id] == kControl;
+      added.push_back({{"id", id},
+                       {"content", tokens[id]},
+                       {"special", special},
+                       {"normalized", !special},
+                       {"single_word", false},
+                       {"lstrip", false},
+                       {"rstrip", false}});
+    }
+  }
+  const Json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}};
+  const Json j = {{"added_tokens", std::move(added)},
+                  {"normalizer", {{"type", "NFC"}}},
+                  {"pre_tokenizer", byte_level},
+                  {"decoder", byte_level},
+                  {"model",
+                   {{"type", "BPE"},
+                    {"vocab", std::move(vocab)},
+                    {"merges", file.texts("tokenizer.ggml.merges")}}}};
+  return make_tokenizer("neox", j.dump(-1, ' ', false, Json::error_handler_t::replace),
+                        file.path());
+}
+
 }  // namespace
 
 Keys gguf_tokenizer_keys(const Tokenizer* tokenizer, int64_t rows) {
@@ -125,7 +166,9 @@ Keys gguf_tokenizer_keys(const Tokenizer* tokenizer, int64_t rows) {
 }
 
 std::shared_ptr<const Tokenizer> tokenizer_of_gguf(const GgufFile& file) {
-  if (file.text("tokenizer.ggml.model") != "rwkv") return nullptr;
+  const auto kind = file.text("tokenizer.ggml.model");
+  if (kind == "gpt2") return neox_of_gguf(file);
+  if (kind != "rwkv") return nullptr;
   const std::vector<std::string> tokens = file.texts("tokenizer.ggml.tokens");
   const std::vector<int64_t> types = file.integers("tokenizer.ggml.token_type");
   std::string vocabulary;

@@ -18,9 +18,10 @@ namespace rwkv {
 std::vector<std::pair<std::string, GgufValue>> gguf_tokenizer_keys(const Tokenizer* tokenizer,
                                                                    int64_t rows);
 
-/// The tokenizer of a file with tokenizer.ggml.model "rwkv": "bytes" if it has the 256 bytes only,
-/// else "world" with the same ids (its hash is not that of the published file: the literals are
-/// spelled in another way). Null for placeholders and for other kinds. Throws IoError for damage.
+/// The tokenizer of a file. tokenizer.ggml.model "rwkv": "bytes" if it has the 256 bytes only, else
+/// "world"; "gpt2" with a document end as id 0 and texts split as GPT-2 does: "neox". The ids are
+/// those of the published file, the hash is not: the vocabulary is spelled in another way. Null for
+/// placeholders and for other kinds. Throws IoError for damage.
 std::shared_ptr<const Tokenizer> tokenizer_of_gguf(const GgufFile& file);
 
 }  // namespace rwkv

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Loads files that rwkv-convert wrote in the programs they are for, and compares.
 
-    tools/check_formats.py --bin build/bin --refs REFS [--device cuda]
+    tools/check_formats.py --bin build/bin --refs REFS [--device cuda] [--neox 20B_tokenizer.json]
 
 REFS has tiny_rwkv7_bf16.pth, tiny_rwkv4_bf16.pth, the first also as tiny_rwkv7_fla/ and
 tiny_rwkv7.gguf, and the logits of the rwkv package in tiny_rwkv{7,4}_expected.json. Most checks
@@ -289,11 +289,60 @@ def llama_greedy(a):
     return f"greedy tokens equal, logits within {error:.1e}"
 
 
+@check("torch", "gguf", "llama_cpp")
+def gguf_neox(a):
+    """GGUF with a NeoX vocabulary: gguf's reader; llama.cpp's ids and greedy tokens; read back"""
+    import gguf
+    import torch
+    from llama_cpp import Llama
+    if not a.neox:
+        raise LeftOut("only with --neox 20B_tokenizer.json")
+    with open(a.neox, encoding="utf-8") as f:
+        vocabulary = json.load(f)
+    weights = torch.load(f"{a.refs}/tiny_rwkv7_bf16.pth", weights_only=True)
+    for i, name in enumerate(("emb.weight", "head.weight")):
+        weights[name] = torch.randn(50304, weights[name].shape[1],
+                                    generator=torch.Generator().manual_seed(i)).bfloat16()
+    torch.save(weights, f"{a.dir}/n.pth")
+    convert(a, f"{a.dir}/n.pth", f"{a.dir}/n.gguf", "--dtype", "fp32", "--vocab", a.neox)
+    fields = gguf.GGUFReader(f"{a.dir}/n.gguf").fields
+    tokens, merges = (fields[f"tokenizer.ggml.{k}"].contents() for k in ("tokens", "merges"))
+    want = dict(vocabulary["model"]["vocab"])
+    want.update({t["content"]: t["id"] for t in vocabulary["added_tokens"]})
+    assert len(tokens) == 50304 and all(tokens[i] == text for text, i in want.items())
+    assert merges == vocabulary["model"]["merges"]
+
+    m = Llama(f"{a.dir}/n.gguf", n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False,
+              logits_all=True)
+    prompts = ("The Eiffel tower is in the city of", "def f(x):\n    return x**2\n",
+               "It was a dark night, 1234567890 stars")
+
+    def own(model, prompt, *more):
+        o = subprocess.run([f"{a.bin}/rwkv-generate", "--model", model, "--max-tokens", "24",
+                            "--temperature", "0", "--ids", "--ignore-end", "--no-start-token",
+                            "--prompt", prompt, *more], capture_output=True, text=True)
+        assert o.returncode == 0, o.stderr[-500:]
+        return list(map(int, o.stdout.split()))
+
+    for prompt in prompts:
+        m.reset()
+        m.eval(m.tokenize(prompt.encode(), add_bos=False))
+        greedy = []
+        for _ in range(24):
+            greedy.append(int(m.scores[m.n_tokens - 1].argmax()))
+            m.eval(greedy[-1:])
+        # From the GGUF itself, and from the file it was made of with the published vocabulary.
+        assert own(f"{a.dir}/n.gguf", prompt) == greedy, prompt
+        assert own(f"{a.dir}/n.pth", prompt, "--vocab", a.neox) == greedy, prompt
+    return f"{len(want)} tokens, {len(merges)} merges; greedy tokens equal for {len(prompts)} texts"
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--bin", default="build/bin")
     p.add_argument("--refs", required=True)
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    p.add_argument("--neox", metavar="FILE", help="20B_tokenizer.json")
     p.add_argument("--only", nargs="+", metavar="CHECK",
                    help=" ".join(function.__name__ for function, _ in CHECKS))
     a = p.parse_args()

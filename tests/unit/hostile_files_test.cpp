@@ -61,6 +61,13 @@ class HostileFiles : public testing::TestWithParam<std::string> {
                  {.to = TensorFormat::kGguf,
                   .type = TensorType::kQ8_0,
                   .gguf_keys = gguf_tokenizer_keys(world.get(), model.config().vocab_size)});
+    const auto neox = has_neox_tokenizer()
+                          ? make_tokenizer("neox", read_file(std::string(RWKV_SOURCE_DIR) +
+                                                             "/tests/unit/tiny_neox.json"))
+                          : nullptr;
+    export_model(model, dir_.file("neox.gguf"),
+                 {.to = TensorFormat::kGguf,
+                  .gguf_keys = gguf_tokenizer_keys(neox.get(), model.config().vocab_size)});
     export_model(model, dir_.file("m.h5"), {.to = TensorFormat::kHdf5});
     // Small: every mutation of it costs a process, and should meet structure, not numbers.
     const test::TestModel small = test::random_model(3, 2, 32, 8, 32);
@@ -109,6 +116,7 @@ class HostileFiles : public testing::TestWithParam<std::string> {
     if (name == "safetensors") return in_folder("/model.safetensors", 7000);
     if (name == "config_json") return in_folder("/config.json", SIZE_MAX);
     if (name == "gguf") return model("m.gguf", 0, 16000);
+    if (name == "gguf_neox") return model("neox.gguf", 0, 16000);
     if (name == "hdf5") return model("m.h5");
     if (name == "hdf5_without_seal") {
       Victim v = model("bare.h5");
@@ -122,7 +130,8 @@ class HostileFiles : public testing::TestWithParam<std::string> {
 INSTANTIATE_TEST_SUITE_P(Format, HostileFiles,
                          testing::Values("pth", "pth_pickle", "pth_legacy", "pth_model",
                                          "pth_model_pickle", "pth_directory", "safetensors",
-                                         "config_json", "gguf", "hdf5", "hdf5_without_seal"),
+                                         "config_json", "gguf", "gguf_neox", "hdf5",
+                                         "hdf5_without_seal"),
                          [](const auto& format) { return format.param; });
 
 TEST_P(HostileFiles, TruncatedAtEveryPercent) {

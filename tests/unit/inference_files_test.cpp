@@ -384,6 +384,58 @@ TEST(GgufVocabulary, TokenizersComeBack) {
   EXPECT_THROW(gguf_tokenizer_keys(world.get(), 100), ConfigError);
 }
 
+TEST(GgufVocabulary, NeoxComesBack) {
+  if (!has_neox_tokenizer()) GTEST_SKIP() << "a build without the tokenizer";
+  const TempDir dir;
+  const ModelFile m = ModelFile::open(random_pth(dir, "m.pth", TensorType::kBF16));
+  const auto neox = make_tokenizer(
+      "neox", read_file(std::string(RWKV_SOURCE_DIR) + "/tests/unit/tiny_neox.json"));
+  auto keys = gguf_tokenizer_keys(neox.get(), m.config().vocab_size);
+  const auto write = [&] {
+    export_model(m, dir.file("t.gguf"), {.to = TensorFormat::kGguf, .gguf_keys = keys});
+    return load_model(dir.file("t.gguf")).tokenizer;
+  };
+  const auto back = write();
+  ASSERT_NE(back, nullptr);
+  EXPECT_EQ(back->name(), "neox");
+  EXPECT_EQ(back->vocab_size(), neox->vocab_size());
+  for (int32_t id = 0; id < neox->vocab_size(); ++id)
+    EXPECT_EQ(back->token_bytes(id), neox->token_bytes(id)) << id;
+  // Merges, runs of spaces, special tokens, texts that NFC changes, bytes that are no text.
+  for (const char* text : {"hello the there abcaaaa", "a<|endoftext|>b <|x|>y<|padding|>",
+                           "  12   123    x", "e\xcc\x81! \xe6\x97\xa5", "\xff\xfe 're's\n\n"})
+    EXPECT_EQ(back->encode(text), neox->encode(text)) << text;
+
+  const auto key = [&](const char* name) -> GgufValue& {
+    return std::ranges::find(keys, name, &decltype(keys)::value_type::first)->second;
+  };
+  auto& tokens = std::get<std::vector<std::string>>(key("tokenizer.ggml.tokens"));
+  std::swap(tokens[40], tokens[41]);  // other ids are another tokenizer
+  EXPECT_NE(write()->encode("&'"), neox->encode("&'"));
+  tokens[40] = tokens[41];
+  EXPECT_NE(error_of<IoError>(write).find("the same"), std::string::npos);
+  key("tokenizer.ggml.pre") = std::string("llama-bpe");  // texts are split in another way
+  EXPECT_EQ(write(), nullptr);
+}
+
+TEST(GgufVocabulary, ThePublishedNeoxComesBack) {
+  const char* folder = std::getenv("RWKV_TEST_DATA");
+  if (folder == nullptr || !has_neox_tokenizer()) GTEST_SKIP() << "RWKV_TEST_DATA is not set";
+  const TempDir dir;
+  const auto neox = load_tokenizer("neox", {.file = str(folder, "/tokenizers/20B_tokenizer.json")});
+  const std::vector<TensorPlan> plan = {{"x", {1}, TensorType::kF32}};
+  const auto out = create_gguf(dir.file("t.gguf"), gguf_tokenizer_keys(neox.get(), 50304), plan);
+  out->write(std::vector<float>{1});
+  out->finish();
+  const auto back = tokenizer_of_gguf(*open_gguf_file(dir.file("t.gguf")));
+  ASSERT_NE(back, nullptr);
+  const auto reference =
+      nlohmann::json::parse(read_file(str(folder, "/refs/tokenizer_reference.json")));
+  EXPECT_GE(reference["cases"].size(), 252u);
+  for (const auto& c : reference["cases"])
+    EXPECT_EQ(back->encode(c["text"].get<std::string>()), c["neox"].get<std::vector<int32_t>>());
+}
+
 TEST(LoadModel, FindsAVocabularyBesideTheFile) {
   const TempDir dir;
   const std::string path = random_pth(dir, "m.pth", TensorType::kBF16);
