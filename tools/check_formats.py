@@ -289,6 +289,39 @@ def llama_greedy(a):
     return f"greedy tokens equal, logits within {error:.1e}"
 
 
+@check("tensorboard")
+def tensorboard_events(a):
+    """TensorBoard's reader: the numbers of the log, of a run that was resumed"""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    with open(f"{a.dir}/text.txt", "w") as f:
+        f.write("It was a bright cold day in April, and the clocks were striking. " * 200)
+    data, run = f"{a.dir}/text.h5", f"{a.dir}/run"
+    subprocess.run([f"{a.bin}/rwkv-data", "tokenize", "--tokenizer", "bytes", "-o", data,
+                    f"{a.dir}/text.txt"], check=True, capture_output=True)
+    for steps, more in ((4, []), (7, ["--resume"])):
+        settings = (f"data.train={data}", f"data.valid={data}", f"checkpoint.dir={run}",
+                    f"train.steps={steps}")
+        o = subprocess.run([f"{a.bin}/rwkv-train", "--config", "quickstart", "--quiet", *more,
+                            *(x for s in settings for x in ("--set", s))],
+                           capture_output=True, text=True)
+        assert o.returncode == 0, o.stderr[-500:]
+    with open(f"{run}/log.jsonl") as f:
+        log = [json.loads(line) for line in f]
+    read = EventAccumulator(run, size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    n = 0
+    for tag, kind, key in (("loss", "step", "loss"), ("lr", "step", "lr"),
+                           ("grad_norm", "step", "grad_norm"),
+                           ("valid_loss", "valid", "valid_loss")):
+        want = [(x["step"], x[key]) for x in log if x["type"] == kind]
+        got = [(e.step, e.value) for e in read.Scalars(tag)]
+        assert [s for s, _ in got] == [s for s, _ in want], (tag, got, want)
+        assert all(math.isclose(x, y, rel_tol=1e-6) for (_, x), (_, y) in zip(got, want)), tag
+        n += len(got)
+    texts = [e.tensor_proto.string_val[0].decode() for e in read.Tensors("sample")]
+    assert texts == [x["text"] for x in log if x["type"] == "sample"], texts
+    return f"{n} scalars and {len(texts)} texts equal"
+
+
 @check("torch", "gguf", "llama_cpp")
 def gguf_neox(a):
     """GGUF with a NeoX vocabulary: gguf's reader; llama.cpp's ids and greedy tokens; read back"""

@@ -105,6 +105,22 @@ def check_pth7(a, model, *_):
     return f"{its_own_weights(a, model.RWKV(arguments_of(dim_ffn=512)), '7')} tensors equal"
 
 
+def check_trained(a, model, *_):
+    """A run of rwkv-train with sizes that its model has too."""
+    program(a, "rwkv-data", "tokenize", "--tokenizer", "bytes", "-o", f"{a.dir}/b.h5",
+            f"{a.refs}/pile_style_sample.jsonl")
+    settings = (f"data.train={a.dir}/b.h5", "data.valid=", f"checkpoint.dir={a.dir}/run",
+                "train.steps=2", "sample.every=0")
+    program(a, "rwkv-train", "--config", "quickstart", "--quiet",
+            *(x for s in settings for x in ("--set", s)))
+    program(a, "rwkv-convert", f"{a.dir}/run", f"{a.dir}/run.pth")
+    ours = load_as_train_py(f"{a.dir}/run.pth")
+    net = model.RWKV(arguments_of(dim_ffn=512, vocab_size=257))
+    net.load_state_dict(ours)
+    assert all(torch.equal(v, ours[k]) for k, v in net.state_dict().items())
+    return f"{len(ours)} tensors"
+
+
 def check_pth4(a, model, *_):
     net = model.RWKV(arguments_of(dim_ffn=512, my_testing=""))
     n = its_own_weights(a, net, "4")
@@ -178,6 +194,7 @@ def check_corpus(a, _, __, binidx):
 
 CHECKS = [
     ("RWKV-v7/train_temp", check_pth7, "its model to .pth to HDF5 to .pth to its strict loader"),
+    ("RWKV-v7/train_temp", check_trained, "a model that rwkv-train trained in its strict loader"),
     ("RWKV-v4neo", check_pth4, "the same for RWKV-4, and the reference model"),
     ("RWKV-v7/train_temp", check_binidx, "its data set reads binidx that we wrote"),
     ("RWKV-v4neo", check_binidx, "its data set reads binidx that we wrote"),
