@@ -21,7 +21,9 @@ import sys
 import tempfile
 
 CHECKS = []
-BF16_LIMIT = 3e-2  # of logits computed in bf16, see relative(); that of the golden files
+# Of one position's logits computed in bf16, see relative(): that of tests/unit/
+# cuda_inference_test.cpp, twice that of the golden files, which is for the mean over many.
+BF16_LIMIT = 6e-2
 
 
 class LeftOut(Exception):
@@ -73,7 +75,8 @@ def own_logits(a):
     runs = [("CPU f32", ())]
     if a.device == "cuda":
         runs += [("CUDA f32", ("--device", "cuda", "--dtype", "f32")),
-                 ("CUDA bf16", ("--device", "cuda", "--dtype", "bf16"))]
+                 ("CUDA bf16", ("--device", "cuda", "--dtype", "bf16")),
+                 ("CUDA bf16 serial", ("--device", "cuda", "--dtype", "bf16", "--wkv", "serial"))]
     files = {"7": [f"{a.refs}/tiny_rwkv7_bf16.pth", f"{a.refs}/tiny_rwkv7_fla",
                    f"{a.refs}/tiny_rwkv7.gguf", f"{a.dir}/7.h5", f"{a.dir}/7.pth",
                    f"{a.dir}/hf7", f"{a.dir}/7.gguf"],

@@ -36,8 +36,8 @@ TensorType type_of(H5Type type) {
 }
 
 /// Everything that this program reads of a file; the values only of what a file of its size can
-/// hold.
-void read_everything(const std::string& path) {
+/// hold, and with `sealed` not of tensors that lie in one piece: those are only copied.
+void read_everything(const std::string& path, bool sealed) {
   const Hdf5File file = Hdf5File::open(path);
   std::error_code ec;
   const uint64_t most = std::filesystem::file_size(path, ec) / 2;
@@ -49,15 +49,16 @@ void read_everything(const std::string& path) {
     }
     const uint64_t numel = checked_numel(file.shape(name), name, path);
     if (file.type(name) != H5Type::kF32 || numel > most) continue;
+    if (file.has_attr(name, "crc32")) file.attr_int(name, "crc32");
+    if (sealed && file.data_offset(name) >= 0) continue;
     values.resize(numel);
     file.read_into<float>(name, values);
-    if (file.has_attr(name, "crc32")) file.attr_int(name, "crc32");
   }
 }
 
 /// The HDF5 library crashes on some damaged files and asks for absurd amounts of memory on others.
-/// A seal tells damage apart before it sees the file; one without a seal is read by a child process
-/// first, which may fail in our place.
+/// A seal tells damage apart before it sees the file, but whoever makes a file on purpose can seal
+/// it: a child process reads it first, which may fail in our place.
 class Hdf5Tensors final : public TensorFile {
  public:
   explicit Hdf5Tensors(const std::string& path) : file_(open_checked(path)) {
@@ -80,10 +81,9 @@ class Hdf5Tensors final : public TensorFile {
 
  private:
   static Hdf5File open_checked(const std::string& path) {
-    if (has_seal(path))
-      check_seal(path, "");
-    else
-      try_in_child(path, [&] { read_everything(path); });
+    const bool sealed = has_seal(path);
+    if (sealed) check_seal(path, "");
+    try_in_child(path, [&] { read_everything(path, sealed); });
     return Hdf5File::open(path);
   }
 

@@ -2,6 +2,8 @@
 
 #include <filesystem>
 
+#include "data/io/byte_file.h"
+#include "data/io/crc32.h"
 #include "data/io/hdf5_file.h"
 #include "inference/gguf_vocabulary.h"
 #include "inference/load.h"
@@ -88,6 +90,19 @@ class HostileFiles : public testing::TestWithParam<std::string> {
     put_file(to, bytes);
   }
 
+  /// See data/io/seal.h.
+  static std::string seal_of(const std::string& body) {
+    const std::string json =
+        str(R"({"datasets": [], "rest_crc32": )", crc32_of(std::span<const char>(body)), "}");
+    ByteBuilder b;
+    b.text(json);
+    b.number<uint64_t>(body.size());
+    b.number<uint64_t>(json.size());
+    b.number<uint32_t>(crc32_of(std::span<const char>(json)));
+    b.text("GREYSEAL");
+    return b.bytes;
+  }
+
   Victim victim(const std::string& name) const {
     const auto model = [&](const char* file, size_t begin = 0, size_t end = SIZE_MAX) {
       const std::string path = dir_.file(file);
@@ -118,6 +133,17 @@ class HostileFiles : public testing::TestWithParam<std::string> {
     if (name == "gguf") return model("m.gguf", 0, 16000);
     if (name == "gguf_neox") return model("neox.gguf", 0, 16000);
     if (name == "hdf5") return model("m.h5");
+    if (name == "hdf5_sealed_again") {  // made on purpose: the seal holds
+      const std::string from = dir_.file("bare.h5"), path = dir_.file("sealed.h5");
+      Victim v{name, from, [from, path] {
+                 const std::string body = read_file(from);
+                 put_file(path, body + seal_of(body));
+                 return try_to_open(path);
+               }};
+      v.mutations = 100;
+      v.cuts_show = false;  // in values that nothing tells apart from others
+      return v;
+    }
     if (name == "hdf5_without_seal") {
       Victim v = model("bare.h5");
       v.mutations = 100;  // slow: two processes each
@@ -131,7 +157,7 @@ INSTANTIATE_TEST_SUITE_P(Format, HostileFiles,
                          testing::Values("pth", "pth_pickle", "pth_legacy", "pth_model",
                                          "pth_model_pickle", "pth_directory", "safetensors",
                                          "config_json", "gguf", "gguf_neox", "hdf5",
-                                         "hdf5_without_seal"),
+                                         "hdf5_sealed_again", "hdf5_without_seal"),
                          [](const auto& format) { return format.param; });
 
 TEST_P(HostileFiles, TruncatedAtEveryPercent) {
