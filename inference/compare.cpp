@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace rwkv {
 namespace {
@@ -33,13 +34,14 @@ double mean(std::span<const float> x) {
   return sum / static_cast<double>(x.size());
 }
 
-/// Mean of b - a in each window.
+/// Mean of b - a in each window where it is finite.
 std::vector<double> window_differences(std::span<const float> a, std::span<const float> b,
                                        int64_t ctx) {
   std::vector<double> d;
   for (size_t i = 0; i < a.size(); i += static_cast<size_t>(ctx)) {
     const auto n = static_cast<size_t>(ctx);
-    d.push_back(mean(b.subspan(i, n)) - mean(a.subspan(i, n)));
+    const double difference = mean(b.subspan(i, n)) - mean(a.subspan(i, n));
+    if (std::isfinite(difference)) d.push_back(difference);
   }
   return d;
 }
@@ -51,11 +53,17 @@ int64_t broken_windows(const std::vector<float>& losses, int64_t ctx) {
   return broken;
 }
 
-double standard_error(const std::vector<double>& x) {
-  if (x.size() < 2) return 0;
-  double sum = 0, squares = 0;
+double average_of(const std::vector<double>& x) {
+  double sum = 0;
   for (const double e : x) sum += e;
-  const double average = sum / static_cast<double>(x.size());
+  return sum / static_cast<double>(x.size());  // NaN without any
+}
+
+double standard_error(const std::vector<double>& x) {
+  if (x.empty()) return std::numeric_limits<double>::quiet_NaN();
+  if (x.size() < 2) return 0;
+  double squares = 0;
+  const double average = average_of(x);
   for (const double e : x) squares += (e - average) * (e - average);
   return std::sqrt(squares / static_cast<double>(x.size() * (x.size() - 1)));
 }
@@ -122,8 +130,10 @@ WkvComparison compare_wkv(const Model& model, const ParamStore& weights,
                  result.variants.front(), " is not finite in ", row.broken.front(), " of ",
                  row.windows, " windows of context ", ctx,
                  "; the others are compared with it, so take another first variant or model");
-      row.difference.push_back(row.loss.back() - row.loss.front());
-      row.error.push_back(standard_error(window_differences(reference[i], losses, ctx)));
+      const std::vector<double> differences = window_differences(reference[i], losses, ctx);
+      row.difference.push_back(row.broken.back() == 0 ? row.loss.back() - row.loss.front()
+                                                      : average_of(differences));
+      row.error.push_back(standard_error(differences));
       if (ctx == longest && std::ssize(result.by_position) < std::ssize(result.variants))
         result.by_position.push_back(position_differences(reference[i], losses, ctx, result.bin));
     }

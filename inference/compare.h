@@ -24,8 +24,9 @@ struct WkvComparison {
     std::vector<double> loss;        ///< mean nats per token, by variant
     std::vector<double> difference;  ///< from variants[0]
     std::vector<double> error;       ///< standard error of the difference, from windows; 0 for one
-    /// Windows whose loss is not finite (a binary16 state beyond its range, 65504), by variant: if
-    /// there are any, loss, difference and error of the variant are NaN.
+    /// Windows whose loss is not finite (a binary16 state beyond its range), by variant. The loss
+    /// of such a variant is NaN; difference and error are those of its other windows, NaN without
+    /// any.
     std::vector<int64_t> broken;
   };
   std::vector<std::string> variants;  ///< full names

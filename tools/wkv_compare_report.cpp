@@ -14,9 +14,10 @@ Report wkv_compare_report(const WkvComparison& r) {
     std::snprintf(text, sizeof text, how, x...);
     return std::string(text);
   };
-  std::string text =
-      str("mean loss, nats per token, ", r.tokens, " predictions; difference from ", r.variants[0],
-          " with the standard error of its mean over windows\n context  windows");
+  std::string text = str(
+      "mean loss, nats per token, ", r.tokens, " predictions; difference from ", r.variants[0],
+      " with the standard error of its mean over windows (bad: so many windows are not finite, the "
+      "difference is that of the others)\n context  windows");
   for (const std::string& name : r.variants) text += format("  %30s", name.c_str());
   nlohmann::ordered_json json = {{"tokens", r.tokens}, {"variants", r.variants}};
   json["rows"] = nlohmann::ordered_json::array();
@@ -27,7 +28,8 @@ Report wkv_compare_report(const WkvComparison& r) {
       if (v == 0)
         text += format("  %30.5f", row.loss[0]);
       else if (row.broken[v] > 0)
-        text += format("  %30s", str("not finite: ", row.broken[v], " windows").c_str());
+        text += format("  %4lld bad %+.1e +- %.1e", static_cast<long long>(row.broken[v]),
+                       row.difference[v], row.error[v]);
       else
         text += format("  %9.5f %+.1e +- %.1e", row.loss[v], row.difference[v], row.error[v]);
     }

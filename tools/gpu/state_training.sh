@@ -9,7 +9,8 @@
 #             with --wkv VARIANT, all with the same initial values and data order: OUT/VARIANT.jsonl.
 #             For the comparison: fp16-dithered, chunk, serial
 #   compare   means of the loss over windows of 32 steps (1,048,576 tokens) of every VARIANT.jsonl of
-#             OUT against the first of serial, chunk that is there: OUT/windows.tsv, and a line each
+#             OUT against the first of serial, chunk that is there: OUT/windows.tsv, and a line each;
+#             OUT/windows.gp draws OUT/windows.png (at once where gnuplot is installed)
 #   table     64M tokens of the same text in 8 x 4096, then rwkv-eval wkv-compare on books_test at
 #             512 to 16384 tokens: OUT/wkv-compare.json, and .gp for gnuplot
 #   table-VARIANT  the same after a training with --wkv VARIANT: OUT/wkv-compare-VARIANT.json
@@ -22,7 +23,7 @@
 # Exit code: 0 done, 2 wrong usage, else that of the program that failed.
 set -euo pipefail
 if [ $# -lt 4 ]; then
-  sed -n '2,24s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,25s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 here=$(cd "$(dirname "$0")" && pwd)
@@ -74,6 +75,30 @@ compare() {
       END { printf "%s against %s: %d windows of 1048576 tokens, mean difference %.5f, largest %.5f (window %d)",
             name, base, NR, sum / NR, worst, at }' "$WORK/pair")"
   done
+  draw "$base"
+}
+
+# draw BASE: OUT/windows.gp, and OUT/windows.png where gnuplot is installed.
+draw() {
+  local base=$1 name loss="" difference="" rows
+  while read -r name; do
+    rows="'$out/windows.tsv' using (stringcolumn(2) eq '$name' ? column(3) : 1/0)"
+    loss+="$rows:5 with lines title '$name', "
+    difference+="$rows:6 with lines title '$name', "
+  done < <(cut -f 2 "$out/windows.tsv" | sort -u)
+  cat >"$out/windows.gp" <<EOF
+set terminal pngcairo size 900,620 font ',10'
+set output '$out/windows.png'
+set grid
+set multiplot layout 2,1
+set ylabel 'training loss, nats per token'
+plot $loss '$out/windows.tsv' using 3:4 smooth unique dashtype 2 title '$base'
+set xlabel 'window of 1048576 tokens'
+set ylabel 'difference from $base'
+set xzeroaxis lw 2
+plot $difference 0.005 with lines dashtype 2 lc 'gray' notitle, -0.005 with lines dashtype 2 lc 'gray' notitle
+EOF
+  if command -v gnuplot >/dev/null; then gnuplot "$out/windows.gp"; fi
 }
 
 # table SUFFIX [OPTIONS]
