@@ -1,5 +1,5 @@
 # Third-party packages. Required: HDF5, Eigen, nlohmann/json, CLI11. Optional: OpenMP, zstd,
-# PCRE2 and utf8proc, CUDA, NCCL, MPI, GoogleTest (tests), each reported in the configure summary.
+# PCRE2 and utf8proc, cpp-httplib (rwkv-serve), CUDA, NCCL, MPI, GoogleTest (tests), each reported in the configure summary.
 
 find_package(OpenMP COMPONENTS CXX)
 find_package(Threads REQUIRED)
@@ -57,6 +57,20 @@ if(NOT RWKV_NEOX STREQUAL "OFF")
   elseif(RWKV_NEOX STREQUAL "ON")
     message(FATAL_ERROR "RWKV_NEOX=ON, but PCRE2 (8 bit) or utf8proc was not found "
       "(Debian/Ubuntu: libpcre2-dev, libutf8proc-dev). Install them, or configure with -DRWKV_NEOX=OFF.")
+  endif()
+endif()
+
+# Debian's package has a header and a library; upstream's header is complete by itself.
+set(RWKV_HAVE_HTTPLIB OFF)
+find_path(RWKV_HTTPLIB_INCLUDE httplib.h)
+find_library(RWKV_HTTPLIB_LIBRARY cpp-httplib)
+if(RWKV_HTTPLIB_INCLUDE)
+  set(RWKV_HAVE_HTTPLIB ON)
+  add_library(rwkv_httplib INTERFACE)
+  target_include_directories(rwkv_httplib SYSTEM INTERFACE ${RWKV_HTTPLIB_INCLUDE})
+  target_link_libraries(rwkv_httplib INTERFACE Threads::Threads)
+  if(RWKV_HTTPLIB_LIBRARY)
+    target_link_libraries(rwkv_httplib INTERFACE ${RWKV_HTTPLIB_LIBRARY})
   endif()
 endif()
 

@@ -30,3 +30,9 @@ rwkv_test(inference_runner_test LABEL unit SOURCES unit/inference_runner_test.cp
   DEPS rwkv_inference)
 rwkv_test(inference_scheduler_test LABEL unit SOURCES unit/inference_scheduler_test.cpp
   DEPS rwkv_inference)
+rwkv_test(server_request_test LABEL unit SOURCES unit/server_request_test.cpp DEPS rwkv_inference)
+if(RWKV_HAVE_HTTPLIB)
+  rwkv_test(serve_program_test LABEL integration SOURCES integration/serve_program_test.cpp
+    DEPS rwkv_inference rwkv_httplib nlohmann_json::nlohmann_json)
+  add_dependencies(serve_program_test rwkv-serve)
+endif()

@@ -41,6 +41,8 @@ BEGIN {
   confine("^nlohmann/", "^(data|model|trainer|inference|tools|tests)/.*\\.cpp$",
           ".cpp files outside kernels and model/graph", "^model/graph/")
   confine("^CLI/", "^tools/", "tools")
+  confine("^httplib\\.h", "^(inference/server|tools/bench|tests/integration)/",
+          "inference/server, tools/bench and tests/integration")
   confine("^(nccl|mpi)\\.h", "^trainer/comm/", "trainer/comm")
   confine("^(zstd|zlib|lzma)\\.h", "^data/", "data")
   confine("^(pcre2|utf8proc)\\.h", "^data/tokenizer/gpt2_split\\.cpp$", "data/tokenizer/gpt2_split.cpp")

@@ -1,0 +1,62 @@
+#include "inference/server/connection_threads.h"
+
+#include <utility>
+
+namespace rwkv {
+namespace {
+
+thread_local bool refusing_thread = false;
+
+}  // namespace
+
+bool ConnectionThreads::is_refusing() {
+  return refusing_thread;
+}
+
+int64_t ConnectionThreads::open() const {
+  const std::lock_guard lock(mutex_);
+  return open_;
+}
+
+void ConnectionThreads::enqueue(std::function<void()> connection) {
+  const std::lock_guard lock(mutex_);
+  const bool refuse = open_ >= limit_;
+  Pool& pool = refuse ? refusals_ : serving_;
+  // A refused connection is not counted: it keeps nobody out.
+  if (!refuse) ++open_;
+  pool.jobs.push_back(std::move(connection));
+  const auto waiting = static_cast<int64_t>(pool.jobs.size());
+  if (waiting > pool.idle && pool.threads < (refuse ? refusing_ : limit_)) {
+    ++pool.threads;
+    threads_.emplace_back([this, &pool, refuse] { work(pool, refuse); });
+  }
+  wake_.notify_all();
+}
+
+void ConnectionThreads::work(Pool& pool, bool refusing) {
+  refusing_thread = refusing;
+  std::unique_lock lock(mutex_);
+  while (true) {
+    ++pool.idle;
+    wake_.wait(lock, [&] { return stopping_ || !pool.jobs.empty(); });
+    --pool.idle;
+    if (pool.jobs.empty()) return;
+    const auto job = std::move(pool.jobs.front());
+    pool.jobs.pop_front();
+    lock.unlock();
+    job();
+    lock.lock();
+    if (!refusing) --open_;
+  }
+}
+
+void ConnectionThreads::shutdown() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_all();
+  for (std::thread& t : threads_) t.join();
+}
+
+}  // namespace rwkv

@@ -1,0 +1,155 @@
+// Chat templates and the reading of API requests.
+
+#include <gtest/gtest.h>
+
+#include "inference/server/api_request.h"
+
+namespace rwkv {
+namespace {
+
+std::string prompt(std::vector<ChatMessage> messages, Thinking thinking = Thinking::kPlain,
+                   std::string_view effort = {}, ChatTemplate chat = ChatTemplate::kWorld) {
+  return chat_prompt(messages, chat, thinking, effort).text;
+}
+
+TEST(ChatTemplate, IsTheOneThatModelsKnow) {
+  EXPECT_EQ(prompt({{"user", "hi"}}), "User: hi\n\nAssistant:");
+  EXPECT_EQ(prompt({{"system", "be kind"}, {"user", "hi"}}),
+            "System: be kind\n\nUser: hi\n\nAssistant:");
+  EXPECT_EQ(prompt({{"user", "q1"}, {"assistant", "a1"}, {"user", "q2"}}),
+            "User: q1\n\nAssistant: a1\n\nUser: q2\n\nAssistant:");
+  EXPECT_EQ(prompt({{"developer", "x"}, {"user", "y"}}), "System: x\n\nUser: y\n\nAssistant:");
+  EXPECT_EQ(prompt({{"user", "y"}, {"tool", "{1}"}}),
+            "User: y\n\nUser: Function output:\n{1}\n\nAssistant:");
+  EXPECT_EQ(prompt({{"user", "hi"}}, Thinking::kOn), "User: hi\n\nAssistant: <think");
+  EXPECT_EQ(prompt({{"user", "hi"}}, Thinking::kOff), "User: hi\n\nAssistant: <think>\n</think");
+  EXPECT_EQ(prompt({{"user", "hi"}}, Thinking::kOn, "think a lot"),
+            "User: hi think a lot\n\nAssistant: <think");
+  EXPECT_EQ(prompt({{"user", "hi"}}, Thinking::kPlain, {}, ChatTemplate::kRaven),
+            "Bob: hi\n\nAlice:");
+  EXPECT_EQ(prompt({{"user", "count"}, {"assistant", "one, two"}}, Thinking::kOn),
+            "User: count\n\nAssistant: one, two");
+}
+
+TEST(ChatTemplate, CleansMessages) {
+  EXPECT_EQ(prompt({{"user", "  a\r\n\r\n\r\nb\n \n"}}), "User: a\nb\n\nAssistant:");
+  EXPECT_EQ(prompt({{"user", "a\rb"}}), "User: a\rb\n\nAssistant:");
+  EXPECT_EQ(prompt({{"user", "q"}, {"assistant", "<think>\nhm\n\nhm</think>\nyes"}, {"user", "r"}}),
+            "User: q\n\nAssistant: yes\n\nUser: r\n\nAssistant:");
+  EXPECT_EQ(prompt({{"user", "q"}, {"assistant", "no <think>never ends"}, {"user", "r"}}),
+            "User: q\n\nAssistant: no\n\nUser: r\n\nAssistant:");
+  // A user may write about thinking.
+  EXPECT_EQ(prompt({{"user", "<think>x</think>"}}), "User: <think>x</think>\n\nAssistant:");
+  EXPECT_THROW(prompt({}), ConfigError);
+  EXPECT_THROW(prompt({{"cat", "x"}}), ConfigError);
+}
+
+TEST(ChatTemplate, SaysWhereMessagesEnd) {
+  const std::vector<ChatMessage> m = {{"system", "s"}, {"user", "q"}, {"assistant", "a"}};
+  const ChatPrompt p = chat_prompt(m, ChatTemplate::kWorld, Thinking::kPlain);
+  ASSERT_EQ(p.ends.size(), 2U);
+  EXPECT_EQ(p.text.substr(0, p.ends[0]), "System: s\n\n");
+  EXPECT_EQ(p.text.substr(0, p.ends[1]), "System: s\n\nUser: q\n\n");
+}
+
+/// However the text is cut.
+void expect_answer(Thinking thinking, const std::string& text, const std::string& reasoning,
+                   const std::string& content, bool continued = false) {
+  for (size_t step = 1; step <= text.size(); ++step) {
+    ChatAnswer answer(thinking, continued);
+    ChatAnswer::Piece all;
+    const auto add = [&](ChatAnswer::Piece p) {
+      all.reasoning += p.reasoning;
+      all.content += p.content;
+    };
+    for (size_t i = 0; i < text.size(); i += step) add(answer.push(text.substr(i, step)));
+    add(answer.finish());
+    EXPECT_EQ(all.reasoning, reasoning) << text << ", pieces of " << step;
+    EXPECT_EQ(all.content, content) << text << ", pieces of " << step;
+  }
+}
+
+TEST(ChatAnswer, SeparatesThoughts) {
+  expect_answer(Thinking::kPlain, " hello", "", "hello");
+  expect_answer(Thinking::kPlain, " <think>x</think> y", "", "<think>x</think> y");
+  expect_answer(Thinking::kOn, ">\nhm, a < b\n</think>\n\nyes", "hm, a < b\n", "yes");
+  expect_answer(Thinking::kOn, ">never ends </thin", "never ends </thin", "");
+  expect_answer(Thinking::kOn, " no thoughts", "", "no thoughts");
+  expect_answer(Thinking::kOff, ">\n\nyes", "", "yes");
+  expect_answer(Thinking::kOff, " yes", "", "yes");
+  expect_answer(Thinking::kOn, " and on", "", " and on", true);
+}
+
+struct Reader {
+  ByteTokenizer tokenizer;
+  ApiSettings settings{.model = "m", .vocab = 257};
+  ApiRequest operator()(const std::string& body, bool chat = false) const {
+    return parse_api_request(body, chat, settings, tokenizer, 77);
+  }
+};
+
+TEST(ApiRequest, DefaultsAndMembers) {
+  const Reader read;
+  const ApiRequest plain = read(R"({"prompt": "hi"})");
+  ASSERT_EQ(plain.prompts.size(), 1U);
+  EXPECT_EQ(plain.prompts[0].prompt, (std::vector<int32_t>{0, 'h' + 1, 'i' + 1}));
+  EXPECT_EQ(plain.prompts[0].max_tokens, 16);
+  EXPECT_EQ(plain.prompts[0].sampling.temperature, 1);
+  EXPECT_EQ(plain.prompts[0].sampling.seed, 77U);
+  EXPECT_FALSE(plain.stream);
+  const GenerationRequest r =
+      read(R"({"prompt": [5, 6], "max_tokens": 3, "temperature": 0.5, "top_p": 0.3, "top_k": 4,
+               "min_p": 0.1, "presence_penalty": 0.2, "frequency_penalty": 0.3,
+               "penalty_decay": 0.99, "repetition_penalty": 1.1, "seed": -1, "n": 2,
+               "stop": ["a", "b"], "stop_token_ids": [9], "ignore_eos": true, "logprobs": 3,
+               "logit_bias": {"7": -1.5}, "banned_token_ids": [8], "user": "me", "suffix": null,
+               "best_of": 2, "model": "m"})")
+          .prompts[0];
+  EXPECT_EQ(r.prompt, (std::vector<int32_t>{5, 6}));
+  EXPECT_EQ(r.max_tokens, 3);
+  EXPECT_EQ(r.sampling.temperature, 0.5);
+  EXPECT_EQ(r.sampling.top_p, 0.3);
+  EXPECT_EQ(r.sampling.top_k, 4);
+  EXPECT_EQ(r.sampling.min_p, 0.1);
+  EXPECT_EQ(r.sampling.presence_penalty, 0.2);
+  EXPECT_EQ(r.sampling.frequency_penalty, 0.3);
+  EXPECT_EQ(r.sampling.penalty_decay, 0.99);
+  EXPECT_EQ(r.sampling.repetition_penalty, 1.1);
+  EXPECT_EQ(r.sampling.seed, UINT64_MAX);
+  EXPECT_EQ(r.samples, 2);
+  EXPECT_EQ(r.stop, (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(r.stop_tokens, std::vector<int32_t>{9});
+  EXPECT_FALSE(r.stop_at_end_of_document);
+  EXPECT_EQ(r.top_log_probs, 3);
+  EXPECT_EQ(r.sampling.logit_bias, (std::vector<std::pair<int32_t, float>>{{7, -1.5f}}));
+  EXPECT_EQ(r.sampling.banned_tokens, std::vector<int32_t>{8});
+  EXPECT_EQ(read(R"({"prompt": "hi", "add_special_tokens": false})").prompts[0].prompt.size(), 2U);
+  EXPECT_EQ(read(R"({"prompt": ""})").prompts[0].prompt, std::vector<int32_t>{0});
+  EXPECT_EQ(read(R"({"prompt": ["a", "b"], "n": 2})").choices(), 4);
+  Reader lenient;
+  lenient.settings.ignore_unknown = true;
+  EXPECT_EQ(lenient(R"({"prompt": "a", "frobnicate": 1})").choices(), 1);
+}
+
+TEST(ApiRequest, ChatsBecomePrompts) {
+  const Reader read;
+  const ApiRequest r = read(R"({"messages": [{"role": "system", "content": "s"},
+      {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
+      "max_completion_tokens": 9, "reasoning_effort": "low", "logprobs": true, "top_logprobs": 2})",
+                            true);
+  const GenerationRequest& g = r.prompts.at(0);
+  EXPECT_EQ(read.tokenizer.decode(g.prompt),
+            "System: s\n\nUser: ab think a bit\n\nAssistant: <think");
+  EXPECT_EQ(g.max_tokens, 9);
+  EXPECT_EQ(g.top_log_probs, 2);
+  EXPECT_EQ(g.shared, (std::vector<int64_t>{11, 33}));
+  EXPECT_EQ(g.stop, (std::vector<std::string>{"\n\nSystem:", "\n\nUser:"}));
+  EXPECT_EQ(r.thinking, Thinking::kOn);
+  const auto off = read(R"({"messages": [{"role": "user", "content": "x"}],
+                            "chat_template_kwargs": {"enable_thinking": false}})",
+                        true);
+  EXPECT_EQ(off.thinking, Thinking::kOff);
+}
+
+}  // namespace
+}  // namespace rwkv

@@ -1,0 +1,161 @@
+// rwkv-serve: a trained model behind an OpenAI-compatible HTTP API. docs/serving.md explains it.
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <thread>
+
+#include "data/io/atomic_file.h"
+#include "inference/load.h"
+#include "inference/server/http_server.h"
+#include "tools/cli_common.h"
+#include "tools/device_flags.h"
+
+namespace {
+
+using namespace rwkv;
+
+/// Running texts pause for a piece: on the CPU a long one takes too long.
+constexpr int64_t kCpuPrefill = 64;
+
+struct Flags {
+  std::string model, vocab, chat = "world", thinking = "plain", key_file;
+  DeviceFlags device;
+  ApiSettings api;
+  HttpOptions http;
+  SchedulerOptions scheduler;
+  EngineRunnerOptions runner;
+  int64_t cache_mib = 256, drain_seconds = 30;
+  bool page = true, fast = false;
+  int threads = 0;
+};
+
+void declare(CLI::App& app, Flags& f) {
+  const auto at_least = [](int64_t n) { return CLI::Range(n, int64_t{1} << 40); };
+  app.add_option("--model", f.model,
+                 "model file of any format, checkpoint, or run folder (its newest)")
+      ->required();
+  app.add_option("--name", f.api.model, "the name that clients see (default: the file's)");
+  app.add_option("--host", f.http.host, "address to listen on")->capture_default_str();
+  app.add_option("--port", f.http.port, "0: any free one, which is printed")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
+  app.add_option("--api-key-file", f.key_file,
+                 "file whose first line clients must send as a bearer token (else: the "
+                 "environment's RWKV_API_KEY; none: no key is asked for)");
+  app.add_option("--cors", f.http.cors_origin, "origin of pages that may use the server, or '*'");
+  app.add_flag("--page,!--no-page", f.page, "serve the chat page at / (default)");
+  app.add_option("--chat-template", f.chat, "world or raven")->capture_default_str();
+  app.add_option("--thinking", f.thinking, "plain, on or off, for chats that do not say")
+      ->capture_default_str();
+  app.add_flag("--ignore-unknown-fields", f.api.ignore_unknown,
+               "leave unknown members of requests alone instead of refusing them");
+  app.add_option("--slots", f.runner.slots, "sequences that run at the same time")
+      ->check(at_least(1))
+      ->capture_default_str();
+  app.add_option("--queue", f.scheduler.max_waiting, "requests that may wait for slots")
+      ->check(at_least(0))
+      ->capture_default_str();
+  app.add_option("--cache-mib", f.cache_mib, "memory for states of shared prompts; 0: off")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
+      ->capture_default_str();
+  app.add_option("--prefill-tokens", f.runner.prefill_tokens,
+                 "longest piece of a prompt between two decoding steps, a power of two (default: "
+                 "64 on the CPU, 2048 on cuda)");
+  app.add_flag("--fast-batches", f.fast,
+               "larger batches; texts may then differ in rounding with what else is running");
+  app.add_option("--max-connections", f.http.max_connections, "beyond them: 429")
+      ->check(CLI::Range(int64_t{1}, int64_t{65536}))
+      ->capture_default_str();
+  app.add_option("--max-body-bytes", f.http.max_body_bytes)
+      ->check(at_least(1))
+      ->capture_default_str();
+  app.add_option("--max-prompt-tokens", f.api.limits.prompt_tokens)
+      ->check(at_least(1))
+      ->capture_default_str();
+  app.add_option("--max-tokens", f.api.limits.max_tokens, "of one answer")
+      ->check(at_least(1))
+      ->capture_default_str();
+  app.add_option("--request-seconds", f.http.request_seconds, "an answer ends after them")
+      ->check(at_least(1))
+      ->capture_default_str();
+  app.add_option("--drain-seconds", f.drain_seconds,
+                 "after SIGTERM or SIGINT running answers have so long")
+      ->check(CLI::Range(int64_t{0}, int64_t{86400}))
+      ->capture_default_str();
+  app.add_option("--vocab", f.vocab, "vocabulary file, for models that carry none");
+  add_device_flags(app, f.device);
+  add_threads_flag(app, f.threads);
+}
+
+std::string api_key(const Flags& f) {
+  std::string key;
+  if (!f.key_file.empty()) {
+    key = read_file(f.key_file);
+    key = key.substr(0, key.find_first_of("\r\n"));
+    RWKV_CHECK(!key.empty(), IoError, "reading the API key in ", f.key_file,
+               ": the first line is empty");
+  } else if (const char* value = std::getenv("RWKV_API_KEY")) {
+    key = value;
+  }
+  return key;
+}
+
+int run(Flags& f) {
+  // Every thread that is made from now on leaves these signals to the one that waits for them.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+
+  use_threads(f.threads);
+  EngineOptions engine_flags = engine_options(f.device);
+  const bool cuda = engine_flags.device == Device::kCuda;
+  if (f.runner.prefill_tokens == 0 && !cuda) f.runner.prefill_tokens = kCpuPrefill;
+  if (f.fast) f.runner.buckets = {1, 2, 4, 8, 16, 32, 64};
+  f.scheduler.cache_bytes = static_cast<size_t>(f.cache_mib) << 20;
+  f.api.chat = parse_chat_template(f.chat);
+  f.api.thinking = parse_thinking(f.thinking);
+  f.http.page = f.page;
+  f.http.api_key = api_key(f);
+
+  const std::string path = resolve_model(f.model);
+  const LoadedModel loaded = load_model(path, f.vocab);
+  const Tokenizer& tokenizer = loaded.need_tokenizer();
+  if (f.api.model.empty()) f.api.model = std::filesystem::path(path).stem().string();
+  f.api.vocab = loaded.model->config().vocab_size;
+  Engine engine(*loaded.model, *loaded.weights, runner_engine_options(engine_flags, f.runner));
+  const auto runner = make_engine_runner(engine, f.runner);
+  Scheduler scheduler(*runner, tokenizer, f.scheduler);
+  HttpServer server(scheduler, *runner, tokenizer, f.api, f.http);
+  const int port = server.bind();
+  std::printf("serving %s on http://%s:%d with %lld slots of %.2f MiB\n", f.api.model.c_str(),
+              f.http.host.c_str(), port, static_cast<long long>(runner->slots()),
+              static_cast<double>(runner->state_bytes()) / (1 << 20));
+  std::fflush(stdout);
+
+  std::thread waiter([&] {
+    int signal = 0;
+    sigwait(&signals, &signal);
+    std::fprintf(stderr, "rwkv-serve: no new requests; running answers have %lld s\n",
+                 static_cast<long long>(f.drain_seconds));
+    if (const int64_t n = server.drain_and_stop(static_cast<double>(f.drain_seconds)); n > 0)
+      std::fprintf(stderr, "rwkv-serve: %lld answers were cut off\n", static_cast<long long>(n));
+  });
+  server.serve();
+  waiter.join();
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Serves a trained model over HTTP, OpenAI-compatible.", "rwkv-serve");
+  Flags flags;
+  declare(app, flags);
+  return run_program(app, argc, argv, [&] { return run(flags); });
+}
