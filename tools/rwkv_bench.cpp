@@ -5,6 +5,7 @@
 #include "tools/bench/bench.h"
 #include "tools/bench/ops.h"
 #include "tools/bench/report.h"
+#include "tools/bench/serve.h"
 #include "tools/bench/step.h"
 #include "tools/bench/tokenize.h"
 #include "tools/bench/train_times.h"
@@ -151,15 +152,21 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   tokenize_app->add_option("--json", tokenize.json, "also write the rows to this file");
 
+  rwkv::bench::ServeOptions serve;
+  CLI::App* serve_app = app.add_subcommand("serve", "loads a running rwkv-serve with clients");
+  rwkv::bench::add_serve_flags(serve_app, serve);
+
   return rwkv::run_program(app, argc, argv, [&]() -> int {
     namespace bench = rwkv::bench;
     for (const bench::CommonOptions* o :
          std::initializer_list<const bench::CommonOptions*>{&wkv, &ops, &step, &times, &tokenize})
       bench::check_outputs(o->json, o->plot);
+    bench::check_outputs(serve.json, "");
     if (wkv_app->parsed() && wkv.decode) return bench::run_wkv_decode(wkv);
     if (wkv_app->parsed() && wkv.state_error) return bench::run_wkv_state_error(wkv);
     if (wkv_app->parsed()) return bench::run_wkv(wkv);
     if (ops_app->parsed()) return bench::run_ops(ops);
+    if (serve_app->parsed()) return bench::run_serve(serve);
     if (tokenize_app->parsed()) return bench::run_tokenize(tokenize);
     if (times_app->parsed()) return bench::run_train_times(times);
     return bench::run_step(step);
