@@ -302,9 +302,6 @@ class Scheduler::Worker {
 
   /// Requests take turns by the piece: a short prompt does not wait for a long one.
   void prefill() {
-    const int64_t budget = options_.prefill_budget > 0
-                               ? options_.prefill_budget
-                               : runner_.prefill_piece(std::numeric_limits<int32_t>::max());
     const double start = now_seconds();
     int64_t used = 0;
     do {
@@ -312,7 +309,9 @@ class Scheduler::Worker {
           std::ranges::find_if(prefilling_, [&](const auto& job) { return !follows(*job); });
       prefilling_.splice(prefilling_.end(), prefilling_, next);
       used += piece();
-    } while (!prefilling_.empty() && !decoding_.empty() && used < budget);
+    } while (!prefilling_.empty() && !decoding_.empty() &&
+             (options_.prefill_budget > 0 ? used < options_.prefill_budget
+                                          : now_seconds() - start < decode_seconds_));
     live_.prefill_seconds += now_seconds() - start;
   }
 
@@ -397,6 +396,7 @@ class Scheduler::Worker {
     ++live_.decode_steps;
     live_.decode_seconds += computed - start;
     live_.sample_seconds += now_seconds() - computed;
+    decode_seconds_ = now_seconds() - start;
   }
 
   Draw draw(Sequence& s, std::span<const float> logits) const {
@@ -539,6 +539,7 @@ class Scheduler::Worker {
   std::vector<std::unique_ptr<Sequence>> decoding_;
   std::list<std::pair<uint64_t, StateSnapshot>> kept_;
   std::vector<std::byte> state_;
+  double decode_seconds_ = 0;  ///< that the last step of decoding took
   std::vector<int64_t> slots_;
   std::vector<int32_t> ids_;
   SchedulerStats live_;

@@ -18,7 +18,8 @@ namespace rwkv {
 struct SchedulerOptions {
   int64_t max_waiting = 256;  ///< requests without a slot; more are refused
   /// Prompt tokens that are computed between two decoding steps while anything decodes (but always
-  /// one piece): bounds how long running texts pause. 0: one piece of the runner's longest.
+  /// one piece): bounds how long running texts pause. 0: for as long as the last decoding step
+  /// took.
   int64_t prefill_budget = 0;
   size_t cache_bytes = size_t{256} << 20;  ///< of the prefix cache, in host memory; 0: none
   /// Prompts are cut at `shared` positions and every so many tokens after one. Part of what decides
