@@ -28,13 +28,17 @@ struct EngineOptions {
   /// Of activations and matrices: f32, or bf16 on CUDA. Logits, losses and WKV states are f32; the
   /// latter f16 where the WKV variant is one with a binary16 state.
   DType dtype = DType::kF32;
+  /// CPU only: of the matrices but the embedding: f32, or copies in bf16 or i8 (a scale per row,
+  /// kernels/core/packed_rows.h). Decoding is as fast as they are read. Sums stay f32.
+  DType weights = DType::kF32;
 };
 
 /// Prefill and decode. On the CPU the weights are borrowed: training may change their values
-/// between calls, the engine then uses the new ones. On CUDA it uploads them when it is made. One
-/// thread at a time. The state belongs to the caller and lies where the engine computes; its batch
-/// says how many sequences a call advances, and token ids come as (B, T), row-major. Logits and
-/// losses are handed out in host memory, and every call waits for them.
+/// between calls, the engine then uses the new ones. On CUDA, and where `weights` is not f32, it
+/// copies them when it is made. One thread at a time. The state belongs to the caller and lies
+/// where the engine computes; its batch says how many sequences a call advances, and token ids come
+/// as (B, T), row-major. Logits and losses are handed out in host memory, and every call waits for
+/// them.
 ///
 /// A long input is cut into pieces of prefill_tokens and a rest, so results depend on the lengths
 /// that a sequence was fed in only by rounding, and never on the other sequences' tokens.
@@ -93,7 +97,7 @@ class Engine {
   const ParamStore& weights_;
   EngineOptions options_;
   Context ctx_;
-  DeviceWeights device_weights_;  ///< CUDA only
+  DeviceWeights device_weights_;  ///< on CUDA, or packed
   std::vector<int32_t> host_ids_;
   std::vector<float> host_result_;
   std::list<std::unique_ptr<Entry>> plans_;  ///< most recently used first

@@ -2,6 +2,7 @@
 
 #include "kernels/core/bf16.h"
 #include "kernels/core/memory.h"
+#include "kernels/core/packed_rows.h"
 #include "kernels/core/parallel.h"
 
 namespace rwkv {
@@ -11,8 +12,7 @@ constexpr int64_t kElementsPerTask = 1 << 18;
 
 }  // namespace
 
-DeviceWeights::DeviceWeights(Context& ctx, const ParamRegistry& params, DType activations) {
-  const std::span<const GraphParam> wanted = params.graph_params(activations);
+DeviceWeights::DeviceWeights(Context& ctx, std::span<const GraphParam> wanted) {
   size_t bytes = 0;
   for (const GraphParam& p : wanted) bytes += align_up(p.spec.bytes());
   arena_ = Arena(ctx.device(), bytes, "weights");
@@ -29,6 +29,15 @@ void DeviceWeights::upload(Context& ctx, const ParamStore& values) {
       continue;
     }
     const float* x = from.f32();
+    if (to.spec.dtype == DType::kI8) {
+      RWKV_ASSERT(ctx.device() == Device::kCpu, "int8 weights are for the CPU");
+      const int64_t cols = packed_columns(to.spec);
+      parallel_for(to.rows(), 64, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r)
+          pack_row(x + r * cols, cols, to.as<int8_t>() + r * to.last());
+      });
+      continue;
+    }
     rounded.resize(static_cast<size_t>(from.numel()));
     parallel_for(from.numel(), kElementsPerTask, [&](int64_t begin, int64_t end) {
       for (int64_t e = begin; e < end; ++e) rounded[static_cast<size_t>(e)] = to_bf16(x[e]);

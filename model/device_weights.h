@@ -1,5 +1,5 @@
 #pragma once
-/// A model's parameters on a GPU, for forward passes.
+/// A model's parameters for forward passes: on a GPU, or packed on the CPU.
 
 #include <span>
 #include <vector>
@@ -8,15 +8,17 @@
 
 namespace rwkv {
 
-/// Device copies in the types that kernels read: vectors in f32, matrices in the type of the
-/// activations. Training has its own, with masters, gradients and moments (trainer/device_params).
+/// Copies in the types that kernels read. Training has its own, with masters, gradients and moments
+/// (trainer/device_params).
 class DeviceWeights {
  public:
   DeviceWeights() = default;  ///< no parameters, no memory
-  /// Allocates. `activations`: f32 or bf16. Throws DeviceError if the memory cannot be had.
-  DeviceWeights(Context& ctx, const ParamRegistry& params, DType activations);
+  /// Allocates where `ctx` computes. `wanted`: graph_params or packed_graph_params of the model.
+  /// Throws DeviceError if the memory cannot be had.
+  DeviceWeights(Context& ctx, std::span<const GraphParam> wanted);
 
-  /// Host to device, rounding matrices to nearest even where they are bf16; waits.
+  /// From host memory, rounding matrices to nearest even where they are bf16 and packing them
+  /// where they are int8 (kernels/core/packed_rows.h); waits.
   void upload(Context& ctx, const ParamStore& values);
 
   std::span<const TensorView> views() const { return views_; }  ///< by ParamId

@@ -3,6 +3,8 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/core/packed_rows.h"
+
 namespace rwkv {
 namespace {
 constexpr int64_t kAlignElements = static_cast<int64_t>(kArenaAlignment / sizeof(float));
@@ -23,6 +25,9 @@ ParamId ParamRegistry::add(ParamSpec spec) {
   graph_params_.push_back({spec.name, spec.spec});
   bf16_graph_params_.push_back(graph_params_.back());
   if (spec.matrix) bf16_graph_params_.back().spec.dtype = DType::kBF16;
+  const bool packs = spec.matrix && spec.bucket != "emb";
+  bf16_packed_.push_back({spec.name, packs ? packed_spec(spec.spec, DType::kBF16) : spec.spec});
+  i8_packed_.push_back({spec.name, packs ? packed_spec(spec.spec, DType::kI8) : spec.spec});
   specs_.push_back(std::move(spec));
   return id;
 }

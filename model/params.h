@@ -47,6 +47,13 @@ class ParamRegistry {
   std::span<const GraphParam> graph_params(DType activations) const {
     return activations == DType::kBF16 ? bf16_graph_params_ : graph_params_;
   }
+  /// The same for f32 activations on the CPU, where matrices that are multiplied by may be packed:
+  /// `weights` is f32, bf16 or i8 (kernels/core/packed_rows.h). The embedding stays f32.
+  std::span<const GraphParam> packed_graph_params(DType weights) const {
+    return weights == DType::kI8     ? i8_packed_
+           : weights == DType::kBF16 ? bf16_packed_
+                                     : graph_params_;
+  }
   std::span<const Bucket> buckets() const { return buckets_; }
   int64_t flat_elements() const { return flat_elements_; }  ///< padding included
   int64_t offset(ParamId id) const { return offsets_[static_cast<size_t>(id)]; }
@@ -54,7 +61,7 @@ class ParamRegistry {
 
  private:
   std::vector<ParamSpec> specs_;
-  std::vector<GraphParam> graph_params_, bf16_graph_params_;
+  std::vector<GraphParam> graph_params_, bf16_graph_params_, bf16_packed_, i8_packed_;
   std::vector<Bucket> buckets_;
   std::vector<int64_t> offsets_;
   int64_t flat_elements_ = 0;

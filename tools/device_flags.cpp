@@ -17,6 +17,10 @@ void add_device_flags(CLI::App& app, DeviceFlags& f) {
   app.add_option("--dtype", f.dtype,
                  "of activations and matrices: f32, or bf16 on cuda (there the default)")
       ->check(CLI::IsMember({"f32", "bf16"}));
+  app.add_option(
+         "--weights", f.weights,
+         "of matrices on the CPU: f32 (the default), bf16 or int8; fewer bytes decode faster")
+      ->check(CLI::IsMember({"f32", "bf16", "int8"}));
   app.add_option("--wkv", f.wkv, "WKV variant")->capture_default_str();
 }
 
@@ -26,8 +30,12 @@ EngineOptions engine_options(const DeviceFlags& f) {
     RWKV_CHECK(f.dtype != "bf16", ConfigError,
                "--dtype bf16: the CPU computes in f32 only; leave --dtype out, or use --device "
                "cuda");
+    if (f.weights == "bf16") o.weights = DType::kBF16;
+    if (f.weights == "int8") o.weights = DType::kI8;
     return o;
   }
+  RWKV_CHECK(f.weights.empty(), ConfigError, "--weights ", f.weights,
+             ": it is for the CPU; with --device cuda the type of the matrices is --dtype");
   RWKV_CHECK(backend::has_cuda(), DeviceError,
              "--device cuda: this build has CPU kernels only; build with a CUDA toolkit (nvcc on "
              "the PATH), or use --device cpu");

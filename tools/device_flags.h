@@ -1,5 +1,5 @@
 #pragma once
-/// --device and --dtype of the programs that run models forward.
+/// --device, --dtype, --weights and --wkv of the programs that run models forward.
 
 #include <CLI/CLI.hpp>
 #include <string>
@@ -9,15 +9,15 @@
 namespace rwkv {
 
 struct DeviceFlags {
-  std::string device = "cpu", dtype, wkv = "auto";
+  std::string device = "cpu", dtype, weights, wkv = "auto";
 };
 
-/// Adds --device, --dtype and --wkv.
+/// Adds --device, --dtype, --weights and --wkv.
 void add_device_flags(CLI::App& app, DeviceFlags& flags);
 
 /// What they mean for an engine, with the piece length that suits the device. Looks for the device,
 /// so that a missing one is found before a model is read: throws DeviceError, or ConfigError for
-/// bf16 on the CPU.
+/// bf16 on the CPU and for packed weights on a GPU.
 EngineOptions engine_options(const DeviceFlags& flags);
 
 }  // namespace rwkv

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "kernels/core/dtype.h"
+#include "kernels/core/tensor.h"
 
 namespace rwkv {
 
@@ -23,7 +24,10 @@ struct GemmCall {
   int64_t lda = 0, ldb = 0, ldc = 0;
   bool trans_a = false, trans_b = false;
   Accum mode = Accum::kWrite;
-  DType dtype = DType::kF32;      ///< of A and B: f32, or bf16 on CUDA
+  DType dtype = DType::kF32;  ///< of A and B: f32, or bf16 on CUDA
+  /// CPU only: that of B where A is f32: f32, bf16, or i8 rows with their scales (packed_rows.h),
+  /// ldb counting their bytes.
+  DType b_dtype = DType::kF32;
   DType out_dtype = DType::kF32;  ///< of C: f32, or that of A and B; sums are in f32
   /// CUDA only: a factor of the product, in device memory; null means 1.
   const float* alpha = nullptr;
@@ -56,9 +60,13 @@ size_t import_gemm_algorithms(Context& ctx, std::string_view text);
 /// y (rows, out) = x (rows, in) W^T with W stored (out, in), contiguous f32: the linear layers.
 void gemm_nt(Context& ctx, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
              float* c, Accum mode);
+/// The same on the CPU with W (out, in) in any type of packed_rows.h.
+void gemm_nt(Context& ctx, int64_t m, const float* a, const TensorView& w, float* c, Accum mode);
 /// C (m, n) = A (m, k) B (k, n).
 void gemm_nn(Context& ctx, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
              float* c, Accum mode);
+/// The same on the CPU with B (k, n) in any type of packed_rows.h.
+void gemm_nn(Context& ctx, int64_t m, const float* a, const TensorView& b, float* c, Accum mode);
 /// C (m, n) = A^T B with A stored (k, m), B (k, n): weight gradients.
 void gemm_tn(Context& ctx, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
              float* c, Accum mode);

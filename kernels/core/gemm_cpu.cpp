@@ -3,9 +3,10 @@
 // Work split: C is cut into tiles of at most 256 x 768, halved (down to 192 columns and 128 rows)
 // while there are fewer than kTiles of them. Every tile is one Eigen product over the whole of k,
 // so an element's summation order depends on m, n and k alone. A tile costs packing of its rows of
-// A and columns of B. Measured on an AVX-512 core, in shares of Eigen's rate at 1024^3: 256 x 192
-// tiles reach 94 to 100 % at m = 512, k = 768 and 3072, 128 x 192 only 84 to 93 %; with A
-// transposed (weight gradients) the columns matter: 128 x 768 reach 92 to 96 %, 256 x 384 89 to 95
+// A and columns of B, which are made f32 first where they are bf16 or int8. Measured on an AVX-512
+// core, in shares of Eigen's rate at 1024^3: 256 x 192 tiles reach 94 to 100 % at m = 512, k = 768
+// and 3072, 128 x 192 only 84 to 93 %; with A transposed (weight gradients) the columns matter: 128
+// x 768 reach 92 to 96 %, 256 x 384 89 to 95
 // %. Few rows (decoding) are limited by reading the weights: they get dot products or row updates
 // that read B once.
 
@@ -15,12 +16,15 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <bit>
 #include <cstring>
+#include <vector>
 
 #include "kernels/core/backend.h"
 #include "kernels/core/context.h"
 #include "kernels/core/error.h"
 #include "kernels/core/gemm.h"
+#include "kernels/core/packed_rows.h"
 #include "kernels/core/parallel.h"
 
 namespace rwkv {
@@ -33,7 +37,8 @@ using Output = Eigen::Map<RowMajor, 0, Stride>;
 
 struct Product {
   int64_t m, n, k;
-  const float *a, *b;
+  const float *a, *b;  // b: the bytes of B, whatever its type
+  DType b_dtype;
   float* c;
   int64_t lda, ldb, ldc;
   bool trans_a, trans_b, add;
@@ -53,6 +58,55 @@ int64_t bound(int64_t n, int64_t count, int64_t t) {
   return t == count ? n : t * n / count / 16 * 16;
 }
 
+/// Rows of B as their type has them.
+template <class T>
+struct Rows;
+template <>
+struct Rows<float> {
+  explicit Rows(const Product& p) : data(p.b), stride(p.ldb) {}
+  const float* row(int64_t i) const { return data + i * stride; }
+  static float value(float x) { return x; }
+  float scale(int64_t) const { return 1; }
+  const float* data;
+  int64_t stride;
+};
+template <>
+struct Rows<BF16> {
+  explicit Rows(const Product& p) : data(reinterpret_cast<const uint16_t*>(p.b)), stride(p.ldb) {}
+  const uint16_t* row(int64_t i) const { return data + i * stride; }
+  static float value(uint16_t x) { return std::bit_cast<float>(static_cast<uint32_t>(x) << 16); }
+  float scale(int64_t) const { return 1; }
+  const uint16_t* data;
+  int64_t stride;
+};
+template <>
+struct Rows<int8_t> {
+  explicit Rows(const Product& p)
+      : data(reinterpret_cast<const int8_t*>(p.b)), stride(p.ldb), cols(p.ldb - kRowScaleBytes) {}
+  const int8_t* row(int64_t i) const { return data + i * stride; }
+  static float value(int8_t x) { return static_cast<float>(x); }
+  float scale(int64_t i) const { return row_scale(row(i), cols); }
+  const int8_t* data;
+  int64_t stride, cols;
+};
+
+/// Columns [from, from + cols) of rows [begin, begin + count) of B as f32, packed.
+template <class T>
+void expand(const Product& p, int64_t begin, int64_t count, int64_t from, int64_t cols, float* to) {
+  const Rows<T> rows(p);
+  for (int64_t i = 0; i < count; ++i) {
+    const auto* b = rows.row(begin + i) + from;
+    const float scale = rows.scale(begin + i);
+    float* __restrict x = to + i * cols;
+    for (int64_t j = 0; j < cols; ++j) x[j] = scale * Rows<T>::value(b[j]);
+  }
+}
+
+void expand_any(const Product& p, int64_t begin, int64_t count, int64_t from, int64_t cols,
+                float* to) {
+  (p.b_dtype == DType::kBF16 ? expand<BF16> : expand<int8_t>)(p, begin, count, from, cols, to);
+}
+
 void tile(const Product& p, int64_t i, int64_t rows, int64_t j, int64_t cols) {
   Output c(p.c + i * p.ldc + j, rows, cols, Stride(p.ldc));
   const auto multiply = [&](const auto& a, const auto& b) {
@@ -63,8 +117,20 @@ void tile(const Product& p, int64_t i, int64_t rows, int64_t j, int64_t cols) {
   };
   const Input a = p.trans_a ? Input(p.a + i, p.k, rows, Stride(p.lda))
                             : Input(p.a + i * p.lda, rows, p.k, Stride(p.lda));
-  const Input b = p.trans_b ? Input(p.b + j * p.ldb, cols, p.k, Stride(p.ldb))
-                            : Input(p.b + j, p.k, cols, Stride(p.ldb));
+  std::vector<float> expanded;
+  const float* panel = p.trans_b ? p.b + j * p.ldb : p.b + j;
+  int64_t stride = p.ldb;
+  if (p.b_dtype != DType::kF32) {
+    expanded.resize(static_cast<size_t>(cols * p.k));
+    if (p.trans_b)
+      expand_any(p, j, cols, 0, p.k, expanded.data());
+    else
+      expand_any(p, 0, p.k, j, cols, expanded.data());
+    panel = expanded.data();
+    stride = p.trans_b ? p.k : cols;
+  }
+  const Input b =
+      p.trans_b ? Input(panel, cols, p.k, Stride(stride)) : Input(panel, p.k, cols, Stride(stride));
   if (p.trans_a && p.trans_b)
     multiply(a.transpose(), b.transpose());
   else if (p.trans_a)
@@ -94,44 +160,50 @@ void tiled(const Product& p) {
 }
 
 /// M rows of A against rows of B (stored (n, k)): M dot products per row, B read once.
-template <int M>
+template <int M, class T>
 void dots(const Product& p, int64_t begin, int64_t end) {
   constexpr int kLanes = 16;
+  const Rows<T> rows(p);
   for (int64_t j = begin; j < end; ++j) {
-    const float* __restrict b = p.b + j * p.ldb;
+    const auto* __restrict b = rows.row(j);
+    const float scale = rows.scale(j);
     float acc[M][2][kLanes] = {};
     int64_t x = 0;
     for (; x + 2 * kLanes <= p.k; x += 2 * kLanes)
       for (int i = 0; i < M; ++i) {
         const float* __restrict a = p.a + i * p.lda + x;
-        for (int l = 0; l < kLanes; ++l) acc[i][0][l] += a[l] * b[x + l];
-        for (int l = 0; l < kLanes; ++l) acc[i][1][l] += a[kLanes + l] * b[x + kLanes + l];
+        for (int l = 0; l < kLanes; ++l) acc[i][0][l] += a[l] * Rows<T>::value(b[x + l]);
+        for (int l = 0; l < kLanes; ++l)
+          acc[i][1][l] += a[kLanes + l] * Rows<T>::value(b[x + kLanes + l]);
       }
     for (int i = 0; i < M; ++i) {
       float rest = 0;
-      for (int64_t y = x; y < p.k; ++y) rest += p.a[i * p.lda + y] * b[y];
+      for (int64_t y = x; y < p.k; ++y) rest += p.a[i * p.lda + y] * Rows<T>::value(b[y]);
       float* s = acc[i][0];
       for (int l = 0; l < kLanes; ++l) s[l] += acc[i][1][l];
       for (int w = kLanes / 2; w > 0; w /= 2)
         for (int l = 0; l < w; ++l) s[l] += s[l + w];
       float& c = p.c[i * p.ldc + j];
-      c = (p.add ? c : 0.0f) + (s[0] + rest);
+      c = (p.add ? c : 0.0f) + scale * (s[0] + rest);
     }
   }
 }
 
 /// M rows of A against B (stored (k, n)), columns [begin, end): B is read once, row by row.
+template <class T>
 void row_updates(const Product& p, int64_t begin, int64_t end) {
   constexpr int64_t kWidth = 256;
+  const Rows<T> rows(p);
   for (int64_t j = begin; j < end; j += kWidth) {
     const int64_t width = std::min(kWidth, end - j);
     float acc[kFewRows][kWidth] = {};
     for (int64_t x = 0; x < p.k; ++x) {
-      const float* __restrict b = p.b + x * p.ldb + j;
+      const auto* __restrict b = rows.row(x) + j;
+      const float scale = rows.scale(x);
       for (int64_t i = 0; i < p.m; ++i) {
-        const float a = p.a[i * p.lda + x];
+        const float a = p.a[i * p.lda + x] * scale;
         float* __restrict s = acc[i];
-        for (int64_t l = 0; l < width; ++l) s[l] += a * b[l];
+        for (int64_t l = 0; l < width; ++l) s[l] += a * Rows<T>::value(b[l]);
       }
     }
     for (int64_t i = 0; i < p.m; ++i) {
@@ -141,20 +213,21 @@ void row_updates(const Product& p, int64_t begin, int64_t end) {
   }
 }
 
+template <class T>
 void few_rows(const Product& p) {
   // About 128 KiB of B per chunk: enough to hide the start of a chunk, few enough to share out.
   const int64_t grain = std::max<int64_t>(16, 32768 / std::max<int64_t>(p.k, 1) / 16 * 16);
   parallel_for(p.n, grain, [&](int64_t begin, int64_t end) {
-    if (!p.trans_b) return row_updates(p, begin, end);
+    if (!p.trans_b) return row_updates<T>(p, begin, end);
     switch (p.m) {
       case 1:
-        return dots<1>(p, begin, end);
+        return dots<1, T>(p, begin, end);
       case 2:
-        return dots<2>(p, begin, end);
+        return dots<2, T>(p, begin, end);
       case 3:
-        return dots<3>(p, begin, end);
+        return dots<3, T>(p, begin, end);
       default:
-        return dots<4>(p, begin, end);
+        return dots<4, T>(p, begin, end);
     }
   });
 }
@@ -173,9 +246,23 @@ void tiny(const Product& p) {
     }
 }
 
+void few_rows_any(const Product& p) {
+  switch (p.b_dtype) {
+    case DType::kBF16:
+      return few_rows<BF16>(p);
+    case DType::kI8:
+      return few_rows<int8_t>(p);
+    default:
+      return few_rows<float>(p);
+  }
+}
+
 void check(const GemmCall& g) {
   RWKV_CHECK(g.dtype == DType::kF32, DTypeError, "matrix product on the CPU: found ",
              dtype_name(g.dtype), ", expected f32");
+  RWKV_CHECK(g.b_dtype == DType::kF32 || g.b_dtype == DType::kBF16 || g.b_dtype == DType::kI8,
+             DTypeError, "matrix product on the CPU: found weights of ", dtype_name(g.b_dtype),
+             ", expected f32, bf16 or i8");
   RWKV_ASSERT(g.alpha == nullptr, "gemm: alpha is for CUDA");
   RWKV_ASSERT(g.m >= 0 && g.n >= 0 && g.k >= 0, "gemm ", g.m, " x ", g.n, " x ", g.k);
   RWKV_ASSERT(g.lda >= (g.trans_a ? g.m : g.k), "gemm: lda ", g.lda, " for ", g.m, " x ", g.k);
@@ -215,6 +302,7 @@ void gemm(Context& ctx, const GemmCall& g) {
                   g.k,
                   static_cast<const float*>(g.a),
                   static_cast<const float*>(g.b),
+                  g.b_dtype,
                   static_cast<float*>(g.c),
                   g.lda,
                   g.ldb,
@@ -227,9 +315,15 @@ void gemm(Context& ctx, const GemmCall& g) {
       for (int64_t i = 0; i < p.m; ++i)
         std::memset(p.c + i * p.ldc, 0, static_cast<size_t>(p.n) * sizeof(float));
   } else if (p.m <= kFewRows && !p.trans_a) {
-    few_rows(p);
+    few_rows_any(p);
   } else if (p.m * p.n * p.k <= 8 * 8 * 8 || p.m == 1 || p.n == 1 || p.m + p.n + p.k < 20) {
-    tiny(p);
+    if (p.b_dtype == DType::kF32) return tiny(p);
+    Product plain = p;
+    plain.ldb = p.trans_b ? p.k : p.n;
+    std::vector<float> b(static_cast<size_t>(p.n * p.k));
+    expand_any(p, 0, p.trans_b ? p.n : p.k, 0, plain.ldb, b.data());
+    plain.b = b.data();
+    tiny(plain);
   } else {
     tiled(p);
   }
@@ -248,6 +342,37 @@ void gemm_nt(Context& ctx, int64_t m, int64_t n, int64_t k, const float* a, cons
              .ldc = n,
              .trans_b = true,
              .mode = mode});
+}
+
+void gemm_nt(Context& ctx, int64_t m, const float* a, const TensorView& w, float* c, Accum mode) {
+  const int64_t n = w.dim(0), k = packed_columns(w.spec);
+  gemm(ctx, {.m = m,
+             .n = n,
+             .k = k,
+             .a = a,
+             .b = w.data,
+             .c = c,
+             .lda = k,
+             .ldb = w.last(),
+             .ldc = n,
+             .trans_b = true,
+             .mode = mode,
+             .b_dtype = w.spec.dtype});
+}
+
+void gemm_nn(Context& ctx, int64_t m, const float* a, const TensorView& b, float* c, Accum mode) {
+  const int64_t k = b.dim(0), n = packed_columns(b.spec);
+  gemm(ctx, {.m = m,
+             .n = n,
+             .k = k,
+             .a = a,
+             .b = b.data,
+             .c = c,
+             .lda = k,
+             .ldb = b.last(),
+             .ldc = n,
+             .mode = mode,
+             .b_dtype = b.spec.dtype});
 }
 
 void gemm_nn(Context& ctx, int64_t m, int64_t n, int64_t k, const float* a, const float* b,

@@ -18,7 +18,7 @@ void linear_forward(Context& ctx, const OpCall& call) {
       std::copy(residual + begin, residual + end, y + begin);
     });
   }
-  gemm_nt(ctx, call.in[0].rows(), w.dim(0), w.dim(1), call.in[0].f32(), w.f32(), call.out[0].f32(),
+  gemm_nt(ctx, call.in[0].rows(), call.in[0].f32(), w, call.out[0].f32(),
           add ? Accum::kAdd : Accum::kWrite);
 }
 

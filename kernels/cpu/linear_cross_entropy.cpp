@@ -24,14 +24,14 @@ struct Head {
         kept(call.attr<LinearCrossEntropyAttrs>().chunk_tokens == 0),
         chunk(kept ? kLinearCrossEntropyChunk : call.attr<LinearCrossEntropyAttrs>().chunk_tokens),
         x(call.in[0].f32()),
-        weight(call.param[0].f32()),
+        weight(call.param[0]),
         targets(call.in[1].as<int32_t>()) {}
 
   int64_t rows, width, vocab;
   bool kept;
   int64_t chunk;
   const float* x;
-  const float* weight;
+  TensorView weight;
   const int32_t* targets;
 
   /// Where the logits of the tokens from `row` on live.
@@ -42,7 +42,7 @@ struct Head {
         ctx.workspace(static_cast<size_t>(tokens * vocab) * sizeof(float)));
   }
   void compute_logits(Context& ctx, int64_t row, int64_t tokens, float* logits) const {
-    gemm_nt(ctx, tokens, vocab, width, x + row * width, weight, logits, Accum::kWrite);
+    gemm_nt(ctx, tokens, x + row * width, weight, logits, Accum::kWrite);
   }
 };
 
@@ -122,7 +122,7 @@ void linear_cross_entropy_backward(Context& ctx, const OpCall& call) {
         if (l2wrap) l[argmax] += scale * 1e-4f * max;
       }
     });
-    gemm_nn(ctx, tokens, head.width, head.vocab, logits, head.weight,
+    gemm_nn(ctx, tokens, head.width, head.vocab, logits, head.weight.f32(),
             at(call.din[0], row * head.width), call.din_mode[0]);
     gemm_tn(ctx, head.vocab, head.width, tokens, logits, head.x + row * head.width,
             at(call.dparam[0], 0), weight_mode);

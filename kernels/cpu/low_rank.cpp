@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels/core/gemm.h"
+#include "kernels/core/packed_rows.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/rows.h"
@@ -37,10 +38,11 @@ void activate_backward(Activation inner, const float* h, float* dh, int64_t n) {
 
 void low_rank_forward(Context& ctx, const OpCall& call) {
   const TensorView &w1 = call.param[0], &w2 = call.param[1];
-  const int64_t rows = call.in[0].rows(), k = w1.dim(0), rank = w1.dim(1), n = w2.dim(1);
+  const int64_t rows = call.in[0].rows(), rank = packed_columns(w1.spec),
+                n = packed_columns(w2.spec);
   float* hidden = call.saved[0].f32();
   float* y = call.out[0].f32();
-  gemm_nn(ctx, rows, rank, k, call.in[0].f32(), w1.f32(), hidden, Accum::kWrite);
+  gemm_nn(ctx, rows, call.in[0].f32(), w1, hidden, Accum::kWrite);
   activate(call.attr<LowRankAttrs>().inner, hidden, rows * rank);
   const bool biased = call.param.size() == 3;
   if (biased) {
@@ -50,7 +52,7 @@ void low_rank_forward(Context& ctx, const OpCall& call) {
         std::memcpy(y + r * n, bias, static_cast<size_t>(n) * sizeof(float));
     });
   }
-  gemm_nn(ctx, rows, n, rank, hidden, w2.f32(), y, biased ? Accum::kAdd : Accum::kWrite);
+  gemm_nn(ctx, rows, hidden, w2, y, biased ? Accum::kAdd : Accum::kWrite);
 }
 
 void low_rank_backward(Context& ctx, const OpCall& call) {

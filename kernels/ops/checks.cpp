@@ -1,5 +1,7 @@
 #include "kernels/ops/checks.h"
 
+#include "kernels/core/packed_rows.h"
+
 namespace rwkv::checks {
 namespace {
 
@@ -39,6 +41,18 @@ void shape(std::string_view op, std::string_view arg, const TensorSpec& found,
   dtype(op, arg, found, type);
   RWKV_CHECK(found.same_shape(want), ShapeError, "op ", op, ", ", arg, ": found ", to_string(found),
              ", expected ", to_string(want), why.empty() ? "" : ": ", why);
+}
+
+void weight(std::string_view op, std::string_view arg, const TensorSpec& found, int64_t rows,
+            int64_t cols, std::string_view why, DType type) {
+  const bool packed =
+      type == DType::kF32 && (found.dtype == DType::kBF16 || found.dtype == DType::kI8);
+  RWKV_CHECK(found.rank == 2 && found[0] == rows && packed_columns(found) == cols, ShapeError,
+             "op ", op, ", ", arg, ": found ", to_string(found), ", expected ",
+             to_string(packed_spec(TensorSpec({rows, cols}), packed ? found.dtype : DType::kF32)),
+             ": ", why);
+  positive(op, arg, found);
+  if (!packed) dtype(op, arg, found, type);
 }
 
 void same(std::string_view op, std::string_view arg, const TensorSpec& found, std::string_view like,

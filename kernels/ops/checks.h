@@ -20,6 +20,10 @@ void activation(std::string_view op, std::string_view arg, const TensorSpec& fou
 void shape(std::string_view op, std::string_view arg, const TensorSpec& found,
            std::initializer_list<int64_t> expected, std::string_view why = "",
            DType type = DType::kF32);
+/// A matrix of (rows, cols) that x of type `type` is multiplied by: of that type, or, where x is
+/// f32, packed to bf16 or int8 (kernels/core/packed_rows.h), which only the CPU has kernels for.
+void weight(std::string_view op, std::string_view arg, const TensorSpec& found, int64_t rows,
+            int64_t cols, std::string_view why, DType type);
 /// Type and shape of another argument.
 void same(std::string_view op, std::string_view arg, const TensorSpec& found, std::string_view like,
           const TensorSpec& expected);

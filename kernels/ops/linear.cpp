@@ -18,9 +18,8 @@ void infer(ShapeCall& call) {
   checks::counts(call, op, 1, 2, 1, 1);
   const TensorSpec &x = call.in[0], &weight = call.param[0];
   checks::any_rank(op, "x", x);
-  checks::rank(op, "weight", weight, 2);
-  checks::shape(op, "weight", weight, {weight[0], x.last()},
-                "stored (out, in), in = last dimension of x", x.dtype);
+  checks::weight(op, "weight", weight, weight[0], x.last(),
+                 "stored (out, in), in = last dimension of x", x.dtype);
   call.out = {with_last(x, weight[0])};
   if (call.attrs != nullptr && call.attr<LinearAttrs>().f32_out) call.out[0].dtype = DType::kF32;
   if (call.in.size() == 2) checks::same(op, "residual", call.in[1], "y", call.out[0]);

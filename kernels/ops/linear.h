@@ -10,7 +10,8 @@ struct LinearAttrs {
 /// y = x W^T, no bias, or y = residual + x W^T: rounded once, and one pass less over memory.
 /// Attributes may be absent.
 /// in x (..., K), optional residual (..., N)   param weight (N, K)   out y (..., N)
-/// backward reads: x.
+/// On the CPU the weight of an f32 x may be packed (kernels/core/packed_rows.h); there is no
+/// backward then. backward reads: x.
 extern const Op kLinear;
 
 }  // namespace rwkv

@@ -19,9 +19,8 @@ void infer(ShapeCall& call) {
   checks::tokens(op, "targets", targets);
   RWKV_CHECK(targets[0] == x[0] && targets[1] == x[1], ShapeError, "op ", op, ", targets: found ",
              to_string(targets), ", expected (", x[0], ", ", x[1], ") as in x ", to_string(x));
-  checks::rank(op, "weight", weight, 2);
-  checks::shape(op, "weight", weight, {weight[0], x[2]},
-                "stored (vocabulary, channels), channels = last dimension of x", x.dtype);
+  checks::weight(op, "weight", weight, weight[0], x[2],
+                 "stored (vocabulary, channels), channels = last dimension of x", x.dtype);
   const int64_t chunk = call.attr<LinearCrossEntropyAttrs>().chunk_tokens;
   RWKV_CHECK(chunk >= 0, ConfigError, "op ", op, ": found chunk_tokens ", chunk,
              ", expected 0 (keep the logits) or a number of tokens");

@@ -1,5 +1,6 @@
 #include "kernels/ops/low_rank.h"
 
+#include "kernels/core/packed_rows.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cuda/kernels.h"
@@ -15,12 +16,10 @@ void infer(ShapeCall& call) {
   checks::attrs(op, call);
   const TensorSpec &x = call.in[0], &w1 = call.param[0], &w2 = call.param[1];
   checks::any_rank(op, "x", x);
-  checks::rank(op, "W1", w1, 2);
-  checks::shape(op, "W1", w1, {x.last(), w1[1]}, "stored (in, rank), in = last dimension of x",
-                x.dtype);
-  checks::rank(op, "W2", w2, 2);
-  checks::shape(op, "W2", w2, {w1[1], w2[1]}, "stored (rank, out), rank as in W1", x.dtype);
-  const int64_t rows = x.rows(), rank = w1[1], n = w2[1];
+  const int64_t rows = x.rows(), rank = packed_columns(w1), n = packed_columns(w2);
+  checks::weight(op, "W1", w1, x.last(), rank, "stored (in, rank), in = last dimension of x",
+                 x.dtype);
+  checks::weight(op, "W2", w2, rank, n, "stored (rank, out), rank as in W1", x.dtype);
   TensorSpec out = x;
   out.dim[static_cast<size_t>(out.rank - 1)] = n;
   call.out = {out};

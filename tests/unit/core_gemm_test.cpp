@@ -5,10 +5,13 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <vector>
 
+#include "kernels/core/bf16.h"
 #include "kernels/core/context.h"
 #include "kernels/core/gemm.h"
+#include "kernels/core/packed_rows.h"
 #include "kernels/core/parallel.h"
 #include "kernels/core/rng.h"
 #include "tests/support/compare.h"
@@ -200,6 +203,80 @@ TEST(Gemm, TraceCountsCallsAndFlops) {
   EXPECT_EQ(row.calls, 3);
   EXPECT_EQ(row.flops, 3 * 2.0 * 20 * 40 * 30);
   EXPECT_GT(row.seconds, 0);
+}
+
+/// B as `type` and what those numbers are in f32.
+struct Packed {
+  Packed(int64_t rows, int64_t cols, DType type, uint64_t stream)
+      : expanded(static_cast<size_t>(rows * cols)),
+        spec(packed_spec(TensorSpec({rows, cols}), type)),
+        bytes(spec.bytes()) {
+    Rng rng(5, stream);
+    for (float& x : expanded) x = static_cast<float>(rng.normal(rng.next_u64()));
+    for (int64_t r = 0; r < rows; ++r) {
+      float* x = expanded.data() + r * cols;
+      if (r == 1) std::fill(x, x + cols, 0.0F);
+      if (type == DType::kBF16) {
+        for (int64_t j = 0; j < cols; ++j) {
+          const BF16 b = to_bf16(x[j]);
+          x[j] = to_float(b);
+          std::memcpy(bytes.data() + 2 * (r * cols + j), &b, 2);
+        }
+      } else {
+        auto* q = reinterpret_cast<int8_t*>(bytes.data()) + r * (cols + kRowScaleBytes);
+        pack_row(x, cols, q);
+        const float s = row_scale(q, cols);
+        for (int64_t j = 0; j < cols; ++j) {
+          EXPECT_LE(std::fabs(x[j] - s * static_cast<float>(q[j])), 0.501F * s);
+          x[j] = s * static_cast<float>(q[j]);
+        }
+      }
+    }
+  }
+  std::vector<float> expanded;
+  TensorSpec spec;
+  std::vector<std::byte> bytes;
+};
+
+// Few rows, tiny and tiled products of packed matrices are those of the numbers they hold.
+TEST(PackedGemm, IsTheProductOfTheNumbersThatItHolds) {
+  Context ctx;
+  constexpr Sizes kShapes[] = {{1, 70, 100}, {3, 33, 64},   {4, 16, 7},     {5, 3, 4},
+                               {7, 1, 20},   {20, 300, 90}, {300, 500, 77}, {2, 600, 1}};
+  for (const DType type : {DType::kBF16, DType::kI8})
+    for (const Sizes s : kShapes)
+      for (const bool transposed : {true, false})
+        for (const Accum mode : {Accum::kWrite, Accum::kAdd}) {
+          SCOPED_TRACE(testing::Message() << dtype_name(type) << " " << s.m << " x " << s.n << " x "
+                                          << s.k << " " << transposed << static_cast<int>(mode));
+          Packed b(transposed ? s.n : s.k, transposed ? s.k : s.n, type, 9);
+          std::vector<float> a(static_cast<size_t>(s.m * s.k)),
+              want(static_cast<size_t>(s.m * s.n));
+          Rng rng(6, 1);
+          for (float& x : a) x = static_cast<float>(rng.normal(rng.next_u64()));
+          for (float& x : want) x = mode == Accum::kAdd ? 0.5F : NAN;
+          std::vector<float> got = want;
+          const TensorView w(b.bytes.data(), b.spec);
+          if (transposed) {
+            gemm_nt(ctx, s.m, a.data(), w, got.data(), mode);
+            gemm_nt(ctx, s.m, s.n, s.k, a.data(), b.expanded.data(), want.data(), mode);
+          } else {
+            gemm_nn(ctx, s.m, a.data(), w, got.data(), mode);
+            gemm_nn(ctx, s.m, s.n, s.k, a.data(), b.expanded.data(), want.data(), mode);
+          }
+          const double limit = 1e-6 * std::sqrt(static_cast<double>(s.k));
+          for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], limit) << i;
+        }
+}
+
+TEST(PackedGemm, OtherTypesAreRefused) {
+  EXPECT_THROW(packed_spec(TensorSpec({2, 3}), DType::kF16), ConfigError);
+  Context ctx;
+  float c = 0, a = 1;
+  uint16_t b = 0;
+  EXPECT_THROW(
+      gemm_nt(ctx, 1, &a, TensorView(&b, TensorSpec({1, 1}, DType::kF16)), &c, Accum::kWrite),
+      DTypeError);
 }
 
 }  // namespace

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/core/bf16.h"
+#include "kernels/core/packed_rows.h"
 #include "kernels/core/parallel.h"
 #include "model/graph/plan.h"
 #include "tests/unit/inference_model.h"
@@ -309,6 +311,59 @@ TEST(Engine, MistakesAreExplained) {
   } catch (const ConfigError& e) {
     EXPECT_NE(std::string(e.what()).find("token id 300"), std::string::npos) << e.what();
     EXPECT_NE(std::string(e.what()).find("0 to 299"), std::string::npos) << e.what();
+  }
+}
+
+/// The model whose matrices, the embedding aside, are what `type` can hold of m's.
+TestModel packed_model(const TestModel& m, DType type, const std::string& architecture) {
+  TestModel p =
+      test::make_test_model(3, 128, kVocab, architecture == "rwkv7" ? 64 : 0, architecture);
+  const auto wanted = m.model->params().packed_graph_params(type);
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const auto from = m.tensor(wanted[i].name), to = p.tensor(wanted[i].name);
+    std::ranges::copy(from, to.begin());
+    const int64_t cols = packed_columns(wanted[i].spec);
+    if (wanted[i].spec.dtype == DType::kBF16)
+      for (float& x : to) x = to_float(to_bf16(x));
+    if (wanted[i].spec.dtype == DType::kI8)
+      for (int64_t r = 0; r < wanted[i].spec.rows(); ++r) {
+        std::vector<int8_t> row(4096);  // more than any row here has
+        float* x = to.data() + r * cols;
+        pack_row(x, cols, row.data());
+        for (int64_t j = 0; j < cols; ++j)
+          x[j] = row_scale(row.data(), cols) * static_cast<float>(row[static_cast<size_t>(j)]);
+      }
+  }
+  return p;
+}
+
+TEST(Engine, PackedWeightsAreTheModelThatTheyHold) {
+  for (const std::string architecture : {"rwkv7", "rwkv4"}) {
+    const TestModel m = architecture == "rwkv7" ? random_model(41) : random_rwkv4(41);
+    const auto ids = random_ids(41, 41, kVocab);
+    const std::span<const int32_t> all(ids);
+    Engine plain(*m.model, *m.weights, {.prefill_tokens = 16});
+    for (const DType type : {DType::kBF16, DType::kI8}) {
+      SCOPED_TRACE(architecture + dtype_name(type).data());
+      const TestModel held = packed_model(m, type, architecture);
+      Engine want(*held.model, *held.weights, {.prefill_tokens = 16});
+      Engine got(*m.model, *m.weights, {.prefill_tokens = 16, .weights = type});
+      RnnState a = want.new_state(), b = got.new_state(), c = plain.new_state();
+      constexpr double tolerance = 1e-5;
+      // A piece of 16 tokens, one of 3, and one token.
+      expect_close(copy(got.prefill(b, all.first(19))), copy(want.prefill(a, all.first(19))),
+                   tolerance, "prefill");
+      const auto decoded = copy(got.decode(b, all.subspan(19, 1)));
+      expect_close(decoded, copy(want.decode(a, all.subspan(19, 1))), tolerance, "decode");
+      plain.prefill(c, all.first(19));
+      const auto original = copy(plain.decode(c, all.subspan(19, 1)));
+      EXPECT_NE(decoded, original);
+      expect_close(decoded, original, 0.1, "against f32 weights");
+      std::vector<float> loss(20), loss_want(20);
+      got.token_loss(b, all.subspan(20, 20), all.subspan(21, 20), loss);
+      want.token_loss(a, all.subspan(20, 20), all.subspan(21, 20), loss_want);
+      expect_close(loss, loss_want, tolerance, "loss");
+    }
   }
 }
 
