@@ -54,7 +54,7 @@ class EngineRunner : public SequenceRunner {
                "sequence runner: the engine's prefill_tokens is ", engine.options().prefill_tokens,
                ", expected at least ", prefill_tokens_, "; use runner_engine_options");
     for (const auto& s : fresh_.specs()) {
-      layout_.push_back({s.name, s.spec, state_bytes_});
+      layout_.push_back({s.name, s.spec, state_bytes_, s.scale});
       state_bytes_ += s.spec.bytes();
     }
     batches_.emplace(1, engine.new_state(1));

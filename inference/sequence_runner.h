@@ -55,6 +55,7 @@ class SequenceRunner {
     std::string name;  ///< as Model::state_specs has it
     TensorSpec spec;   ///< of one sequence; leading dimension 1
     size_t offset;     ///< in bytes
+    float scale = 1;   ///< the tensor holds this multiple of the state (Model::StateSpec)
   };
   virtual std::span<const StateTensor> layout() const = 0;
   virtual size_t state_bytes() const = 0;

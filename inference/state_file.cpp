@@ -108,7 +108,8 @@ int64_t read_state_file(const std::string& path, Engine& engine, RnnState& state
     for (float& x : values) {
       x *= s.scale;
       if (s.spec.dtype == DType::kF16 && !std::isfinite(round_to_half(x)))
-        fail(str(s.name, " holds ", x / s.scale, ", more than a binary16 state can; take another ",
+        fail(str(s.name, " holds ", x / s.scale,
+                 ", more than a binary16 state can hold; take another ",
                  "--wkv than fp16-dithered and fp16-plain"));
     }
     std::vector<std::byte> raw;

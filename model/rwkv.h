@@ -44,9 +44,10 @@ struct InitOptions {
   double lr = 6e-4;
 };
 
-/// Wkv7Attrs::state_scale of models with a binary16 state. Slow heads of trained models gather
-/// states of 10^3 to 10^5, beyond binary16 from some thousand tokens on; this leaves room up to
-/// 1.6e7 and full precision down to 0.016 (docs/fp16-state.md).
+/// Wkv7Attrs::state_scale of models with a binary16 state. At the length that a model was trained
+/// with, slow heads gather states of 10^3 to 10^4, and sums over their rows pass 65504; this leaves
+/// room up to 1.6e7 and full precision down to 0.016. Far beyond that length a head was seen to
+/// expand to 9e7, which no fixed scale holds (docs/fp16-state.md).
 inline constexpr float kHalfStateScale = 1.0F / 256;
 
 /// One architecture at one size. Inputs of every graph: "tokens" (B, T) i32.

@@ -44,6 +44,7 @@ std::vector<StateLayer> wkv_layers(std::span<const SequenceRunner::StateTensor> 
     } else {
       continue;
     }
+    for (float& x : layer.values) x /= t.scale;
     layers.push_back(std::move(layer));
   }
   return layers;

@@ -19,7 +19,8 @@ struct StateLayer {
   float rms() const;
 };
 
-/// The WKV states of a snapshot, by block. Shift states are left out.
+/// The WKV states of a snapshot, by block, as the numbers they stand for where they are kept
+/// scaled. Shift states are left out.
 std::vector<StateLayer> wkv_layers(std::span<const SequenceRunner::StateTensor> layout,
                                    const StateSnapshot& snapshot);
 

@@ -68,8 +68,9 @@ struct Wkv7Attrs {
   int64_t head_size = 64;
   const WkvKernel* kernel = nullptr;  ///< resolved once, at plan time
   /// Variants with a binary16 state only: a power of two c. They keep c S, take c v for v (rounded
-  /// after the product) and give y / c, which changes nothing but the range: numbers of S count as
-  /// too large from 65504 / c on. An f16 state holds c S, an f32 one S; gradients are those of S.
+  /// after the product) and give y / c, which changes nothing but the range: S, u = S a and y
+  /// overflow from 65504 / c on, elements of S and v below 6.1e-5 / c lose bits. An f16 state holds
+  /// c S, an f32 one S; gradients are those of S.
   float state_scale = 1;
 };
 

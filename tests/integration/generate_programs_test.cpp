@@ -176,6 +176,8 @@ TEST_F(Programs, GenerateExplainsMistakes) {
 
   expect_failure(generate(model + "--device tpu"), 2, "--device");
   expect_failure(generate(model + "--dtype f16"), 2, "--dtype");
+  expect_failure(generate(model + "--weights f16"), 2, "--weights");
+  expect_failure(generate(model + "--device cuda --weights int8"), 2, "for the CPU");
   expect_failure(generate(model + "--dtype bf16"), 2, "--device cuda");
 
   put("text.h5", "this is a text");

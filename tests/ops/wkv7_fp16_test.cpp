@@ -313,10 +313,16 @@ TEST_P(Wkv7Fp16, BatchSlotsDoNotMatter) {
 TEST_P(Wkv7Fp16, StepsInPlaceEqualForward) {
   const WkvShape s{2, 9, 3, 64, true};
   const Wkv7Data d = data({"steps", Wkv7Kind::kModel, s, 43});
-  const Fp16Result whole = run_fp16(kernel(), s, d, {12, 5});
-  const Wkv7Attrs attrs{64, &kernel()};
-  for (const DType type : {DType::kF32, DType::kF16}) {
-    SCOPED_TRACE(dtype_name(type));
+  struct Case {
+    DType type;
+    float scale;
+  };
+  for (const Case c : {Case{DType::kF32, 1}, {DType::kF16, 1}, {DType::kF16, 1.0F / 256}}) {
+    SCOPED_TRACE(testing::Message() << dtype_name(c.type) << " " << c.scale);
+    const DType type = c.type;
+    const Wkv7Attrs attrs{64, &kernel(), c.scale};
+    const Fp16Result whole =
+        run_fp16(kernel(), s, d, {12, 5}, {.state_type = type, .state_scale = c.scale});
     std::vector<int32_t> elapsed = {12, 5};
     std::vector<float> state = d.s0;
     Context ctx(kernel().device);

@@ -1,8 +1,13 @@
-// Chat templates and the reading of API requests.
+// Chat templates, the reading of API requests, and what is shown of a state.
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <cstring>
+
 #include "inference/server/api_request.h"
+#include "inference/server/state_view.h"
+#include "kernels/core/half.h"
 
 namespace rwkv {
 namespace {
@@ -149,6 +154,23 @@ TEST(ApiRequest, ChatsBecomePrompts) {
                             "chat_template_kwargs": {"enable_thinking": false}})",
                         true);
   EXPECT_EQ(off.thinking, Thinking::kOff);
+}
+
+TEST(StateView, ShowsTheNumbersThatAScaledStateStandsFor) {
+  const TensorSpec half({1, 2, 4, 4}, DType::kF16), shift({1, 8});
+  const std::vector<SequenceRunner::StateTensor> layout = {
+      {"blocks.0.att.wkv_state", half, 0, 1.0F / 256},
+      {"blocks.0.att.shift_state", shift, half.bytes(), 1}};
+  StateSnapshot snapshot;
+  snapshot.bytes.resize(half.bytes() + shift.bytes());
+  const F16 x = half_bits(-3.0F);
+  std::memcpy(snapshot.bytes.data() + 2 * 5, &x, 2);
+  const std::vector<StateLayer> layers = wkv_layers(layout, snapshot);
+  ASSERT_EQ(layers.size(), 1u);
+  EXPECT_EQ(layers[0].heads, 2);
+  EXPECT_EQ(layers[0].values[5], -768.0F);
+  EXPECT_EQ(layers[0].largest(), 768.0F);
+  EXPECT_NEAR(layers[0].rms(), 768.0 / std::sqrt(32.0), 1e-3);
 }
 
 }  // namespace
