@@ -146,8 +146,10 @@ int run(Flags& f) {
     if (const int64_t n = server.drain_and_stop(static_cast<double>(f.drain_seconds)); n > 0)
       std::fprintf(stderr, "rwkv-serve: %lld answers were cut off\n", static_cast<long long>(n));
   });
-  server.serve();
+  const bool asked = server.serve();
+  if (!asked) pthread_kill(waiter.native_handle(), SIGTERM);
   waiter.join();
+  RWKV_CHECK(asked, IoError, "serving on port ", port, ": the socket accepts no more connections");
   return 0;
 }
 

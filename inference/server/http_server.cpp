@@ -138,9 +138,11 @@ class HttpServer::Impl {
     return port;
   }
 
-  void serve() {
-    http_.listen_after_bind();
+  bool serve() {
+    if (!draining_) http_.listen_after_bind();
     threads_ = nullptr;
+    served_ = true;
+    return draining_;
   }
 
   int64_t drain_and_stop(double seconds) {
@@ -150,7 +152,11 @@ class HttpServer::Impl {
     const double limit = now_seconds() + 5;
     while (exchanges_ > 0 && now_seconds() < limit)
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    http_.stop();
+    // A server that has not begun to listen yet does not hear the first call.
+    while (!served_) {
+      http_.stop();
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
     return cancelled;
   }
 
@@ -414,7 +420,7 @@ class HttpServer::Impl {
   const int64_t started_;
   const std::vector<SequenceRunner::StateTensor> layout_;
   std::vector<std::regex> known_;
-  std::atomic<bool> draining_ = false;
+  std::atomic<bool> draining_ = false, served_ = false;
   std::atomic<int64_t> exchanges_ = 0;  ///< requests that generate and their answers
   std::mutex mutex_;
   std::map<int, uint64_t> answers_;
@@ -431,8 +437,8 @@ HttpServer::~HttpServer() = default;
 int HttpServer::bind() {
   return impl_->bind();
 }
-void HttpServer::serve() {
-  impl_->serve();
+bool HttpServer::serve() {
+  return impl_->serve();
 }
 int64_t HttpServer::drain_and_stop(double seconds) {
   return impl_->drain_and_stop(seconds);

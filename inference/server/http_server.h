@@ -36,10 +36,11 @@ class HttpServer {
 
   /// Returns the port. Throws IoError if it cannot be had.
   int bind();
-  /// Serves until stop(); call it once, after bind().
-  void serve();
-  /// Refuses new requests, lets running ones end for up to `seconds`, then ends all. Any thread.
-  /// Returns the number of samples that were cancelled.
+  /// Serves until drain_and_stop(); call it once, after bind(). False if it ended by itself: no
+  /// more connections could be accepted.
+  bool serve();
+  /// Refuses new requests, lets running ones end for up to `seconds`, then ends all. Any other
+  /// thread. Returns the number of samples that were cancelled, when serve() has ended.
   int64_t drain_and_stop(double seconds);
 
  private:
