@@ -6,11 +6,15 @@ rwkv_test(inference_engine_test LABEL unit SOURCES unit/inference_engine_test.cp
   DEPS rwkv_inference)
 rwkv_test(inference_generate_test LABEL unit SOURCES unit/inference_generate_test.cpp
   DEPS rwkv_inference)
+rwkv_test(decode_layout_test LABEL unit SOURCES unit/decode_layout_test.cpp DEPS rwkv_inference)
 if(RWKV_HAVE_CUDA)
   rwkv_test(cuda_inference_test LABEL gpu SOURCES unit/cuda_inference_test.cpp
     DEPS rwkv_inference)
   rwkv_test(cuda_state_file_test LABEL gpu SOURCES unit/cuda_state_file_test.cpp
     DEPS rwkv_inference)
+  rwkv_test(cuda_decode_runner_test LABEL gpu SOURCES unit/cuda_decode_runner_test.cpp
+    DEPS rwkv_inference)
+  rwkv_test(cuda_decode_test LABEL gpu SOURCES unit/cuda_decode_test.cpp DEPS rwkv_inference)
 endif()
 rwkv_test(wkv_compare_test LABEL unit SOURCES unit/wkv_compare_test.cpp DEPS rwkv_inference)
 rwkv_test(generate_programs_test LABEL integration SOURCES integration/generate_programs_test.cpp

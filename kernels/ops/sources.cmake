@@ -1,4 +1,5 @@
 set(RWKV_OP_SOURCES
+  decode/layout.cpp
   ops/adamw.cpp
   ops/checks.cpp
   ops/op.cpp
@@ -34,6 +35,13 @@ if(RWKV_HAVE_CUDA)
   list(APPEND RWKV_OP_SOURCES
     cuda/adamw.cu
     cuda/elementwise.cu
+    cuda/decode/batch.cpp
+    cuda/decode/batch_kernels.cu
+    cuda/decode/products.cu
+    cuda/decode/step.cu
+    cuda/decode/step_bf16.cu
+    cuda/decode/step_f16.cu
+    cuda/decode/step_f32.cu
     cuda/embedding.cu
     cuda/feed_forward.cu
     cuda/key_prepare.cu

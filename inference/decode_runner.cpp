@@ -1,0 +1,271 @@
+#include "inference/decode_runner.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "kernels/core/bf16.h"
+#include "kernels/core/error.h"
+#include "kernels/core/half.h"
+#include "kernels/core/memory.h"
+
+namespace rwkv {
+namespace {
+
+float read(DType type, const std::byte* from) {
+  if (type == DType::kF32) {
+    float x = 0;
+    std::memcpy(&x, from, sizeof x);
+    return x;
+  }
+  uint16_t bits = 0;
+  std::memcpy(&bits, from, sizeof bits);
+  return type == DType::kF16 ? to_float(F16{bits}) : to_float(BF16{bits});
+}
+void write(DType type, std::byte* to, float x) {
+  const uint16_t bits = type == DType::kF16 ? to_half(x).bits : to_bf16(x).bits;
+  if (type == DType::kF32)
+    std::memcpy(to, &x, sizeof x);
+  else
+    std::memcpy(to, &bits, sizeof bits);
+}
+
+class DecodeRunner : public SequenceRunner {
+ public:
+  DecodeRunner(DecodeModel& model, const ModelConfig& config, Engine* engine,
+               const DecodeRunnerOptions& options)
+      : model_(model),
+        config_(config),
+        engine_(engine),
+        options_(options),
+        named_(static_cast<size_t>(model.options().slots), 0) {
+    const int64_t n = options_.prefill_tokens;
+    RWKV_CHECK(n >= 1 && std::has_single_bit(static_cast<uint64_t>(n)), ConfigError,
+               "decode runner: prefill_tokens is ", n, ", expected a power of two");
+    RWKV_ASSERT(config_.vocab_size == model_.layout().shape.vocab, "decode runner: another model");
+    if (engine_ != nullptr) {
+      RWKV_CHECK(engine_->options().prefill_tokens >= n, ConfigError,
+                 "decode runner: the engine's prefill_tokens is ",
+                 engine_->options().prefill_tokens, ", expected at least ", n);
+      state_.emplace(engine_->new_state(1));
+      RWKV_CHECK(state_->device() == Device::kCuda &&
+                     (*state_)[1].spec.dtype == model_.wkv_of(0).spec.dtype,
+                 ConfigError, "decode runner: the engine's WKV states are ",
+                 dtype_name((*state_)[1].spec.dtype), " on ", device_name(state_->device()),
+                 ", expected ", dtype_name(model_.wkv_of(0).spec.dtype), " on cuda");
+    }
+    for (const auto& [name, view] : parts(0)) {
+      layout_.push_back({name, view.spec, state_bytes_});
+      state_bytes_ += view.bytes();
+    }
+    const int64_t rows = decode_batch();
+    logits_ =
+        HostBuffer(Device::kCuda, static_cast<size_t>(rows * config_.vocab_size) * sizeof(float));
+  }
+
+  const ModelConfig& config() const override { return config_; }
+  int64_t slots() const override { return model_.options().slots; }
+  int64_t decode_batch() const override {
+    return model_.options().buckets.empty() ? 1 : model_.options().buckets.back();
+  }
+  int64_t prefill_piece(int64_t left) const override {
+    RWKV_ASSERT(left >= 1, "prefill_piece of ", left);
+    return std::min(options_.prefill_tokens,
+                    static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(left))));
+  }
+  bool exact() const override { return model_.options().buckets.size() <= 1; }
+  size_t pool_bytes() const override { return model_.state_bytes() * static_cast<size_t>(slots()); }
+  size_t workspace_bytes() const override {
+    return logits_.bytes() + (engine_ != nullptr ? engine_->plan_bytes() : 0);
+  }
+
+  void reset(int64_t slot) override {
+    check_slot(slot, "reset");
+    model_.reset(slot);
+  }
+  void copy(int64_t to, int64_t from) override {
+    check_slot(to, "copy");
+    check_slot(from, "copy");
+    if (to != from) model_.copy_state(to, from);
+  }
+
+  std::span<const StateTensor> layout() const override { return layout_; }
+  size_t state_bytes() const override { return state_bytes_; }
+  void save(int64_t slot, std::span<std::byte> to) override {
+    check_slot(slot, "save");
+    check_bytes(to.size(), "save");
+    size_t i = 0;
+    for (const auto& [name, view] : parts(slot)) {
+      rwkv::copy(model_.context(), TensorView(to.data() + layout_[i].offset, view.spec), view);
+      ++i;
+    }
+  }
+  void load(int64_t slot, std::span<const std::byte> from) override {
+    check_slot(slot, "load");
+    check_bytes(from.size(), "load");
+    size_t i = 0;
+    for (const auto& [name, view] : parts(slot)) {
+      // Views do not know constness; the copy only reads.
+      rwkv::copy(model_.context(), view,
+                 TensorView(const_cast<std::byte*>(from.data()) + layout_[i].offset, view.spec));
+      ++i;
+    }
+    model_.context().synchronize("loading a state");
+  }
+
+  TensorView prefill(int64_t slot, std::span<const int32_t> ids) override {
+    check_slot(slot, "prefill");
+    check_ids(ids, "prefill");
+    const auto n = std::ssize(ids);
+    RWKV_CHECK(n >= 1 && prefill_piece(n) == n, ConfigError, "prefill: ", n,
+               " ids in one piece, expected a power of two of at most ", options_.prefill_tokens,
+               "; ask prefill_piece");
+    if (engine_ == nullptr || n < options_.least_parallel) {
+      for (const int32_t id : ids) model_.step(slot, id);
+      return fetch(model_.logits(), 1);
+    }
+    exchange(slot, true);
+    const TensorView logits = engine_->prefill(*state_, ids);
+    exchange(slot, false);
+    return logits;
+  }
+
+  TensorView decode(std::span<const int64_t> slots, std::span<const int32_t> ids) override {
+    RWKV_CHECK(!slots.empty() && slots.size() == ids.size(), ShapeError, "decode: ", slots.size(),
+               " slots and ", ids.size(), " ids, expected the same number of at least 1");
+    check_ids(ids, "decode");
+    for (const int64_t s : slots) check_slot(s, "decode");
+    bool twice = false;
+    for (const int64_t s : slots) twice |= std::exchange(named_[static_cast<size_t>(s)], 1) != 0;
+    for (const int64_t s : slots) named_[static_cast<size_t>(s)] = 0;
+    RWKV_CHECK(!twice, ConfigError, "decode: a slot is named twice");
+    const auto& buckets = model_.options().buckets;
+    const size_t all = slots.size(), vocab = static_cast<size_t>(config_.vocab_size);
+    if (all * vocab * sizeof(float) > logits_.bytes())
+      logits_ = HostBuffer(Device::kCuda, all * vocab * sizeof(float));
+    const bool alone = buckets.empty() || (all == 1 && buckets.size() > 1);
+    for (size_t at = 0; at < all;) {
+      const size_t n = alone ? 1 : std::min(all - at, static_cast<size_t>(buckets.back()));
+      if (alone)
+        model_.step(slots[at], ids[at]);
+      else
+        model_.step_batch(slots.subspan(at, n), ids.subspan(at, n));
+      const TensorView from = alone ? model_.logits() : model_.batch_logits();
+      const TensorSpec spec({static_cast<int64_t>(n * vocab)});
+      copy_later(model_.context(),
+                 TensorView(reinterpret_cast<float*>(logits_.data()) + at * vocab, spec),
+                 TensorView(from.data, spec, Device::kCuda));
+      at += n;
+    }
+    model_.context().synchronize("logits");
+    return {logits_.data(), {static_cast<int64_t>(all), config_.vocab_size}};
+  }
+
+ private:
+  std::vector<std::pair<std::string, TensorView>> parts(int64_t slot) const {
+    const auto alone = [](TensorView v) {
+      v.spec = TensorSpec({1, v.numel()}, v.spec.dtype);
+      return v;
+    };
+    return {{"shift_states", alone(model_.shift_of(slot))},
+            {"wkv_states", alone(model_.wkv_of(slot))},
+            {"elapsed", alone(model_.elapsed_of(slot))}};
+  }
+  void check_slot(int64_t slot, const char* doing) const {
+    RWKV_CHECK(slot >= 0 && slot < slots(), ConfigError, doing, ": slot ", slot, ", expected 0 to ",
+               slots() - 1);
+  }
+  void check_bytes(size_t bytes, const char* doing) const {
+    RWKV_CHECK(bytes == state_bytes_, ShapeError, doing, ": ", bytes,
+               " bytes for a state, expected ", state_bytes_);
+  }
+  void check_ids(std::span<const int32_t> ids, const char* doing) const {
+    for (const int32_t id : ids)
+      RWKV_CHECK(id >= 0 && id < config_.vocab_size, ConfigError, doing, ": token id ", id,
+                 " is outside of the model's vocabulary, 0 to ", config_.vocab_size - 1);
+  }
+  TensorView fetch(const TensorView& logits, int64_t rows) {
+    const TensorSpec spec({rows, config_.vocab_size});
+    const TensorView host(logits_.data(), spec);
+    rwkv::copy(model_.context(), host, TensorView(logits.data, spec, Device::kCuda));
+    return host;
+  }
+
+  /// A slot's state to the engine's (`out`), or back. WKV states go from device to device, layer by
+  /// layer; the shift states change their type on the way, in host memory.
+  void exchange(int64_t slot, bool out) {
+    Context& ctx = model_.context();
+    const TensorView shift = model_.shift_of(slot), wkv = model_.wkv_of(slot),
+                     elapsed = model_.elapsed_of(slot);
+    const int64_t layers = shift.dim(0), width = shift.dim(2);
+    const DType ours = shift.spec.dtype, theirs = (*state_)[0].spec.dtype;
+    std::vector<std::byte> here(shift.bytes());
+    std::vector<std::byte> there(static_cast<size_t>(width) * dtype_bytes(theirs));
+    const TensorView here_view(here.data(), shift.spec);
+    const auto move = [&](const TensorView& a, const TensorView& b) {
+      TensorView to = out ? b : a, from = out ? a : b;
+      to.spec = from.spec = TensorSpec({a.numel()}, a.spec.dtype);
+      rwkv::copy(ctx, to, from);
+    };
+    // The two contexts have streams of their own.
+    engine_->context().synchronize("states of prefill");
+    ctx.synchronize("states of prefill");
+    if (out) rwkv::copy(ctx, here_view, shift);
+    for (int64_t l = 0; l < layers; ++l) {
+      const auto first = static_cast<size_t>(3 * l);
+      move(wkv.slice(l, l + 1), (*state_)[first + 1]);
+      for (int64_t i = 0; i < 2; ++i) {
+        const TensorView far = (*state_)[first + static_cast<size_t>(2 * i)];
+        const TensorView near(there.data(), far.spec);
+        if (!out) rwkv::copy(ctx, near, far);
+        const auto row = static_cast<size_t>((2 * l + i) * width);
+        for (size_t c = 0; c < static_cast<size_t>(width); ++c) {
+          std::byte* const a = here.data() + (row + c) * dtype_bytes(ours);
+          std::byte* const b = there.data() + c * dtype_bytes(theirs);
+          if (out)
+            write(theirs, b, read(ours, a));
+          else
+            write(ours, a, read(theirs, b));
+        }
+        if (out) rwkv::copy(ctx, far, near);
+      }
+    }
+    if (!out) rwkv::copy(ctx, shift, here_view);
+    if (state_->specs().back().name == "elapsed")
+      move(elapsed, (*state_)[state_->specs().size() - 1]);
+    ctx.synchronize("states of prefill");
+  }
+
+  DecodeModel& model_;
+  ModelConfig config_;
+  Engine* engine_;
+  DecodeRunnerOptions options_;
+  std::optional<RnnState> state_;
+  std::vector<char> named_;
+  std::vector<StateTensor> layout_;
+  size_t state_bytes_ = 0;
+  HostBuffer logits_;
+};
+
+}  // namespace
+
+std::unique_ptr<SequenceRunner> make_decode_runner(DecodeModel& model, const ModelConfig& config,
+                                                   Engine* engine,
+                                                   const DecodeRunnerOptions& options) {
+  return std::make_unique<DecodeRunner>(model, config, engine, options);
+}
+
+EngineOptions decode_engine_options(const DecodeModel& model, const DecodeRunnerOptions& options) {
+  EngineOptions o;
+  o.wkv = model.options().half_state ? "fp16-dithered" : "auto";
+  o.prefill_tokens = options.prefill_tokens;
+  o.max_plans =
+      std::max<int64_t>(o.max_plans, std::bit_width(static_cast<uint64_t>(o.prefill_tokens)) + 1);
+  o.device = Device::kCuda;
+  o.dtype = model.options().dtype == DType::kF32 ? DType::kF32 : DType::kBF16;
+  return o;
+}
+
+}  // namespace rwkv

@@ -1,0 +1,37 @@
+#pragma once
+/// Many sequences of one RWKV-7 model on the decoding kernels, behind the interface of the
+/// scheduler.
+
+#include <memory>
+
+#include "inference/decode_model.h"
+#include "inference/engine.h"
+#include "inference/sequence_runner.h"
+
+namespace rwkv {
+
+struct DecodeRunnerOptions {
+  /// The longest prefill piece, a power of two.
+  int64_t prefill_tokens = 2048;
+  /// Prefill pieces below this length go token by token through the decoding kernels; all, if there
+  /// is no engine.
+  int64_t least_parallel = 64;
+};
+
+/// Decodes with `model`; prefill in the parallel form with `engine`, an engine of the same weights
+/// on CUDA, whose WKV states have the type of the model's: variant fp16-dithered where they are f16
+/// (decode_engine_options). Null: prefill is token by token.
+///
+/// exact() with at most one bucket: without any, every sequence is decoded by itself; with one, all
+/// decoding is in batches of it. With more, one sequence is decoded by itself and several in the
+/// smallest bucket that holds them, which is faster and differs by rounding.
+///
+/// Model and engine must outlive the runner and are its alone.
+std::unique_ptr<SequenceRunner> make_decode_runner(DecodeModel& model, const ModelConfig& config,
+                                                   Engine* engine,
+                                                   const DecodeRunnerOptions& options = {});
+
+/// Options of an engine that serves the runner.
+EngineOptions decode_engine_options(const DecodeModel& model, const DecodeRunnerOptions& options);
+
+}  // namespace rwkv

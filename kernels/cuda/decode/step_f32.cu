@@ -1,0 +1,7 @@
+#include "kernels/cuda/decode/step_launch.cuh"
+
+namespace rwkv::cuda::decode {
+
+template void launch_step<float>(Context&, const Args&, bool, int);
+
+}  // namespace rwkv::cuda::decode

@@ -1,0 +1,135 @@
+// The runner over the decoding kernels: what every SequenceRunner keeps. Skipped without a GPU.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+
+#include "inference/decode_runner.h"
+#include "tests/unit/inference_model.h"
+
+namespace rwkv {
+namespace {
+
+using test::random_ids;
+using test::random_model;
+using test::TestModel;
+
+constexpr int64_t kVocab = 300;
+
+class CudaDecodeRunner : public testing::Test {
+ protected:
+  void SetUp() override {
+    try {
+      const Context ctx(Device::kCuda);
+    } catch (const DeviceError&) {
+      GTEST_SKIP() << "no GPU";
+    }
+  }
+};
+
+std::vector<float> row(const TensorView& logits, int64_t i) {
+  return {logits.f32() + i * kVocab, logits.f32() + (i + 1) * kVocab};
+}
+
+double relative(const std::vector<float>& got, const std::vector<float>& want) {
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const auto w = static_cast<double>(want[i]);
+    error += std::pow(static_cast<double>(got[i]) - w, 2);
+    norm += w * w;
+  }
+  return std::sqrt(error / norm);
+}
+
+TEST_F(CudaDecodeRunner, PrefillByStepsAndInParallelAgree) {
+  const TestModel m = random_model(1);
+  for (const DType type : {DType::kF32, DType::kF16})
+    for (const bool half : {false, true}) {
+      Context ctx(Device::kCuda);
+      DecodeModel model(ctx, *m.model, *m.weights, {.dtype = type, .half_state = half, .slots = 3});
+      const DecodeRunnerOptions options{.prefill_tokens = 64, .least_parallel = 16};
+      Engine engine(*m.model, *m.weights, decode_engine_options(model, options));
+      const auto fast = make_decode_runner(model, m.model->config(), &engine, options);
+      const auto ids = random_ids(3, 96, kVocab);
+      const std::span all(ids);
+      fast->prefill(0, all.first(64));  // in parallel
+      fast->prefill(0, all.subspan(64, 8));
+      fast->prefill(0, all.subspan(72, 8));
+      const auto got = row(fast->prefill(0, all.subspan(80, 16)), 0);
+      const auto next = row(fast->decode(std::vector<int64_t>{0}, std::vector<int32_t>{5}), 0);
+      const auto slow = make_decode_runner(model, m.model->config(), nullptr, options);
+      slow->prefill(1, all.first(64));
+      const auto want = row(slow->prefill(1, all.subspan(64, 32)), 0);
+      const auto want_next = row(slow->decode(std::vector<int64_t>{1}, std::vector<int32_t>{5}), 0);
+      const double limit = type == DType::kF32 ? half ? 1e-2 : 1e-5 : 6e-2;
+      std::printf("  %s, %s state: parallel prefill against steps %.2e, the next token %.2e\n",
+                  std::string(dtype_name(type)).c_str(), half ? "f16" : "f32", relative(got, want),
+                  relative(next, want_next));
+      EXPECT_LE(relative(got, want), limit);
+      EXPECT_LE(relative(next, want_next), limit);
+    }
+}
+
+TEST_F(CudaDecodeRunner, NeighboursChangeNothing) {
+  const TestModel m = random_model(2);
+  for (const std::vector<int64_t>& buckets :
+       {std::vector<int64_t>{}, std::vector<int64_t>{4}, std::vector<int64_t>{2, 8}}) {
+    Context ctx(Device::kCuda);
+    DecodeModel model(ctx, *m.model, *m.weights, {.slots = 12, .buckets = buckets});
+    const auto runner = make_decode_runner(model, m.model->config(), nullptr);
+    EXPECT_EQ(runner->exact(), buckets.size() <= 1);
+    const auto run = [&](const std::vector<int64_t>& slots, size_t which) {
+      for (const int64_t s : slots) runner->reset(s);
+      std::vector<float> mine;
+      for (int step = 0; step < 5; ++step) {
+        std::vector<int32_t> ids;
+        for (size_t i = 0; i < slots.size(); ++i)
+          ids.push_back(i == which ? 7 + step : static_cast<int32_t>(11 * i) + step);
+        const auto logits = row(runner->decode(slots, ids), static_cast<int64_t>(which));
+        mine.insert(mine.end(), logits.begin(), logits.end());
+      }
+      return mine;
+    };
+    const auto want = run({4}, 0);
+    for (const auto& [slots, which] : std::vector<std::pair<std::vector<int64_t>, size_t>>{
+             {{3, 9}, 1}, {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, 6}}) {
+      const auto got = run(slots, which);
+      if (runner->exact()) {
+        EXPECT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(float)), 0);
+      }
+      EXPECT_LE(relative(got, want), 2e-2);
+    }
+  }
+}
+
+TEST_F(CudaDecodeRunner, StatesMoveAndErrorsAreTold) {
+  const TestModel m = random_model(4);
+  Context ctx(Device::kCuda);
+  DecodeModel model(ctx, *m.model, *m.weights, {.slots = 4, .buckets = {4}});
+  const auto runner = make_decode_runner(model, m.model->config(), nullptr);
+  const auto ids = random_ids(1, 8, kVocab);
+  runner->prefill(0, ids);
+  std::vector<std::byte> saved(runner->state_bytes());
+  runner->save(0, saved);
+  runner->copy(2, 0);
+  const std::vector<int64_t> slots = {0, 2, 1};
+  runner->load(1, saved);
+  const TensorView logits = runner->decode(slots, std::vector<int32_t>{9, 9, 9});
+  EXPECT_EQ(row(logits, 0), row(logits, 1));
+  EXPECT_EQ(row(logits, 0), row(logits, 2));
+  runner->reset(1);
+  const auto fresh = row(runner->decode(std::vector<int64_t>{1}, std::vector<int32_t>{9}), 0);
+  const auto untouched = row(runner->decode(std::vector<int64_t>{3}, std::vector<int32_t>{9}), 0);
+  EXPECT_EQ(fresh, untouched);
+  EXPECT_THROW(runner->decode(std::vector<int64_t>{4}, std::vector<int32_t>{1}), ConfigError);
+  EXPECT_THROW(runner->decode(std::vector<int64_t>{1, 1}, std::vector<int32_t>{1, 1}), ConfigError);
+  EXPECT_THROW(runner->decode(std::vector<int64_t>{1}, std::vector<int32_t>{300}), ConfigError);
+  EXPECT_THROW(runner->decode(std::vector<int64_t>{1}, std::vector<int32_t>{1, 2}), ShapeError);
+  EXPECT_THROW(runner->prefill(0, std::span(ids).first(3)), ConfigError);
+  EXPECT_THROW(runner->save(0, std::span(saved).first(8)), ShapeError);
+}
+
+}  // namespace
+}  // namespace rwkv

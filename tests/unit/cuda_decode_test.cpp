@@ -1,0 +1,318 @@
+// The decoding kernels against the graph that training uses, on the GPU. Skipped without one.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <tuple>
+
+#include "inference/decode_model.h"
+#include "inference/engine.h"
+#include "kernels/core/memory.h"
+#include "kernels/core/parallel.h"
+#include "tests/unit/inference_model.h"
+
+namespace rwkv {
+namespace {
+
+using test::random_ids;
+using test::TestModel;
+
+/// Largest absolute difference of logits of O(1).
+double limit(DType dtype) {
+  return dtype == DType::kF32 ? 1e-4 : dtype == DType::kF16 ? 2e-2 : 1e-1;
+}
+
+/// A model away from its initial values whose logits have a deviation of about one. Drawn in
+/// parallel: init_params would take long for this many.
+TestModel quick_model(int64_t layers, int64_t width, int64_t vocab, uint64_t seed) {
+  ModelConfig c;
+  c.n_layer = layers;
+  c.n_embd = width;
+  c.vocab_size = vocab;
+  c.head_size = 64;
+  TestModel m{make_model(c), nullptr};
+  m.weights = std::make_unique<ParamStore>(Device::kCpu, m.model->params(), "weights");
+  for (const ParamSpec& p : m.model->params().specs()) {
+    const std::span<float> to = m.tensor(p.name);
+    const Rng rng(seed, hash_name(p.name));
+    const bool matrix = p.spec.rank == 2 && !p.name.ends_with("r_k");
+    const bool down = p.name.ends_with("1") && matrix;  // (width, rank)
+    const auto fan_in = static_cast<double>(down                              ? p.spec[0]
+                                            : p.name.ends_with("2") && matrix ? p.spec[0]
+                                                                              : p.spec.last());
+    const double scale = p.name == "emb.weight"    ? 1.0
+                         : p.name == "head.weight" ? 1.0 / std::sqrt(fan_in)
+                         : matrix                  ? 0.7 / std::sqrt(fan_in)
+                                                   : 0.2;
+    const bool norm = p.name.ends_with("weight") && !matrix;
+    const double mean = norm || p.name.ends_with("k_a")           ? 1.0
+                        : p.name.find(".x_") != std::string::npos ? 0.5
+                        : p.name.ends_with("k_k")                 ? 0.7
+                        : p.name.ends_with("w0")                  ? -1.0
+                                                                  : 0.0;
+    parallel_for(static_cast<int64_t>(to.size()), 1 << 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        to[static_cast<size_t>(i)] =
+            static_cast<float>(mean + scale * rng.normal(static_cast<uint64_t>(i)));
+    });
+  }
+  return m;
+}
+
+std::vector<float> on_host(Context& ctx, const TensorView& v) {
+  std::vector<float> host(static_cast<size_t>(v.numel()));
+  copy(ctx, TensorView(host.data(), v.spec), v);
+  return host;
+}
+
+std::vector<float> decode(Context& ctx, DecodeModel& decoder, int64_t slot,
+                          std::span<const int32_t> ids) {
+  std::vector<float> all;
+  for (const int32_t id : ids) {
+    decoder.step(slot, id);
+    const auto row = on_host(ctx, decoder.logits());
+    all.insert(all.end(), row.begin(), row.end());
+  }
+  return all;
+}
+
+std::vector<float> by_engine(const TestModel& m, const std::string& wkv,
+                             std::span<const int32_t> ids) {
+  Engine engine(*m.model, *m.weights, {.wkv = wkv, .device = Device::kCuda});
+  RnnState state = engine.new_state();
+  std::vector<float> all;
+  for (const int32_t id : ids) {
+    const TensorView logits = engine.decode(state, {&id, 1});
+    all.insert(all.end(), logits.f32(), logits.f32() + logits.numel());
+  }
+  return all;
+}
+
+double worst(std::span<const float> got, std::span<const float> want) {
+  double most = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double e = std::fabs(static_cast<double>(got[i]) - static_cast<double>(want[i]));
+    if (!(e <= most)) most = e;
+  }
+  return most;
+}
+
+/// What a binary16 state itself costs: its rounding turns on the last bits of what comes in, so two
+/// correct implementations differ by as much as one of them does from an f32 state.
+double state_noise(const TestModel& m, std::span<const int32_t> ids, std::span<const float> half) {
+  return worst(half, by_engine(m, "serial", ids));
+}
+
+double deviation(std::span<const float> x) {
+  double sum = 0;
+  for (const float v : x) sum += static_cast<double>(v) * static_cast<double>(v);
+  return std::sqrt(sum / static_cast<double>(x.size()));
+}
+
+class CudaDecode : public testing::Test {
+ protected:
+  void SetUp() override {
+    try {
+      const Context ctx(Device::kCuda);
+    } catch (const DeviceError&) {
+      GTEST_SKIP() << "no GPU";
+    }
+  }
+
+  static void compare(const TestModel& m, int64_t tokens, const std::vector<DType>& types) {
+    const auto vocab = m.model->config().vocab_size;
+    const auto ids = random_ids(7, tokens, vocab);
+    for (const bool half : {false, true}) {
+      const auto want = by_engine(m, half ? "fp16-dithered" : "serial", ids);
+      const double noise = half ? state_noise(m, ids, want) : 0;
+      for (const DType type : types) {
+        const double allowed = limit(type) + noise;
+        Context ctx(Device::kCuda);
+        DecodeModel decoder(ctx, *m.model, *m.weights,
+                            {.dtype = type, .half_state = half, .slots = 2});
+        const auto got = decode(ctx, decoder, 1, ids);
+        const double error = worst(got, want);
+        std::printf("  L%lld D%lld %s, %s state: worst %.2e (limit %.1e), deviation %.2f\n",
+                    static_cast<long long>(m.model->config().n_layer),
+                    static_cast<long long>(m.model->config().n_embd),
+                    std::string(dtype_name(type)).c_str(), half ? "f16" : "f32", error, allowed,
+                    deviation(want));
+        std::fflush(stdout);
+        EXPECT_LE(error, allowed);
+        EXPECT_GE(deviation(want), 0.5);
+
+        // The other slot, without the rows that are zero left out, and a copied state.
+        DecodeModel other(
+            ctx, *m.model, *m.weights,
+            {.dtype = type, .half_state = half, .slots = 3, .skip = false, .nap = 100, .ring = 2});
+        EXPECT_LE(worst(decode(ctx, other, 0, ids), want), allowed);
+        other.reset(2);
+        const size_t cut = ids.size() / 2;
+        const auto first = decode(ctx, other, 2, std::span(ids).first(cut));
+        other.copy_state(1, 2);
+        decode(ctx, other, 2, std::span(ids).first(2));
+        auto rest = decode(ctx, other, 1, std::span(ids).subspan(cut));
+        auto all = first;
+        all.insert(all.end(), rest.begin(), rest.end());
+        other.reset(0);
+        const auto again = decode(ctx, other, 0, ids);
+        ASSERT_EQ(all.size(), again.size());
+        EXPECT_EQ(std::memcmp(all.data(), again.data(), all.size() * sizeof(float)), 0);
+      }
+    }
+  }
+};
+
+TEST_F(CudaDecode, TinyModels) {
+  for (const int64_t width : {64, 128, 320})
+    compare(quick_model(3, width, 300, static_cast<uint64_t>(width)), 12,
+            {DType::kF32, DType::kF16, DType::kBF16});
+}
+
+TEST_F(CudaDecode, Width768) {
+  compare(quick_model(12, 768, 8192, 1), 16, {DType::kF32, DType::kF16, DType::kBF16});
+}
+
+TEST_F(CudaDecode, Width2048And4096) {
+  compare(quick_model(2, 2048, 2048, 2), 6, {DType::kF32, DType::kF16});
+  compare(quick_model(2, 4096, 2048, 3), 6, {DType::kF32, DType::kF16});
+}
+
+TEST_F(CudaDecode, SplitsAndSlices) {
+  const TestModel m = quick_model(3, 768, 512, 4);
+  const auto ids = random_ids(9, 8, 512);
+  const auto want = by_engine(m, "serial", ids);
+  for (const auto& [splits, slice] :
+       std::vector<std::pair<int, int>>{{1, 8}, {4, 32}, {3, 32}, {8, 64}, {8, 256}}) {
+    Context ctx(Device::kCuda);
+    DecodeModel decoder(ctx, *m.model, *m.weights,
+                        {.half_state = false, .splits = splits, .slice = slice});
+    EXPECT_LE(worst(decode(ctx, decoder, 0, ids), want), limit(DType::kF16))
+        << splits << " " << slice;
+  }
+}
+
+/// Tokens of several sequences, step by step in one bucket: logits (sequence, step, vocab).
+std::vector<std::vector<float>> decode_batch(Context& ctx, DecodeModel& decoder,
+                                             const std::vector<int64_t>& slots,
+                                             const std::vector<std::vector<int32_t>>& ids) {
+  std::vector<std::vector<float>> all(ids.size());
+  for (size_t t = 0; t < ids[0].size(); ++t) {
+    std::vector<int32_t> tokens;
+    for (const auto& s : ids) tokens.push_back(s[t]);
+    decoder.step_batch(slots, tokens);
+    const auto logits = on_host(ctx, decoder.batch_logits());
+    const auto vocab = static_cast<size_t>(decoder.layout().shape.vocab);
+    for (size_t i = 0; i < ids.size(); ++i)
+      all[i].insert(all[i].end(), logits.begin() + static_cast<int64_t>(i * vocab),
+                    logits.begin() + static_cast<int64_t>((i + 1) * vocab));
+  }
+  return all;
+}
+
+TEST_F(CudaDecode, BatchesAreTheGraph) {
+  for (const auto& [layers, width, vocab] :
+       std::vector<std::tuple<int64_t, int64_t, int64_t>>{{3, 128, 300}, {12, 768, 2048}}) {
+    const TestModel m = quick_model(layers, width, vocab, 6);
+    std::vector<std::vector<int32_t>> ids;
+    for (uint64_t s = 0; s < 5; ++s) ids.push_back(random_ids(100 + s, 8, vocab));
+    for (const bool half : {false, true}) {
+      std::vector<std::vector<float>> want;
+      double noise = 0;
+      for (const auto& s : ids) {
+        want.push_back(by_engine(m, half ? "fp16-dithered" : "serial", s));
+        if (half) noise = std::max(noise, state_noise(m, s, want.back()));
+      }
+      for (const auto& [type, own] : {std::pair{DType::kF16, 1}, std::pair{DType::kF16, 0},
+                                      std::pair{DType::kBF16, 1}, std::pair{DType::kBF16, 0}}) {
+        const double allowed = limit(type) + noise;
+        Context ctx(Device::kCuda);
+        DecodeModel decoder(ctx, *m.model, *m.weights,
+                            {.dtype = type,
+                             .half_state = half,
+                             .slots = 8,
+                             .buckets = {4, 8, 80},
+                             .own_products = own});
+        const auto got = decode_batch(ctx, decoder, {0, 1, 2, 3, 4}, ids);  // bucket 8
+        double error = 0;
+        for (size_t i = 0; i < ids.size(); ++i) error = std::max(error, worst(got[i], want[i]));
+        std::printf("  batch, L%lld D%lld %s, %s state, products %s: worst %.2e (limit %.1e)\n",
+                    static_cast<long long>(layers), static_cast<long long>(width),
+                    std::string(dtype_name(type)).c_str(), half ? "f16" : "f32",
+                    own == 1 ? "ours" : "cuBLASLt", error, allowed);
+        std::fflush(stdout);
+        EXPECT_LE(error, allowed);
+        // Another place, other slots, other neighbours, more of them: the same bits.
+        for (int64_t s = 0; s < 8; ++s) decoder.reset(s);
+        const std::vector<std::vector<int32_t>> others = {
+            random_ids(50, 8, vocab), ids[2], random_ids(51, 8, vocab),
+            random_ids(52, 8, vocab), ids[0], ids[1],
+            random_ids(53, 8, vocab)};
+        const auto again = decode_batch(ctx, decoder, {7, 6, 5, 4, 3, 2, 1}, others);
+        const auto same = [&](size_t one, size_t other) {
+          return std::memcmp(got[one].data(), again[other].data(),
+                             got[one].size() * sizeof(float)) == 0;
+        };
+        EXPECT_TRUE(same(2, 1) && same(0, 4) && same(1, 5));
+        // A larger bucket, and the kernel for one sequence going on from a batch's state.
+        decoder.reset(0);
+        std::vector<float> mixed;
+        for (size_t t = 0; t < 8; ++t) {
+          if (t % 2 == 0) {
+            decoder.step(0, ids[0][t]);
+            const auto row = on_host(ctx, decoder.logits());
+            mixed.insert(mixed.end(), row.begin(), row.end());
+          } else {
+            const auto row = decode_batch(ctx, decoder, {0}, {{ids[0][t]}});
+            mixed.insert(mixed.end(), row[0].begin(), row[0].end());
+          }
+        }
+        EXPECT_LE(worst(mixed, want[0]), allowed);
+      }
+    }
+  }
+}
+
+TEST_F(CudaDecode, LargeBuckets) {
+  const TestModel m = quick_model(2, 256, 300, 8);
+  const auto ids = random_ids(5, 6, 300);
+  const auto want = by_engine(m, "fp16-dithered", ids);
+  const double allowed = limit(DType::kF16) + state_noise(m, ids, want);
+  for (const int own : {0, 1}) {
+    Context ctx(Device::kCuda);
+    DecodeModel decoder(ctx, *m.model, *m.weights,
+                        {.slots = 200, .buckets = {200}, .own_products = own});
+    std::vector<int64_t> slots;
+    for (int64_t s = 0; s < 130; ++s) slots.push_back((s * 7) % 200);
+    const std::vector<std::vector<int32_t>> all(slots.size(), ids);
+    const auto got = decode_batch(ctx, decoder, slots, all);
+    for (size_t i = 0; i < got.size(); ++i) {
+      EXPECT_EQ(std::memcmp(got[0].data(), got[i].data(), got[0].size() * sizeof(float)), 0) << i;
+      EXPECT_LE(worst(got[i], want), allowed) << i;
+    }
+  }
+}
+
+TEST_F(CudaDecode, RefusesWhatItCannotDo) {
+  Context ctx(Device::kCuda);
+  const TestModel m = quick_model(2, 128, 300, 5);
+  EXPECT_THROW(DecodeModel(ctx, *m.model, *m.weights, {.dtype = DType::kI8}), ConfigError);
+  EXPECT_THROW(DecodeModel(ctx, *m.model, *m.weights, {.slots = 0}), ConfigError);
+  DecodeModel decoder(ctx, *m.model, *m.weights, {});
+  EXPECT_THROW(decoder.step(1, 0), ConfigError);
+  EXPECT_THROW(decoder.step(0, 300), ConfigError);
+  const std::vector<int64_t> slots = {0, 0, 0};
+  const std::vector<int32_t> tokens = {1, 2, 3};
+  EXPECT_THROW(decoder.step_batch(slots, tokens), ConfigError);
+  EXPECT_THROW(decoder.step_batch(slots, std::span(tokens).first(2)), ShapeError);
+  EXPECT_THROW(DecodeModel(ctx, *m.model, *m.weights, {.buckets = {4, 2}}), ConfigError);
+  EXPECT_THROW(DecodeModel(ctx, *m.model, *m.weights, {.dtype = DType::kF32, .buckets = {4}}),
+               ConfigError);
+  const TestModel four = test::random_rwkv4(1);
+  EXPECT_THROW(DecodeModel(ctx, *four.model, *four.weights, {}), ConfigError);
+}
+
+}  // namespace
+}  // namespace rwkv

@@ -1,0 +1,199 @@
+// rwkv-bench decode: one token after the other, random weights.
+#include "tools/bench/decode.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "inference/decode_model.h"
+#include "kernels/core/error.h"
+#include "kernels/core/memory.h"
+#include "tools/bench/cuda_timing.h"
+#include "tools/bench/wkv_fp16.h"
+
+namespace rwkv::bench {
+namespace {
+
+/// Sizes of the public models; low-rank widths as in their files.
+ModelConfig config_of(const std::string& size) {
+  ModelConfig c;
+  c.vocab_size = 65536;
+  c.head_size = 64;
+  const auto set = [&](int64_t layers, int64_t width, int64_t w, int64_t a, int64_t v, int64_t g) {
+    c.n_layer = layers;
+    c.n_embd = width;
+    c.rank_w = w;
+    c.rank_a = a;
+    c.rank_v = v;
+    c.rank_g = g;
+  };
+  if (size == "0.1B")
+    set(12, 768, 64, 64, 32, 128);
+  else if (size == "1.5B")
+    set(24, 2048, 96, 96, 64, 256);
+  else if (size == "7.2B")
+    set(32, 4096, 128, 128, 96, 480);
+  else
+    throw ConfigError(str("--random: found '", size, "', expected 0.1B, 1.5B or 7.2B"));
+  c.finish();
+  return c;
+}
+
+DType dtype_of(const std::string& flag, const std::string& name) {
+  for (const DType t : {DType::kF16, DType::kBF16, DType::kF32})
+    if (dtype_name(t) == name) return t;
+  throw ConfigError(str("--", flag, ": found '", name, "', expected f16, bf16 or f32"));
+}
+
+/// Mean microseconds per layer between the points in time of a step (kernels/decode/step.h).
+void print_stages(const std::vector<int64_t>& stamps, int64_t layers) {
+  constexpr double kClocksPerMicrosecond = 1980;  // an H200 under load
+  static constexpr const char* kNames[decode::kStamps] = {
+      "wait for value", "in",  "wait for in",  "lora", "wait for lora", "out",
+      "wait for out",   "key", "wait for key", "value"};
+  for (int64_t block = 0; block < 2; ++block) {
+    const auto at = [&](int64_t layer, int64_t what) {
+      return stamps[static_cast<size_t>((block * (layers + 1) + layer) * decode::kStamps + what)];
+    };
+    std::printf("  %s block, us per layer:", block == 0 ? "first" : "last");
+    std::vector<double> sums(decode::kStamps);
+    int64_t last = at(0, 0);
+    for (int64_t l = 0; l < layers; ++l)
+      for (int64_t i = 0; i < decode::kStamps; ++i) {
+        if (at(l, i) == 0) continue;  // the block has no part in it
+        sums[static_cast<size_t>(i)] += static_cast<double>(at(l, i) - last);
+        last = at(l, i);
+      }
+    double all = 0;
+    for (size_t i = 0; i < sums.size(); ++i) {
+      const double us = sums[i] / static_cast<double>(layers) / kClocksPerMicrosecond;
+      std::printf(" %s %.2f%s", kNames[i], us, i + 1 < sums.size() ? "," : "");
+      all += us;
+    }
+    std::printf("; sum %.2f; head %.2f\n", all,
+                static_cast<double>(at(layers, 1) - last) / kClocksPerMicrosecond);
+  }
+}
+
+}  // namespace
+
+namespace {
+
+struct Run {
+  Timing time;  ///< of all steps in a row
+  int steps = 1;
+  double bytes = 0;  ///< read by a step
+  double zeros = 0;  ///< of the squared ReLU, where they are not read
+};
+
+Run run_one(Context& ctx, DecodeModel& model, const DecodeBenchOptions& o) {
+  model.step(0, 1);
+  Run run{.steps = o.tokens};
+  run.time = cuda_time(ctx, o.repeats, [&] {
+    for (int i = 0; i < o.tokens; ++i) model.step_again();
+  });
+  run.zeros = model.zero_share();
+  run.bytes = model.layout().token_bytes(o.no_skip ? 1 : 1 - run.zeros) +
+              static_cast<double>(model.state_bytes());
+  return run;
+}
+
+Run run_batch(Context& ctx, DecodeModel& model, const DecodeBenchOptions& o, int64_t batch) {
+  std::vector<int64_t> slots;
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < batch; ++i) {
+    slots.push_back(i);
+    tokens.push_back(static_cast<int32_t>(i * 61 % 65521));
+  }
+  model.step_batch(slots, tokens);
+  Run run{.steps = std::max(1, o.tokens / 16)};
+  run.time = cuda_time(ctx, o.repeats, [&] {
+    for (int i = 0; i < run.steps; ++i) model.batch_again(batch);
+  });
+  run.bytes = model.layout().token_bytes(1) +
+              static_cast<double>(batch) * static_cast<double>(model.state_bytes());
+  return run;
+}
+
+void check_finite(Context& ctx, const TensorView& logits, const std::string& what) {
+  std::vector<float> host(static_cast<size_t>(logits.numel()));
+  copy(ctx, TensorView(host.data(), logits.spec), logits);
+  for (const float x : host)
+    RWKV_CHECK(std::isfinite(x), Error, what, ": logits of the benchmark are not finite");
+}
+
+}  // namespace
+
+int run_decode(const DecodeBenchOptions& o) {
+  const DType state = dtype_of("state", o.state);
+  RWKV_CHECK(state != DType::kBF16, ConfigError, "--state: found bf16, expected f16 or f32");
+  std::vector<int64_t> batches = o.batches.empty() ? std::vector<int64_t>{1} : o.batches;
+  std::ranges::sort(batches);
+  Context ctx(Device::kCuda);
+  const double copied = cuda_copy_bandwidth(ctx);
+  std::printf("%s\ncopy bandwidth %.1f GB/s (read + write); steps in a row, medians of %d\n",
+              to_string(environment(Device::kCuda)).c_str(), 1e-9 * copied, o.repeats);
+  auto doc = nlohmann::ordered_json::parse(record_head("decode", Device::kCuda));
+  doc["copy_bytes_per_second"] = copied;
+  doc["rows"] = nlohmann::ordered_json::array();
+  std::printf("%5s %6s %5s %5s %5s %11s %7s %11s %9s %7s %7s\n", "model", "batch", "type", "state",
+              "skip", "us/step", "spread", "tokens/s", "GB/s", "% copy", "zeros");
+  for (const std::string& size : o.sizes) {
+    std::vector<int64_t> buckets;
+    for (const int64_t b : batches)
+      if (b > 1) buckets.push_back(b);
+    DecodeModel model(ctx, config_of(size), 1,
+                      {.dtype = dtype_of("dtype", o.dtype),
+                       .half_state = state == DType::kF16,
+                       .slots = batches.back(),
+                       .buckets = buckets,
+                       .skip = !o.no_skip,
+                       .own_products = o.own_products,
+                       .prefetch_value = o.prefetch_value,
+                       .splits = o.splits,
+                       .slice = o.slice,
+                       .nap = o.nap,
+                       .ring = o.ring,
+                       .ahead_bytes = o.ahead_bytes});
+    for (const int64_t batch : batches) {
+      const bool one = batch == 1;
+      const Run run = one ? run_one(ctx, model, o) : run_batch(ctx, model, o, batch);
+      check_finite(ctx, one ? model.logits() : model.batch_logits(), size);
+      const double seconds = run.time.median / run.steps;
+      const double rate = static_cast<double>(batch) / seconds;
+      const bool skip = one && !o.no_skip;
+      std::printf("%5s %6lld %5s %5s %5s %11.2f %6.1f%% %11.1f %9.1f %6.1f%% %6.1f%%\n",
+                  size.c_str(), static_cast<long long>(batch), o.dtype.c_str(), o.state.c_str(),
+                  skip ? "yes" : "no", 1e6 * seconds, 100 * run.time.spread, rate,
+                  1e-9 * run.bytes / seconds, 100 * run.bytes / seconds / copied, 100 * run.zeros);
+      if (o.stages && one) print_stages(model.stamps(), model.layout().shape.layers);
+      if (o.stages && !one) {
+        std::printf("  us, launched one by one:");
+        for (const auto& [name, s] : model.batch_stages(batch))
+          std::printf(" %s %.1f;", name.c_str(), 1e6 * s);
+        std::printf("\n");
+      }
+      std::fflush(stdout);
+      doc["rows"].push_back({{"model", size},
+                             {"batch", batch},
+                             {"dtype", o.dtype},
+                             {"state", o.state},
+                             {"skip", skip},
+                             {"splits", model.layout().splits},
+                             {"slice", model.layout().slice},
+                             {"median_s", seconds},
+                             {"min_s", run.time.minimum / run.steps},
+                             {"spread", run.time.spread},
+                             {"repeats", o.repeats},
+                             {"tokens_per_s", rate},
+                             {"bytes_read", run.bytes},
+                             {"share_of_copy", run.bytes / seconds / copied},
+                             {"zero_share", run.zeros}});
+    }
+  }
+  if (!o.json.empty()) write_file(o.json, record_text(doc.dump()));
+  return 0;
+}
+
+}  // namespace rwkv::bench

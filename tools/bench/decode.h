@@ -1,0 +1,27 @@
+#pragma once
+/// rwkv-bench decode: tokens per second of the kernels made for decoding.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tools/bench/bench.h"
+
+namespace rwkv::bench {
+
+struct DecodeBenchOptions : CommonOptions {
+  std::vector<std::string> sizes;  ///< 0.1B, 1.5B, 7.2B
+  std::vector<int64_t> batches;
+  std::string dtype = "f16", state = "f16";
+  bool no_skip = false;  ///< also rows of zero activations are read
+  bool stages = false;   ///< where the time goes, by stage
+  int tokens = 64;       ///< steps in a row per timed run
+  int splits = 0, slice = 0, nap = -1, ring = 0, prefetch_value = -1, ahead_bytes = -1,
+      own_products = -1;
+};
+
+/// Random weights of the sizes of public models, made on the GPU. Prints tokens/s, bytes read per
+/// second and their share of the copy bandwidth of the same run. Throws ConfigError, DeviceError.
+int run_decode(const DecodeBenchOptions& options);
+
+}  // namespace rwkv::bench
