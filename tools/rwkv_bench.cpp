@@ -157,66 +157,26 @@ int main(int argc, char** argv) {
   CLI::App* serve_app = app.add_subcommand("serve", "loads a running rwkv-serve with clients");
   rwkv::bench::add_serve_flags(serve_app, serve);
 
+  rwkv::bench::DecodeBenchOptions decode;
+  CLI::App* decode_app =
+      app.add_subcommand("decode", "tokens per second of RWKV-7 on a GPU, random weights");
+  add_common(decode_app, decode);
+  rwkv::bench::add_decode_flags(decode_app, decode);
+
   return rwkv::run_program(app, argc, argv, [&]() -> int {
     namespace bench = rwkv::bench;
-    for (const bench::CommonOptions* o :
-         std::initializer_list<const bench::CommonOptions*>{&wkv, &ops, &step, &times, &tokenize})
+    for (const bench::CommonOptions* o : std::initializer_list<const bench::CommonOptions*>{
+             &wkv, &ops, &step, &times, &tokenize, &decode})
       bench::check_outputs(o->json, o->plot);
     bench::check_outputs(serve.json, "");
     if (wkv_app->parsed() && wkv.decode) return bench::run_wkv_decode(wkv);
     if (wkv_app->parsed() && wkv.state_error) return bench::run_wkv_state_error(wkv);
     if (wkv_app->parsed()) return bench::run_wkv(wkv);
+    if (decode_app->parsed()) return bench::run_decode(decode);
     if (ops_app->parsed()) return bench::run_ops(ops);
     if (serve_app->parsed()) return bench::run_serve(serve);
     if (tokenize_app->parsed()) return bench::run_tokenize(tokenize);
     if (times_app->parsed()) return bench::run_train_times(times);
     return bench::run_step(step);
   });
-  rwkv::bench::DecodeBenchOptions decode;
-  CLI::App* decode_app =
-      app.add_subcommand("decode", "tokens per second of RWKV-7 on a GPU, random weights");
-  add_common(decode_app, decode);
-  decode_app->add_option("--random", decode.sizes, "0.1B, 1.5B or 7.2B, repeatable")->required();
-  decode_app->add_option("--batch", decode.batches, "sequences at a time, repeatable (default: 1)");
-  decode_app->add_option("--dtype", decode.dtype, "of the weights: f16, bf16 or f32")
-      ->capture_default_str();
-  decode_app->add_option("--state", decode.state, "f16 (with dither) or f32")
-      ->capture_default_str();
-  decode_app->add_flag("--no-skip", decode.no_skip,
-                       "read rows of the value matrix whose activation is zero, too");
-  decode_app->add_flag("--stages", decode.stages, "where the time of a token goes");
-  decode_app->add_option("--tokens", decode.tokens, "tokens in a row per timed run")
-      ->check(CLI::Range(1, 100000))
-      ->capture_default_str();
-  decode_app->add_option("--splits", decode.splits, "parts of the value matrix' rows; 0: by size");
-  decode_app->add_option("--slice", decode.slice, "columns of its slices; 0: by size");
-  decode_app->add_option("--nap", decode.nap, "ns between looks for others' results; -1: by size");
-  decode_app->add_option("--ring", decode.ring, "2 KiB pieces ahead per warp; 0: what fits");
-  decode_app->add_option("--ahead-bytes", decode.ahead_bytes,
-                         "of a block's next matrices brought to the L2 cache; -1: by size");
-  decode_app->add_option("--own-products", decode.own_products,
-                         "batches: our own products instead of cuBLASLt's: 1 or 0; -1: by size");
-  decode_app->add_option("--prefetch-value", decode.prefetch_value,
-                         "the value matrix goes to the L2 cache first: 1 or 0; -1: by size");
-
-  try {
-    app.parse(argc, argv);
-    if (wkv_app->parsed() && wkv.decode) return rwkv::bench::run_wkv_decode(wkv);
-    if (wkv_app->parsed() && wkv.state_error) return rwkv::bench::run_wkv_state_error(wkv);
-    if (wkv_app->parsed()) return rwkv::bench::run_wkv(wkv);
-    if (decode_app->parsed()) return rwkv::bench::run_decode(decode);
-    if (ops_app->parsed()) return rwkv::bench::run_ops(ops);
-    if (tokenize_app->parsed()) return rwkv::bench::run_tokenize(tokenize);
-    if (times_app->parsed()) return rwkv::bench::run_train_times(times);
-    if (step_app->parsed()) return rwkv::bench::run_step(step);
-    return 0;
-  } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? 0 : 2;
-  } catch (const rwkv::Error& e) {
-    std::fprintf(stderr, "rwkv-bench: %s\n", e.what());
-    return e.exit_code();
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "rwkv-bench: %s\n", e.what());
-    return 1;
-  }
 }

@@ -7,6 +7,10 @@
 
 #include "tools/bench/bench.h"
 
+namespace CLI {
+class App;
+}
+
 namespace rwkv::bench {
 
 struct DecodeBenchOptions : CommonOptions {
@@ -19,6 +23,8 @@ struct DecodeBenchOptions : CommonOptions {
   int splits = 0, slice = 0, nap = -1, ring = 0, prefetch_value = -1, ahead_bytes = -1,
       own_products = -1;
 };
+
+void add_decode_flags(CLI::App* app, DecodeBenchOptions& options);
 
 /// Random weights of the sizes of public models, made on the GPU. Prints tokens/s, bytes read per
 /// second and their share of the copy bandwidth of the same run. Throws ConfigError, DeviceError.

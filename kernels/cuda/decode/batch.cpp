@@ -13,8 +13,8 @@ namespace rwkv::decode {
 namespace {
 
 using cuda::decode::Heads;
-using cuda::decode::Mix;
 using cuda::decode::launch_products;
+using cuda::decode::Mix;
 using cuda::decode::Product;
 using cuda::decode::ProductAct;
 

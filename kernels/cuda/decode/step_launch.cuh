@@ -2,9 +2,15 @@
 /// Launches of the kernel that decodes one token of one sequence.
 
 #include "kernels/core/cuda/cuda_check.h"
-#include "kernels/cuda/decode/step_kernel.cuh"
+#include "kernels/cuda/decode/step_head.cuh"
 
 namespace rwkv::cuda::decode {
+
+template <class T, int kPairs, bool kHalfState>
+__global__ void __launch_bounds__(kThreads, 1) step_kernel(const __grid_constant__ Args args) {
+  extern __shared__ __align__(128) std::byte shared[];
+  Step<T, kPairs, kHalfState>(args, shared).run();
+}
 
 template <class T, int kPairs, bool kHalfState>
 void launch_as(Context& ctx, const Args& args, int shared_bytes) {

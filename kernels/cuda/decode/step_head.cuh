@@ -1,0 +1,168 @@
+#pragma once
+/// What the block of a head does between the products before and behind it: low-rank maps, key
+/// preparation, value mix, the WKV step, group norm, bonus and gate.
+
+#include "kernels/cuda/decode/step_kernel.cuh"
+
+namespace rwkv::cuda::decode {
+
+template <class T, int kPairs, bool kHalfState>
+__device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer, uint32_t elapsed,
+                                                                  std::byte* state) {
+  using namespace rwkv::decode;
+  HeadMemory& m = head_memory_;
+  const int base = head_ * kN, channel = 4 * warp_ + lane_ / 8, sub = lane_ % 8;
+  // The state and the vectors, ahead of the wait.
+  float2 s[4];
+  fp16::Row half_row;
+  if constexpr (kHalfState) {
+    if (t_ < kN) {
+#pragma unroll
+      for (int q = 0; q < fp16::kPacks; ++q)
+        *reinterpret_cast<fp16::Pack*>(&half_row.s[4 * q]) =
+            fp16::load_pack(state + (t_ * kN + 8 * q) * 2);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      s[i] = fetch_pair(reinterpret_cast<const float*>(state) + (4 * warp_ + i) * kN + 2 * lane_);
+  }
+  const float w0 = fetch1(param(kW0) + base + channel), a0 = fetch1(param(kA0) + base + channel),
+              v0 = fetch1(param(kV0) + base + channel);
+  const float2 key_scale = fetch(param(kKeyScale) + base + 2 * lane_),
+               key_rate = fetch(param(kKeyRate) + base + 2 * lane_),
+               bonus = fetch(param(kBonus) + base + 2 * lane_);
+  const int mine = base + t_ % kN;
+  const float ln_weight = fetch1(param(kLnXWeight) + mine),
+              ln_bias = fetch1(param(kLnXBias) + mine);
+
+  const int lows = l_.in_rows() - l_.section[3];
+  for (int i = t_; i < lows + 3 * kN; i += kThreads) {
+    if (i >= lows) {
+      const int which = (i - lows) / kN, c = (i - lows) % kN;
+      const float x = get_one(a_.in + which * d_ + base + c, tag_, a_.nap);
+      (which == 0 ? m.r : which == 1 ? m.k : m.v)[c] = x;
+      continue;
+    }
+    const float x = get_one(a_.in + l_.section[3] + i, tag_, a_.nap);
+    int matrix = 0, padded = 0;
+    while (l_.section[3] + i >= l_.section[4 + matrix]) padded += l_.padded_rank(matrix++);
+    const float y = matrix == 0 ? tanhf(x) : matrix == 3 ? sigmoid(x) : x;
+    // A step's elements lie as `multiply` wants them.
+    constexpr int kStep = 8 * kPackOf<T>;
+    const int e = i - (l_.section[3 + matrix] - l_.section[3]);
+    low_[padded + e / kStep * kStep + place<T>(e % kStep, kStep)] = y;
+  }
+  __syncthreads();
+  stamp(layer, 2);
+
+  // A slot's steps at a time, so that their loads do not wait for each other.
+  constexpr int kStepsOfSlot = kSlotBytes / 512;
+  float low[kLowRanks] = {};
+  int matrix = 0, left = l_.steps[0];
+  for (int first = 0; first < l_.all_steps; first += kStepsOfSlot) {
+    const uint4* const piece = stream_.wait();
+    float sum[kStepsOfSlot];
+#pragma unroll
+    for (int n = 0; n < kStepsOfSlot; ++n) {
+      Sum part;
+      if (first + n < l_.all_steps)
+        multiply<T>(piece[32 * n + lane_], low_ + (first + n) * 8 * kPackOf<T>, sub, 8 * kPackOf<T>,
+                    part);
+      sum[n] = part.all();
+    }
+#pragma unroll
+    for (int n = 0; n < kStepsOfSlot; ++n)
+      if (first + n < l_.all_steps) {
+        while (left == 0) left = l_.steps[++matrix];
+        --left;
+#pragma unroll
+        for (int i = 0; i < kLowRanks; ++i) low[i] += i == matrix ? sum[n] : 0.0f;
+      }
+    stream_.release();
+  }
+#pragma unroll
+  for (int i = 0; i < kLowRanks; ++i)
+#pragma unroll
+    for (int o = 4; o > 0; o >>= 1) low[i] += __shfl_xor_sync(0xffffffffu, low[i], o);
+  if (sub == 0) {
+    m.decay[channel] = w0 + low[0];
+    m.rate[channel] = sigmoid(a0 + low[1]);
+    m.gate[channel] = low[3];
+    float v = m.v[channel];
+    if (layer == 0)
+      m.v_first[channel] = v;
+    else
+      v += (m.v_first[channel] - v) * sigmoid(v0 + low[2]);
+    m.mix[channel] = v;  // the value after the mix
+  }
+  __syncthreads();
+
+  // Every warp prepares all of the head: two columns a lane.
+  const int c = 2 * lane_;
+  const float2 r = *reinterpret_cast<const float2*>(m.r + c),
+               k0 = *reinterpret_cast<const float2*>(m.k + c),
+               rate = *reinterpret_cast<const float2*>(m.rate + c),
+               decay = *reinterpret_cast<const float2*>(m.decay + c);
+  const float2 u = {k0.x * key_scale.x, k0.y * key_scale.y};
+  const float inverse = 1.0f / fmaxf(sqrtf(warp_sum(u.x * u.x + u.y * u.y)), 1e-12f);
+  const float2 a = {-u.x * inverse, -u.y * inverse};
+  const float2 b = {-a.x * rate.x, -a.y * rate.y};
+  const float2 k = {k0.x * (1.0f + (rate.x - 1.0f) * key_rate.x),
+                    k0.y * (1.0f + (rate.y - 1.0f) * key_rate.y)};
+  const float beta = warp_sum(r.x * k.x * bonus.x + r.y * k.y * bonus.y);
+  if constexpr (kHalfState) {
+    if (warp_ == 0) {
+      const uint32_t phase =
+          dither_phase(elapsed, static_cast<uint32_t>(head_), static_cast<uint32_t>(c));
+      const auto pair = [&](__half* to, float p, float q) {
+        *reinterpret_cast<__half2*>(to + c) = __floats2half2_rn(p, q);
+      };
+      pair(m.hr, r.x, r.y);
+      pair(m.hk, k.x, k.y);
+      pair(m.ha, a.x, a.y);
+      pair(m.hb, b.x, b.y);
+      pair(m.hw, fp16::decay_of<true>(decay.x, phase), fp16::decay_of<true>(decay.y, phase + 1u));
+    }
+    __syncthreads();
+    if (t_ < kN) {
+      const __half sum = fp16::dot(half_row, m.ha);
+      __half y;
+      fp16::advance<true>(half_row, sum, __float2half_rn(m.mix[t_] * a_.scale), m.hw, m.hk, m.hb,
+                          m.hr, m.ha, &y);
+      m.y[t_] = __half2float(y) * a_.inverse;
+#pragma unroll
+      for (int q = 0; q < fp16::kPacks; ++q)
+        fp16::store_pack(state + (t_ * kN + 8 * q) * 2,
+                         *reinterpret_cast<const fp16::Pack*>(&half_row.s[4 * q]));
+    }
+  } else {
+    constexpr float kScale = 0.6065306597126334f;
+    const float2 w = {expf(-kScale * sigmoid(decay.x)), expf(-kScale * sigmoid(decay.y))};
+    float sum[4], y[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i] = warp_sum(s[i].x * a.x + s[i].y * a.y);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float v = m.mix[4 * warp_ + i];
+      s[i].x = s[i].x * w.x + sum[i] * b.x + v * k.x;
+      s[i].y = s[i].y * w.y + sum[i] * b.y + v * k.y;
+      y[i] = warp_sum(s[i].x * r.x + s[i].y * r.y);
+      *reinterpret_cast<float2*>(reinterpret_cast<float*>(state) + (4 * warp_ + i) * kN + c) = s[i];
+    }
+    if (lane_ < 4)
+      m.y[4 * warp_ + lane_] = lane_ == 0 ? y[0] : lane_ == 1 ? y[1] : lane_ == 2 ? y[2] : y[3];
+  }
+  __syncthreads();
+  if (t_ < kN) {  // two warps, each with the statistics of all rows
+    const float p = m.y[lane_], q = m.y[lane_ + 32];
+    const float mean = warp_sum(p + q) * (1.0f / kN);
+    const float variance =
+        warp_sum((p - mean) * (p - mean) + (q - mean) * (q - mean)) * (1.0f / kN);
+    const float normal = ((warp_ == 0 ? p : q) - mean) * rsqrtf(variance + 64e-5f);
+    put(a_.gated + mine, (normal * ln_weight + ln_bias + beta * m.mix[t_]) * m.gate[t_], tag_);
+  }
+  stamp(layer, 3);
+}
+
+}  // namespace rwkv::cuda::decode

@@ -1,0 +1,31 @@
+// Flags of rwkv-bench decode.
+#include <CLI/CLI.hpp>
+
+#include "tools/bench/decode.h"
+
+namespace rwkv::bench {
+
+void add_decode_flags(CLI::App* app, DecodeBenchOptions& o) {
+  app->add_option("--random", o.sizes, "0.1B, 1.5B or 7.2B, repeatable")->required();
+  app->add_option("--batch", o.batches, "sequences at a time, repeatable (default: 1)");
+  app->add_option("--dtype", o.dtype, "of the weights: f16, bf16 or f32")->capture_default_str();
+  app->add_option("--state", o.state, "f16 (with dither) or f32")->capture_default_str();
+  app->add_flag("--no-skip", o.no_skip,
+                "read rows of the value matrix whose activation is zero, too");
+  app->add_flag("--stages", o.stages, "where the time of a token goes");
+  app->add_option("--tokens", o.tokens, "tokens in a row per timed run")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  app->add_option("--splits", o.splits, "parts of the value matrix' rows; 0: by size");
+  app->add_option("--slice", o.slice, "columns of its slices; 0: by size");
+  app->add_option("--nap", o.nap, "ns between looks for others' results; -1: by size");
+  app->add_option("--ring", o.ring, "2 KiB pieces ahead per warp; 0: what fits");
+  app->add_option("--ahead-bytes", o.ahead_bytes,
+                  "of a block's next matrices brought to the L2 cache; -1: by size");
+  app->add_option("--own-products", o.own_products,
+                  "batches: our own products instead of cuBLASLt's: 1 or 0; -1: by size");
+  app->add_option("--prefetch-value", o.prefetch_value,
+                  "the value matrix goes to the L2 cache first: 1 or 0; -1: by size");
+}
+
+}  // namespace rwkv::bench
