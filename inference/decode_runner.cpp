@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "inference/runner_checks.h"
 #include "kernels/core/bf16.h"
 #include "kernels/core/error.h"
 #include "kernels/core/half.h"
@@ -40,7 +41,7 @@ class DecodeRunner : public SequenceRunner {
         config_(config),
         engine_(engine),
         options_(options),
-        named_(static_cast<size_t>(model.options().slots), 0) {
+        checks_(model.options().slots, config.vocab_size) {
     const int64_t n = options_.prefill_tokens;
     RWKV_CHECK(n >= 1 && std::has_single_bit(static_cast<uint64_t>(n)), ConfigError,
                "decode runner: prefill_tokens is ", n, ", expected a power of two");
@@ -82,20 +83,20 @@ class DecodeRunner : public SequenceRunner {
   }
 
   void reset(int64_t slot) override {
-    check_slot(slot, "reset");
+    checks_.slot(slot, "reset");
     model_.reset(slot);
   }
   void copy(int64_t to, int64_t from) override {
-    check_slot(to, "copy");
-    check_slot(from, "copy");
+    checks_.slot(to, "copy");
+    checks_.slot(from, "copy");
     if (to != from) model_.copy_state(to, from);
   }
 
   std::span<const StateTensor> layout() const override { return layout_; }
   size_t state_bytes() const override { return state_bytes_; }
   void save(int64_t slot, std::span<std::byte> to) override {
-    check_slot(slot, "save");
-    check_bytes(to.size(), "save");
+    checks_.slot(slot, "save");
+    checks_.bytes(to.size(), state_bytes_, "save");
     size_t i = 0;
     for (const auto& [name, view] : parts(slot)) {
       rwkv::copy(model_.context(), TensorView(to.data() + layout_[i].offset, view.spec), view);
@@ -103,8 +104,8 @@ class DecodeRunner : public SequenceRunner {
     }
   }
   void load(int64_t slot, std::span<const std::byte> from) override {
-    check_slot(slot, "load");
-    check_bytes(from.size(), "load");
+    checks_.slot(slot, "load");
+    checks_.bytes(from.size(), state_bytes_, "load");
     size_t i = 0;
     for (const auto& [name, view] : parts(slot)) {
       // Views do not know constness; the copy only reads.
@@ -116,8 +117,8 @@ class DecodeRunner : public SequenceRunner {
   }
 
   TensorView prefill(int64_t slot, std::span<const int32_t> ids) override {
-    check_slot(slot, "prefill");
-    check_ids(ids, "prefill");
+    checks_.slot(slot, "prefill");
+    checks_.ids(ids, "prefill");
     const auto n = std::ssize(ids);
     RWKV_CHECK(n >= 1 && prefill_piece(n) == n, ConfigError, "prefill: ", n,
                " ids in one piece, expected a power of two of at most ", options_.prefill_tokens,
@@ -133,14 +134,7 @@ class DecodeRunner : public SequenceRunner {
   }
 
   TensorView decode(std::span<const int64_t> slots, std::span<const int32_t> ids) override {
-    RWKV_CHECK(!slots.empty() && slots.size() == ids.size(), ShapeError, "decode: ", slots.size(),
-               " slots and ", ids.size(), " ids, expected the same number of at least 1");
-    check_ids(ids, "decode");
-    for (const int64_t s : slots) check_slot(s, "decode");
-    bool twice = false;
-    for (const int64_t s : slots) twice |= std::exchange(named_[static_cast<size_t>(s)], 1) != 0;
-    for (const int64_t s : slots) named_[static_cast<size_t>(s)] = 0;
-    RWKV_CHECK(!twice, ConfigError, "decode: a slot is named twice");
+    checks_.decode(slots, ids);
     const auto& buckets = model_.options().buckets;
     const size_t all = slots.size(), vocab = static_cast<size_t>(config_.vocab_size);
     if (all * vocab * sizeof(float) > logits_.bytes())
@@ -172,19 +166,6 @@ class DecodeRunner : public SequenceRunner {
     return {{"shift_states", alone(model_.shift_of(slot))},
             {"wkv_states", alone(model_.wkv_of(slot))},
             {"elapsed", alone(model_.elapsed_of(slot))}};
-  }
-  void check_slot(int64_t slot, const char* doing) const {
-    RWKV_CHECK(slot >= 0 && slot < slots(), ConfigError, doing, ": slot ", slot, ", expected 0 to ",
-               slots() - 1);
-  }
-  void check_bytes(size_t bytes, const char* doing) const {
-    RWKV_CHECK(bytes == state_bytes_, ShapeError, doing, ": ", bytes,
-               " bytes for a state, expected ", state_bytes_);
-  }
-  void check_ids(std::span<const int32_t> ids, const char* doing) const {
-    for (const int32_t id : ids)
-      RWKV_CHECK(id >= 0 && id < config_.vocab_size, ConfigError, doing, ": token id ", id,
-                 " is outside of the model's vocabulary, 0 to ", config_.vocab_size - 1);
   }
   TensorView fetch(const TensorView& logits, int64_t rows) {
     const TensorSpec spec({rows, config_.vocab_size});
@@ -243,7 +224,7 @@ class DecodeRunner : public SequenceRunner {
   Engine* engine_;
   DecodeRunnerOptions options_;
   std::optional<RnnState> state_;
-  std::vector<char> named_;
+  RunnerChecks checks_;
   std::vector<StateTensor> layout_;
   size_t state_bytes_ = 0;
   HostBuffer logits_;

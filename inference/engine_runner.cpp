@@ -3,6 +3,7 @@
 #include <cstring>
 #include <map>
 
+#include "inference/runner_checks.h"
 #include "inference/sequence_runner.h"
 #include "kernels/core/memory.h"
 
@@ -49,7 +50,7 @@ class EngineRunner : public SequenceRunner {
         prefill_tokens_(prefill_of(o, engine.options().device)),
         fresh_(engine.new_state(1)),
         pool_(make_pool(engine, o.slots)),
-        named_(static_cast<size_t>(o.slots), 0) {
+        checks_(o.slots, engine.model().config().vocab_size) {
     RWKV_CHECK(engine.options().prefill_tokens >= prefill_tokens_, ConfigError,
                "sequence runner: the engine's prefill_tokens is ", engine.options().prefill_tokens,
                ", expected at least ", prefill_tokens_, "; use runner_engine_options");
@@ -79,13 +80,13 @@ class EngineRunner : public SequenceRunner {
   }
 
   void reset(int64_t slot) override {
-    check_slot(slot, "reset");
+    checks_.slot(slot, "reset");
     for (size_t i = 0; i < layout_.size(); ++i)
       rwkv::copy(engine_.context(), pool_row(i, slot), fresh_[i]);
   }
   void copy(int64_t to, int64_t from) override {
-    check_slot(to, "copy");
-    check_slot(from, "copy");
+    checks_.slot(to, "copy");
+    checks_.slot(from, "copy");
     if (to == from) return;
     for (size_t i = 0; i < layout_.size(); ++i)
       rwkv::copy(engine_.context(), pool_row(i, to), pool_row(i, from));
@@ -94,15 +95,15 @@ class EngineRunner : public SequenceRunner {
   std::span<const StateTensor> layout() const override { return layout_; }
   size_t state_bytes() const override { return state_bytes_; }
   void save(int64_t slot, std::span<std::byte> to) override {
-    check_slot(slot, "save");
-    check_bytes(to.size(), "save");
+    checks_.slot(slot, "save");
+    checks_.bytes(to.size(), state_bytes_, "save");
     for (size_t i = 0; i < layout_.size(); ++i)
       rwkv::copy(engine_.context(), TensorView(to.data() + layout_[i].offset, layout_[i].spec),
                  pool_row(i, slot));
   }
   void load(int64_t slot, std::span<const std::byte> from) override {
-    check_slot(slot, "load");
-    check_bytes(from.size(), "load");
+    checks_.slot(slot, "load");
+    checks_.bytes(from.size(), state_bytes_, "load");
     for (size_t i = 0; i < layout_.size(); ++i)
       // Views do not know constness; the copy only reads.
       rwkv::copy(
@@ -112,8 +113,8 @@ class EngineRunner : public SequenceRunner {
   }
 
   TensorView prefill(int64_t slot, std::span<const int32_t> ids) override {
-    check_slot(slot, "prefill");
-    check_ids(ids, "prefill");
+    checks_.slot(slot, "prefill");
+    checks_.ids(ids, "prefill");
     RWKV_CHECK(!ids.empty() && prefill_piece(std::ssize(ids)) == std::ssize(ids), ConfigError,
                "prefill: ", ids.size(), " ids in one piece, expected a power of two of at most ",
                prefill_tokens_, "; ask prefill_piece");
@@ -125,14 +126,7 @@ class EngineRunner : public SequenceRunner {
   }
 
   TensorView decode(std::span<const int64_t> slots, std::span<const int32_t> ids) override {
-    RWKV_CHECK(!slots.empty() && slots.size() == ids.size(), ShapeError, "decode: ", slots.size(),
-               " slots and ", ids.size(), " ids, expected the same number of at least 1");
-    check_ids(ids, "decode");
-    for (const int64_t s : slots) check_slot(s, "decode");
-    bool twice = false;
-    for (const int64_t s : slots) twice |= std::exchange(named_[static_cast<size_t>(s)], 1) != 0;
-    for (const int64_t s : slots) named_[static_cast<size_t>(s)] = 0;
-    RWKV_CHECK(!twice, ConfigError, "decode: a slot is named twice");
+    checks_.decode(slots, ids);
     const int64_t vocab = config().vocab_size;
     const size_t all = slots.size();
     logits_.resize(all * static_cast<size_t>(vocab));
@@ -149,21 +143,6 @@ class EngineRunner : public SequenceRunner {
   static RnnState make_pool(Engine& engine, int64_t slots) {
     RWKV_CHECK(slots >= 1, ConfigError, "sequence runner: ", slots, " slots, expected at least 1");
     return engine.new_state(slots);
-  }
-  void check_slot(int64_t slot, const char* doing) const {
-    RWKV_CHECK(slot >= 0 && slot < slots_, ConfigError, doing, ": slot ", slot, ", expected 0 to ",
-               slots_ - 1);
-  }
-  void check_bytes(size_t bytes, const char* doing) const {
-    RWKV_CHECK(bytes == state_bytes_, ShapeError, doing, ": ", bytes,
-               " bytes for a state, expected ", state_bytes_);
-  }
-  /// Before any state moves: what throws later must not have touched a slot.
-  void check_ids(std::span<const int32_t> ids, const char* doing) const {
-    const int64_t v = config().vocab_size;
-    for (const int32_t id : ids)
-      RWKV_CHECK(id >= 0 && id < v, ConfigError, doing, ": token id ", id,
-                 " is outside of the model's vocabulary, 0 to ", v - 1);
   }
   TensorView pool_row(size_t i, int64_t slot) const { return pool_[i].slice(slot, slot + 1); }
   void move_rows(RnnState& batch, int64_t row, int64_t slot, bool gather) {
@@ -194,7 +173,7 @@ class EngineRunner : public SequenceRunner {
   std::vector<int64_t> buckets_;
   int64_t prefill_tokens_;
   RnnState fresh_, pool_;
-  std::vector<char> named_;
+  RunnerChecks checks_;
   std::map<int64_t, RnnState> batches_;
   std::vector<StateTensor> layout_;
   size_t state_bytes_ = 0;
