@@ -32,6 +32,7 @@ rwkv_test(hostile_files_test LABEL unit SOURCES unit/hostile_files_test.cpp DEPS
 rwkv_test(inference_state_test LABEL unit SOURCES unit/inference_state_test.cpp DEPS rwkv_inference)
 rwkv_test(inference_runner_test LABEL unit SOURCES unit/inference_runner_test.cpp
   DEPS rwkv_inference)
+rwkv_gpu_test(cuda_inference_runner_test SOURCES unit/inference_runner_test.cpp DEPS rwkv_inference)
 rwkv_test(inference_scheduler_test LABEL unit SOURCES unit/inference_scheduler_test.cpp
   DEPS rwkv_inference)
 rwkv_test(server_request_test LABEL unit SOURCES unit/server_request_test.cpp DEPS rwkv_inference)
