@@ -88,8 +88,8 @@ struct EngineRunnerOptions {
 /// order, for each of their rows (kernels/core/gemm_cpu.cpp), everything else works row by row, and
 /// so the buckets are 1, 2 and 4; larger ones are faster and not exact. On CUDA the algorithm of a
 /// product depends on the number of rows, so there is a single bucket (32), padded; the sums of a
-/// row do not depend on its place there (by design: not yet checked on a GPU). Prefill runs one
-/// sequence at a time in pieces that are powers of two, so that the number of plans stays small.
+/// row do not depend on its place there. Prefill runs one sequence at a time in pieces that are
+/// powers of two, so that the number of plans stays small.
 ///
 /// The engine must outlive the runner, is the runner's alone, and its options must allow
 /// prefill_tokens and enough plans: use runner_engine_options.
