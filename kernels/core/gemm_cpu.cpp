@@ -7,8 +7,7 @@
 // core, in shares of Eigen's rate at 1024^3: 256 x 192 tiles reach 94 to 100 % at m = 512, k = 768
 // and 3072, 128 x 192 only 84 to 93 %; with A transposed (weight gradients) the columns matter: 128
 // x 768 reach 92 to 96 %, 256 x 384 89 to 95
-// %. Few rows (decoding) are limited by reading the weights: they get dot products or row updates
-// that read B once.
+// %. Few rows (decoding) are limited by reading the weights: few_rows.h.
 
 #ifndef EIGEN_DONT_PARALLELIZE
 #define EIGEN_DONT_PARALLELIZE
@@ -23,6 +22,7 @@
 #include "kernels/core/backend.h"
 #include "kernels/core/context.h"
 #include "kernels/core/error.h"
+#include "kernels/core/few_rows.h"
 #include "kernels/core/gemm.h"
 #include "kernels/core/packed_rows.h"
 #include "kernels/core/parallel.h"
@@ -47,7 +47,6 @@ struct Product {
 constexpr int64_t kMaxRows = 256, kMinRows = 128;
 constexpr int64_t kMaxCols = 768, kMinCols = 192;
 constexpr int64_t kTiles = 6;
-constexpr int64_t kFewRows = 4;
 
 int64_t pieces(int64_t n, int64_t size) {
   return (n + size - 1) / size;
@@ -159,79 +158,6 @@ void tiled(const Product& p) {
   });
 }
 
-/// M rows of A against rows of B (stored (n, k)): M dot products per row, B read once.
-template <int M, class T>
-void dots(const Product& p, int64_t begin, int64_t end) {
-  constexpr int kLanes = 16;
-  const Rows<T> rows(p);
-  for (int64_t j = begin; j < end; ++j) {
-    const auto* __restrict b = rows.row(j);
-    const float scale = rows.scale(j);
-    float acc[M][2][kLanes] = {};
-    int64_t x = 0;
-    for (; x + 2 * kLanes <= p.k; x += 2 * kLanes)
-      for (int i = 0; i < M; ++i) {
-        const float* __restrict a = p.a + i * p.lda + x;
-        for (int l = 0; l < kLanes; ++l) acc[i][0][l] += a[l] * Rows<T>::value(b[x + l]);
-        for (int l = 0; l < kLanes; ++l)
-          acc[i][1][l] += a[kLanes + l] * Rows<T>::value(b[x + kLanes + l]);
-      }
-    for (int i = 0; i < M; ++i) {
-      float rest = 0;
-      for (int64_t y = x; y < p.k; ++y) rest += p.a[i * p.lda + y] * Rows<T>::value(b[y]);
-      float* s = acc[i][0];
-      for (int l = 0; l < kLanes; ++l) s[l] += acc[i][1][l];
-      for (int w = kLanes / 2; w > 0; w /= 2)
-        for (int l = 0; l < w; ++l) s[l] += s[l + w];
-      float& c = p.c[i * p.ldc + j];
-      c = (p.add ? c : 0.0f) + scale * (s[0] + rest);
-    }
-  }
-}
-
-/// M rows of A against B (stored (k, n)), columns [begin, end): B is read once, row by row.
-template <class T>
-void row_updates(const Product& p, int64_t begin, int64_t end) {
-  constexpr int64_t kWidth = 256;
-  const Rows<T> rows(p);
-  for (int64_t j = begin; j < end; j += kWidth) {
-    const int64_t width = std::min(kWidth, end - j);
-    float acc[kFewRows][kWidth] = {};
-    for (int64_t x = 0; x < p.k; ++x) {
-      const auto* __restrict b = rows.row(x) + j;
-      const float scale = rows.scale(x);
-      for (int64_t i = 0; i < p.m; ++i) {
-        const float a = p.a[i * p.lda + x] * scale;
-        float* __restrict s = acc[i];
-        for (int64_t l = 0; l < width; ++l) s[l] += a * Rows<T>::value(b[l]);
-      }
-    }
-    for (int64_t i = 0; i < p.m; ++i) {
-      float* c = p.c + i * p.ldc + j;
-      for (int64_t l = 0; l < width; ++l) c[l] = (p.add ? c[l] : 0.0f) + acc[i][l];
-    }
-  }
-}
-
-template <class T>
-void few_rows(const Product& p) {
-  // About 128 KiB of B per chunk: enough to hide the start of a chunk, few enough to share out.
-  const int64_t grain = std::max<int64_t>(16, 32768 / std::max<int64_t>(p.k, 1) / 16 * 16);
-  parallel_for(p.n, grain, [&](int64_t begin, int64_t end) {
-    if (!p.trans_b) return row_updates<T>(p, begin, end);
-    switch (p.m) {
-      case 1:
-        return dots<1, T>(p, begin, end);
-      case 2:
-        return dots<2, T>(p, begin, end);
-      case 3:
-        return dots<3, T>(p, begin, end);
-      default:
-        return dots<4, T>(p, begin, end);
-    }
-  });
-}
-
 /// Products too small for Eigen's kernel. Its own fallback for them picks loops by the alignment of
 /// the operands, so its rounding would depend on addresses.
 void tiny(const Product& p) {
@@ -246,15 +172,21 @@ void tiny(const Product& p) {
     }
 }
 
-void few_rows_any(const Product& p) {
-  switch (p.b_dtype) {
-    case DType::kBF16:
-      return few_rows<BF16>(p);
-    case DType::kI8:
-      return few_rows<int8_t>(p);
-    default:
-      return few_rows<float>(p);
-  }
+/// At most kFewRows rows of A: B is read once, at the speed of memory.
+void few(const Product& p) {
+  const auto element = static_cast<int64_t>(dtype_bytes(p.b_dtype));
+  few_rows({.m = p.m,
+            .n = p.n,
+            .k = p.k,
+            .a = p.a,
+            .lda = p.lda,
+            .b = reinterpret_cast<const std::byte*>(p.b),
+            .row_bytes = p.ldb * element,
+            .b_dtype = p.b_dtype,
+            .c = p.c,
+            .ldc = p.ldc,
+            .add = p.add},
+           p.trans_b);
 }
 
 void check(const GemmCall& g) {
@@ -315,7 +247,7 @@ void gemm(Context& ctx, const GemmCall& g) {
       for (int64_t i = 0; i < p.m; ++i)
         std::memset(p.c + i * p.ldc, 0, static_cast<size_t>(p.n) * sizeof(float));
   } else if (p.m <= kFewRows && !p.trans_a) {
-    few_rows_any(p);
+    few(p);
   } else if (p.m * p.n * p.k <= 8 * 8 * 8 || p.m == 1 || p.n == 1 || p.m + p.n + p.k < 20) {
     if (p.b_dtype == DType::kF32) return tiny(p);
     Product plain = p;

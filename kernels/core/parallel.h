@@ -44,4 +44,19 @@ void parallel_for(int64_t n, int64_t grain, const Fn& fn) {
   });
 }
 
+/// Calls fn(begin, end) for nearly equal consecutive pieces of [0, n), cut at multiples of `align`:
+/// one per thread, but at most `most`. For long reads, which are fastest without a break. The
+/// bounds depend on the number of threads: nothing that fn computes may depend on them.
+template <class Fn>
+void parallel_spans(int64_t n, int64_t align, int64_t most, const Fn& fn) {
+  const int64_t units = (n + align - 1) / align;
+  int64_t count = num_threads() < most ? num_threads() : most;
+  if (count > units) count = units;
+  if (count < 1) count = 1;
+  parallel_for(count, 1, [&](int64_t t, int64_t) {
+    const int64_t begin = t * units / count * align, end = (t + 1) * units / count * align;
+    fn(begin, end < n ? end : n);
+  });
+}
+
 }  // namespace rwkv
