@@ -51,10 +51,13 @@ Engine::Engine(const Model& model, const ParamStore& weights, EngineOptions opti
   RWKV_CHECK(options_.weights == DType::kF32 || !cuda, ConfigError, "engine: weights in ",
              dtype_name(options_.weights),
              " are for the CPU; on CUDA they have the engine's dtype");
-  if (cuda || options_.weights != DType::kF32) {
+  packed_ = !cuda && (options_.fixed_weights || options_.weights != DType::kF32);
+  if (cuda || packed_) {
     const ParamRegistry& params = model_.params();
-    device_weights_ = DeviceWeights(ctx_, cuda ? params.graph_params(options_.dtype)
-                                               : params.packed_graph_params(options_.weights));
+    device_weights_ = DeviceWeights(
+        ctx_,
+        cuda ? params.graph_params(options_.dtype) : params.packed_graph_params(options_.weights),
+        &weights_);
     device_weights_.upload(ctx_, weights_);
   }
   plan_for(1, 1, Mode::kLastLogits);
@@ -83,12 +86,11 @@ Engine::Entry& Engine::plan_for(int64_t batch, int64_t tokens, Mode mode) {
                                                    .wkv = options_.wkv,
                                                    .device = ctx_.device(),
                                                    .dtype = options_.dtype,
+                                                   .packed = packed_,
                                                    .weights = options_.weights,
                                                    .f32_logits = true});
   Entry& e = *made;
-  e.plan.bind(ctx_,
-              cuda || options_.weights != DType::kF32 ? device_weights_.views() : weights_.views(),
-              {});
+  e.plan.bind(ctx_, cuda || packed_ ? device_weights_.views() : weights_.views(), {});
   e.tokens_in = e.plan.input("tokens");
   if (mode == Mode::kLoss) e.targets_in = e.plan.input("targets");
   e.result = e.plan.output(mode == Mode::kLoss ? "token_loss" : "logits");

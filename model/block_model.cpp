@@ -86,8 +86,8 @@ Graph BlockModel::build(const GraphOptions& o) const {
   RWKV_CHECK(o.batch >= 1 && o.tokens >= 1, ConfigError, "recording the model: batch ", o.batch,
              " and tokens ", o.tokens, " must be at least 1");
   const WkvKernel& wkv = select(o);
-  Graph g(o.dtype == DType::kF32 ? params_.packed_graph_params(o.weights)
-                                 : params_.graph_params(o.dtype));
+  Graph g(o.packed || o.weights != DType::kF32 ? params_.packed_graph_params(o.weights)
+                                               : params_.graph_params(o.dtype));
   const Value tokens = g.input("tokens", {{o.batch, o.tokens}, DType::kI32});
   std::vector<Value> state;
   if (o.state)

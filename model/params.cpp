@@ -25,9 +25,16 @@ ParamId ParamRegistry::add(ParamSpec spec) {
   graph_params_.push_back({spec.name, spec.spec});
   bf16_graph_params_.push_back(graph_params_.back());
   if (spec.matrix) bf16_graph_params_.back().spec.dtype = DType::kBF16;
-  const bool packs = spec.matrix && spec.bucket != "emb";
-  bf16_packed_.push_back({spec.name, packs ? packed_spec(spec.spec, DType::kBF16) : spec.spec});
-  i8_packed_.push_back({spec.name, packs ? packed_spec(spec.spec, DType::kI8) : spec.spec});
+  const auto add_packed = [&](std::vector<GraphParam>& list, DType type) {
+    GraphParam& p = list.emplace_back(graph_params_.back());
+    if (!spec.matrix || spec.bucket == "emb") return;
+    p.transposed = spec.sparse_input;
+    if (p.transposed) std::swap(p.spec.dim[0], p.spec.dim[1]);
+    p.spec = packed_spec(p.spec, type);
+  };
+  add_packed(f32_packed_, DType::kF32);
+  add_packed(bf16_packed_, DType::kBF16);
+  add_packed(i8_packed_, DType::kI8);
   specs_.push_back(std::move(spec));
   return id;
 }

@@ -21,6 +21,7 @@ struct ParamSpec {
   float lr_scale = 1;         ///< multiplies the learning rate (2 for att.w0)
   bool weight_decay = false;  ///< group "dec" of spec rwkv7 1.3
   bool matrix = false;        ///< kernels read it in the type of the activations, not as f32
+  bool sparse_input = false;  ///< a matrix (out, in) whose inputs are often zero
   std::string bucket;         ///< "emb", "blocks.0", ..., "head": the unit of gradient exchange
 };
 
@@ -47,12 +48,13 @@ class ParamRegistry {
   std::span<const GraphParam> graph_params(DType activations) const {
     return activations == DType::kBF16 ? bf16_graph_params_ : graph_params_;
   }
-  /// The same for f32 activations on the CPU, where matrices that are multiplied by may be packed:
-  /// `weights` is f32, bf16 or i8 (kernels/core/packed_rows.h). The embedding stays f32.
+  /// The same for inference in f32 on the CPU. Matrices that are multiplied by are packed:
+  /// `weights` is f32, bf16 or i8 (kernels/core/packed_rows.h); those with sparse inputs are
+  /// transposed. The embedding stays as it is.
   std::span<const GraphParam> packed_graph_params(DType weights) const {
     return weights == DType::kI8     ? i8_packed_
            : weights == DType::kBF16 ? bf16_packed_
-                                     : graph_params_;
+                                     : f32_packed_;
   }
   std::span<const Bucket> buckets() const { return buckets_; }
   int64_t flat_elements() const { return flat_elements_; }  ///< padding included
@@ -61,7 +63,8 @@ class ParamRegistry {
 
  private:
   std::vector<ParamSpec> specs_;
-  std::vector<GraphParam> graph_params_, bf16_graph_params_, bf16_packed_, i8_packed_;
+  std::vector<GraphParam> graph_params_, bf16_graph_params_;
+  std::vector<GraphParam> f32_packed_, bf16_packed_, i8_packed_;
   std::vector<Bucket> buckets_;
   std::vector<int64_t> offsets_;
   int64_t flat_elements_ = 0;

@@ -29,7 +29,9 @@ struct GraphOptions {
   std::string wkv = "auto";  ///< WKV variant, see select_wkv
   Device device = Device::kCpu;
   DType dtype = DType::kF32;  ///< of activations and matrices: f32, or bf16 on CUDA
-  /// On the CPU the matrices but the embedding may be packed (packed_graph_params). Forward only.
+  /// On the CPU the matrices but the embedding may be packed (packed_graph_params), always where
+  /// `weights` is not f32. Forward only.
+  bool packed = false;
   DType weights = DType::kF32;
   /// kLogits and kLastLogits: the logits are f32 whatever `dtype` is. Forward only.
   bool f32_logits = false;

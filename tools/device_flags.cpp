@@ -27,6 +27,7 @@ void add_device_flags(CLI::App& app, DeviceFlags& f) {
 EngineOptions engine_options(const DeviceFlags& f) {
   EngineOptions o{.wkv = f.wkv};
   if (f.device == "cpu") {
+    o.fixed_weights = true;
     RWKV_CHECK(f.dtype != "bf16", ConfigError,
                "--dtype bf16: the CPU computes in f32 only; leave --dtype out, or use --device "
                "cuda");

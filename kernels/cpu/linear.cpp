@@ -5,6 +5,7 @@
 #include "kernels/core/gemm.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/ops/linear.h"
 
 namespace rwkv::cpu {
 
@@ -18,11 +19,18 @@ void linear_forward(Context& ctx, const OpCall& call) {
       std::copy(residual + begin, residual + end, y + begin);
     });
   }
-  gemm_nt(ctx, call.in[0].rows(), call.in[0].f32(), w, call.out[0].f32(),
-          add ? Accum::kAdd : Accum::kWrite);
+  const bool transposed = call.attrs != nullptr && call.attr<LinearAttrs>().transposed;
+  const float* x = call.in[0].f32();
+  const int64_t rows = call.in[0].rows();
+  const Accum mode = add ? Accum::kAdd : Accum::kWrite;
+  if (transposed)
+    gemm_nn(ctx, rows, x, w, call.out[0].f32(), mode);
+  else
+    gemm_nt(ctx, rows, x, w, call.out[0].f32(), mode);
 }
 
 void linear_backward(Context& ctx, const OpCall& call) {
+  RWKV_ASSERT(call.attrs == nullptr || !call.attr<LinearAttrs>().transposed, "linear: backward");
   const TensorView& w = call.param[0];
   const int64_t rows = call.dout[0].rows(), n = w.dim(0), k = w.dim(1);
   const float* dy = call.dout[0].f32();

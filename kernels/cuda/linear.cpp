@@ -1,11 +1,14 @@
 // The linear layer is three matrix products (kernels/core/cuda/gemm_cublaslt.cpp).
 
+#include "kernels/ops/linear.h"
 #include "kernels/core/gemm.h"
 #include "kernels/cuda/kernels.h"
 
 namespace rwkv::cuda {
 
 void linear_forward(Context& ctx, const OpCall& call) {
+  RWKV_ASSERT(call.attrs == nullptr || !call.attr<LinearAttrs>().transposed,
+              "linear: transposed weights are for the CPU");
   const TensorView &x = call.in[0], &w = call.param[0], &y = call.out[0];
   const int64_t n = w.dim(0), k = w.dim(1);
   gemm(ctx, {.m = x.rows(),

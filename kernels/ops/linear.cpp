@@ -1,5 +1,6 @@
 #include "kernels/ops/linear.h"
 
+#include "kernels/core/packed_rows.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/ops/checks.h"
@@ -18,10 +19,18 @@ void infer(ShapeCall& call) {
   checks::counts(call, op, 1, 2, 1, 1);
   const TensorSpec &x = call.in[0], &weight = call.param[0];
   checks::any_rank(op, "x", x);
-  checks::weight(op, "weight", weight, weight[0], x.last(),
-                 "stored (out, in), in = last dimension of x", x.dtype);
-  call.out = {with_last(x, weight[0])};
-  if (call.attrs != nullptr && call.attr<LinearAttrs>().f32_out) call.out[0].dtype = DType::kF32;
+  const LinearAttrs attrs = call.attrs == nullptr ? LinearAttrs{} : call.attr<LinearAttrs>();
+  if (attrs.transposed) {
+    const int64_t n = weight.rank == 2 ? packed_columns(weight) : 1;
+    checks::weight(op, "weight", weight, x.last(), n, "stored (in, out), in = last dimension of x",
+                   x.dtype);
+    call.out = {with_last(x, n)};
+  } else {
+    checks::weight(op, "weight", weight, weight[0], x.last(),
+                   "stored (out, in), in = last dimension of x", x.dtype);
+    call.out = {with_last(x, weight[0])};
+  }
+  if (attrs.f32_out) call.out[0].dtype = DType::kF32;
   if (call.in.size() == 2) checks::same(op, "residual", call.in[1], "y", call.out[0]);
 }
 

@@ -5,6 +5,9 @@ namespace rwkv {
 
 struct LinearAttrs {
   bool f32_out = false;  ///< y is f32 whatever the type of x; there is no backward then
+  /// The weight is stored (K, N): on the CPU rows whose input is zero in all tokens (at most four:
+  /// few_rows.h) are not read. CPU only; there is no backward then.
+  bool transposed = false;
 };
 
 /// y = x W^T, no bias, or y = residual + x W^T: rounded once, and one pass less over memory.

@@ -20,6 +20,7 @@ using ParamId = int32_t;
 struct GraphParam {
   std::string name;
   TensorSpec spec;
+  bool transposed = false;  ///< kept (in, out), so that rows of zero inputs need not be read
 };
 
 /// A symbolic tensor of one graph. Default-constructed values are "none".
@@ -99,6 +100,7 @@ class Graph {
   std::span<const Named> outputs() const { return outputs_; }
   std::span<const std::string> blocks() const { return blocks_; }
   std::span<const GraphParam> params() const { return params_; }
+  bool transposed(ParamId p) const { return params_[static_cast<size_t>(p)].transposed; }
 
  private:
   Values apply_impl(const Op& op, Values in, std::vector<ParamId> params,

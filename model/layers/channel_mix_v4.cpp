@@ -13,18 +13,19 @@ ChannelMixV4::ChannelMixV4(const ModelConfig& c, int64_t layer, ParamRegistry& p
   const auto mix = [&](const char* name) {
     return params.add({.name = ffn + name, .spec = {1, 1, c.n_embd}, .bucket = block});
   };
-  const auto matrix = [&](const char* name, int64_t rows, int64_t cols) {
+  const auto matrix = [&](const char* name, int64_t rows, int64_t cols, bool sparse_input = false) {
     return params.add({.name = ffn + name,
                        .spec = {rows, cols},
                        .weight_decay = true,
                        .matrix = true,
+                       .sparse_input = sparse_input,
                        .bucket = block});
   };
   time_mix_k_ = mix("time_mix_k");
   time_mix_r_ = mix("time_mix_r");
   key_ = matrix("key.weight", c.dim_ffn, c.n_embd);
   receptance_ = matrix("receptance.weight", c.n_embd, c.n_embd);
-  value_ = matrix("value.weight", c.n_embd, c.dim_ffn);
+  value_ = matrix("value.weight", c.n_embd, c.dim_ffn, true);
 }
 
 ChannelMixV4::Outputs ChannelMixV4::build(Graph& g, Value h, Value shift, Value residual,
@@ -41,7 +42,8 @@ ChannelMixV4::Outputs ChannelMixV4::build(Graph& g, Value h, Value shift, Value 
   } else {
     const Value p = g.apply(kLinear, {shifted[0]}, {key_}, n + "key")[0];
     const Value c = g.apply(kSquaredRelu, {p}, {}, n + "relu2")[0];
-    v = g.apply(kLinear, {c}, {value_}, n + "value")[0];
+    v = g.apply(kLinear, {c}, {value_}, LinearAttrs{.transposed = g.transposed(value_)},
+                n + "value")[0];
   }
   o.r_logit = g.apply(kLinear, {shifted[1]}, {receptance_}, n + "receptance")[0];
   o.out = g.apply(kGate, residual ? Values{o.r_logit, v, residual} : Values{o.r_logit, v}, {},

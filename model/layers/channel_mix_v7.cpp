@@ -20,6 +20,7 @@ ChannelMixV7::ChannelMixV7(const ModelConfig& c, int64_t layer, ParamRegistry& p
                        .spec = {c.n_embd, c.dim_ffn},
                        .weight_decay = true,
                        .matrix = true,
+                       .sparse_input = true,
                        .bucket = block});
 }
 
@@ -37,7 +38,8 @@ ChannelMixV7::Outputs ChannelMixV7::build(Graph& g, Value h, Value shift, Value 
   }
   const Value p = g.apply(kLinear, {shifted[0]}, {key_}, n + "key")[0];
   const Value c = g.apply(kSquaredRelu, {p}, {}, n + "relu2")[0];
-  o.out = g.apply(kLinear, residual ? Values{c, residual} : Values{c}, {value_}, n + "value")[0];
+  o.out = g.apply(kLinear, residual ? Values{c, residual} : Values{c}, {value_},
+                  LinearAttrs{.transposed = g.transposed(value_)}, n + "value")[0];
   return o;
 }
 

@@ -120,6 +120,15 @@ TEST(Types, CpuKernelsRefuseBf16) {
   }
 }
 
+TEST(Infer, LinearOfATransposedWeight) {
+  const LinearAttrs transposed{.transposed = true};
+  EXPECT_EQ(refusal<ShapeError>(kLinear, {{2, 3, 8}}, {{8, 5}}, &transposed), "");
+  EXPECT_EQ(refusal<ShapeError>(kLinear, {{2, 3, 8}}, {{5, 8}}, &transposed),
+            "op linear, weight: found (5, 8) f32, expected (8, 8) f32: stored (in, out), in = last "
+            "dimension of x");
+  EXPECT_NE(refusal<ShapeError>(kLinear, {{2, 3, 8}}, {{8}}, &transposed), "");
+}
+
 TEST(LinearCrossEntropy, ChunksOfTheWholeFormsSizeAreBitEqual) {
   const OpCase whole = loss_case(2, 350, 24, 50, {});  // two chunks of tokens
   const OpCase chunked = loss_case(2, 350, 24, 50, {.chunk_tokens = kLinearCrossEntropyChunk});

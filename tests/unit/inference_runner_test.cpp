@@ -55,13 +55,18 @@ std::vector<std::byte> saved(SequenceRunner& runner, int64_t slot) {
 struct Variant {
   const char* architecture;
   DType dtype;
+  DType weights = DType::kF32;
 };
 
 class Runner : public testing::TestWithParam<Variant> {
  protected:
   void SetUp() override { RWKV_NEED_TEST_DEVICE(); }
   static EngineOptions on_device() {
-    return {.device = test::kTestDevice, .dtype = GetParam().dtype};
+    const bool cpu = test::kTestDevice == Device::kCpu;
+    return {.device = test::kTestDevice,
+            .dtype = GetParam().dtype,
+            .weights = GetParam().weights,
+            .fixed_weights = cpu};
   }
   static TestModel model(uint64_t seed, int64_t width = 128) {
     return test::random_model(seed, 3, width, kVocab, 0, GetParam().architecture);
@@ -76,7 +81,9 @@ INSTANTIATE_TEST_SUITE_P(Cuda, Runner,
 #else
 INSTANTIATE_TEST_SUITE_P(Cpu, Runner,
                          testing::Values(Variant{"rwkv7", DType::kF32},
-                                         Variant{"rwkv4", DType::kF32}));
+                                         Variant{"rwkv4", DType::kF32},
+                                         Variant{"rwkv7", DType::kF32, DType::kI8},
+                                         Variant{"rwkv4", DType::kF32, DType::kBF16}));
 #endif
 
 /// Feeds `ids` to a slot in the runner's own pieces.
