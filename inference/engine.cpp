@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels/core/memory.h"
+#include "kernels/core/parallel.h"
 #include "model/graph/plan.h"
 
 namespace rwkv {
@@ -119,15 +120,25 @@ int64_t Engine::check_ids(const RnnState& state, std::span<const int32_t> ids,
   return n / batch;
 }
 
+template <class Copy>
+void Engine::copy_state(size_t count, const Copy& one) {
+  if (ctx_.device() != Device::kCpu) {
+    for (size_t i = 0; i < count; ++i) one(i);
+    return;
+  }
+  parallel_for(static_cast<int64_t>(count), 1,
+               [&](int64_t i, int64_t) { one(static_cast<size_t>(i)); });
+}
+
 Engine::Entry& Engine::run_piece(RnnState& state, std::span<const int32_t> ids, int64_t offset,
                                  int64_t stride, int64_t tokens, Mode mode,
                                  std::span<const int32_t> targets) {
   Entry& e = plan_for(batch_of(state), tokens, mode);
   send(ids, offset, stride, e.tokens_in);
   if (e.targets_in) send(targets, offset, stride, e.targets_in);
-  for (size_t i = 0; i < e.state_in.size(); ++i) copy(ctx_, e.state_in[i], state[i]);
+  copy_state(e.state_in.size(), [&](size_t i) { copy(ctx_, e.state_in[i], state[i]); });
   e.plan.forward(ctx_);
-  for (size_t i = 0; i < e.state_out.size(); ++i) copy(ctx_, state[i], e.state_out[i]);
+  copy_state(e.state_out.size(), [&](size_t i) { copy(ctx_, state[i], e.state_out[i]); });
   return e;
 }
 

@@ -90,6 +90,9 @@ class Engine {
   /// Runs one piece. `offset` and `stride` say where its tokens lie in ids (B, T).
   Entry& run_piece(RnnState& state, std::span<const int32_t> ids, int64_t offset, int64_t stride,
                    int64_t tokens, GraphOptions::Mode mode, std::span<const int32_t> targets = {});
+  /// Calls copy(i) for every tensor of a state; on the CPU threads share them.
+  template <class Copy>
+  void copy_state(size_t count, const Copy& copy);
   /// (B, n) of ids, starting at `offset` of rows of `stride`, to a plan's input.
   void send(std::span<const int32_t> ids, int64_t offset, int64_t stride, const TensorView& to);
   /// The result in host memory.

@@ -143,16 +143,19 @@ inline void update_block(const FewRowsCall& p, int64_t j) {
     }
 }
 
+/// Blocks of W vectors while they fit, then narrower ones; returns the first column not done.
+template <class V, class T, int M, int W>
+inline int64_t update_blocks(const FewRowsCall& p, int64_t j, int64_t end) {
+  for (; j + W * V::kLanes <= end; j += W * V::kLanes) update_block<V, T, M, W>(p, j);
+  if constexpr (W > 1) j = update_blocks<V, T, M, (W > 8 ? W / 3 : W / 2)>(p, j, end);
+  return j;
+}
+
 template <class V, class T, int M>
 void updates(const FewRowsCall& p, int64_t begin, int64_t end) {
   // The widest blocks leave registers for the factors and for one vector of weights.
   constexpr int kWide = V::kRegisters >= 32 ? (M == 1 ? 24 : M == 2 ? 12 : 6) : (M == 1 ? 8 : 2);
-  constexpr int kNarrow = kWide >= 8 ? kWide / 4 : 1;
-  int64_t j = begin;
-  for (; j + kWide * V::kLanes <= end; j += kWide * V::kLanes) update_block<V, T, M, kWide>(p, j);
-  for (; j + kNarrow * V::kLanes <= end; j += kNarrow * V::kLanes)
-    update_block<V, T, M, kNarrow>(p, j);
-  for (; j + V::kLanes <= end; j += V::kLanes) update_block<V, T, M, 1>(p, j);
+  int64_t j = update_blocks<V, T, M, kWide>(p, begin, end);
   for (; j < end; ++j)
     for (int i = 0; i < M; ++i) {
       float sum = 0;
