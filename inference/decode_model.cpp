@@ -67,6 +67,12 @@ DecodeModel::DecodeModel(Context& ctx, const decode::Shape& shape, const DecodeO
   logits_ = work_.take(logits, "logits");
   exchange_ = work_.take(bytes_of(exchange), "exchange");
   host_ids_ = HostBuffer(Device::kCuda, ids.bytes());
+  if (!batches && !options_.prefill) return;
+  RWKV_CHECK(options_.dtype != DType::kF32, ConfigError,
+             "decoding of batches, prefill: weights of type f32, expected f16 or bf16");
+  plain_layout_ = decode::make_plain_layout(layout_);
+  plain_ = Arena(Device::kCuda, plain_layout_.bytes, "weights for batches and prefill");
+  if (ctx_.lanes() < decode::kBatchLanes) ctx_.open_lanes(decode::kBatchLanes);
   if (!batches) return;
   int64_t largest = 0;
   for (const int64_t b : options_.buckets) {
@@ -74,10 +80,6 @@ DecodeModel::DecodeModel(Context& ctx, const decode::Shape& shape, const DecodeO
                ", expected numbers from 1 to ", kMostRows, " in ascending order");
     largest = b;
   }
-  RWKV_CHECK(options_.dtype != DType::kF32, ConfigError,
-             "decoding of batches: weights of type f32, expected f16 or bf16");
-  plain_layout_ = decode::make_plain_layout(layout_);
-  plain_ = Arena(Device::kCuda, plain_layout_.bytes, "weights for decoding of batches");
   const TensorSpec batch_ids({2, largest}, DType::kI32), all_logits({largest, shape.vocab}),
       work = bytes_of(decode::batch_bytes(layout_, static_cast<int>(largest)));
   batch_ =
@@ -88,7 +90,6 @@ DecodeModel::DecodeModel(Context& ctx, const decode::Shape& shape, const DecodeO
   all_logits_ = batch_.take(all_logits, "logits");
   batch_work_ = batch_.take(work, "activations");
   host_batch_ = HostBuffer(Device::kCuda, batch_ids.bytes());
-  if (ctx_.lanes() < decode::kBatchLanes) ctx_.open_lanes(decode::kBatchLanes);
 }
 
 DecodeModel::DecodeModel(Context& ctx, const Model& model, const ParamStore& weights,
@@ -103,7 +104,7 @@ DecodeModel::DecodeModel(Context& ctx, const Model& model, const ParamStore& wei
     };
   };
   pack_decode_weights(layout_, options_.dtype, model, weights, sink_to(weights_));
-  if (!options_.buckets.empty())
+  if (plain_.bytes() > 0)
     pack_plain_weights(layout_, plain_layout_, options_.dtype, model, weights, sink_to(plain_));
   auto vectors = pack_decode_params(layout_, model, weights);
   const TensorSpec spec({static_cast<int64_t>(vectors.size())});
@@ -193,6 +194,18 @@ decode::StepCall DecodeModel::call() const {
           .nap = options_.nap,
           .slots = options_.ring,
           .stamps = nullptr};
+}
+
+decode::PrefillCall DecodeModel::prefill_call() const {
+  const auto bytes = [](const TensorView& v) { return static_cast<std::byte*>(v.data); };
+  return {.weights = weights_.data(),
+          .plain = plain_.data(),
+          .params = reinterpret_cast<const float*>(params_.data()),
+          .shift = bytes(shift_),
+          .wkv = bytes(wkv_),
+          .elapsed = elapsed_.as<int32_t>(),
+          .half_state = options_.half_state,
+          .state_scale = kHalfStateScale};
 }
 
 void DecodeModel::check(int64_t slot, int32_t token) const {

@@ -16,6 +16,7 @@
 #include "kernels/core/memory.h"
 #include "kernels/decode/batch.h"
 #include "kernels/decode/layout.h"
+#include "kernels/decode/prefill.h"
 #include "kernels/decode/step.h"
 #include "model/config.h"
 #include "model/params.h"
@@ -30,6 +31,9 @@ struct DecodeOptions {
   /// Numbers of sequences that step_batch has launch graphs for, ascending; empty: step only. Needs
   /// f16 or bf16, and a second copy of the value matrices.
   std::vector<int64_t> buckets;
+  /// Prompts in the parallel form are wanted (DecodePrefill), which needs f16 or bf16 and, as
+  /// buckets do, the second copy of the value matrices.
+  bool prefill = false;
   /// Rows of the channel mix's value matrix whose activation is zero are not read.
   bool skip = true;
   int own_products = -1;  ///< BatchCall::own_products: 1 or 0; -1 chooses by size
@@ -87,6 +91,10 @@ class DecodeModel {
 
   /// Logits of the last step, f32 on the device: (vocab). Valid until the next step.
   TensorView logits() const { return logits_; }
+
+  /// Weights and states for prefill, the rest of the call still empty; with DecodeOptions::prefill.
+  decode::PrefillCall prefill_call() const;
+  const decode::PlainLayout& plain_layout() const { return plain_layout_; }
 
   /// Share of the channel mix's activations that were zero in the last layer of the last step.
   /// Waits.

@@ -10,41 +10,11 @@
 #include "kernels/core/error.h"
 #include "kernels/core/memory.h"
 #include "tools/bench/cuda_timing.h"
+#include "tools/bench/model_sizes.h"
 #include "tools/bench/wkv_fp16.h"
 
 namespace rwkv::bench {
 namespace {
-
-/// Sizes of the public models; low-rank widths as in their files.
-ModelConfig config_of(const std::string& size) {
-  ModelConfig c;
-  c.vocab_size = 65536;
-  c.head_size = 64;
-  const auto set = [&](int64_t layers, int64_t width, int64_t w, int64_t a, int64_t v, int64_t g) {
-    c.n_layer = layers;
-    c.n_embd = width;
-    c.rank_w = w;
-    c.rank_a = a;
-    c.rank_v = v;
-    c.rank_g = g;
-  };
-  if (size == "0.1B")
-    set(12, 768, 64, 64, 32, 128);
-  else if (size == "1.5B")
-    set(24, 2048, 96, 96, 64, 256);
-  else if (size == "7.2B")
-    set(32, 4096, 128, 128, 96, 480);
-  else
-    throw ConfigError(str("--random: found '", size, "', expected 0.1B, 1.5B or 7.2B"));
-  c.finish();
-  return c;
-}
-
-DType dtype_of(const std::string& flag, const std::string& name) {
-  for (const DType t : {DType::kF16, DType::kBF16, DType::kF32})
-    if (dtype_name(t) == name) return t;
-  throw ConfigError(str("--", flag, ": found '", name, "', expected f16, bf16 or f32"));
-}
 
 /// Mean microseconds per layer between the points in time of a step (kernels/decode/step.h).
 void print_stages(const std::vector<int64_t>& stamps, int64_t layers) {
@@ -126,7 +96,7 @@ void check_finite(Context& ctx, const TensorView& logits, const std::string& wha
 }  // namespace
 
 int run_decode(const DecodeBenchOptions& o) {
-  const DType state = dtype_of("state", o.state);
+  const DType state = decode_dtype("state", o.state);
   RWKV_CHECK(state != DType::kBF16, ConfigError, "--state: found bf16, expected f16 or f32");
   std::vector<int64_t> batches = o.batches.empty() ? std::vector<int64_t>{1} : o.batches;
   std::ranges::sort(batches);
@@ -143,8 +113,8 @@ int run_decode(const DecodeBenchOptions& o) {
     std::vector<int64_t> buckets;
     for (const int64_t b : batches)
       if (b > 1) buckets.push_back(b);
-    DecodeModel model(ctx, config_of(size), 1,
-                      {.dtype = dtype_of("dtype", o.dtype),
+    DecodeModel model(ctx, public_model(size), 1,
+                      {.dtype = decode_dtype("dtype", o.dtype),
                        .half_state = state == DType::kF16,
                        .slots = batches.back(),
                        .buckets = buckets,
