@@ -141,7 +141,7 @@ class CudaPrefill : public testing::Test {
 
 TEST_F(CudaPrefill, TinyModels) {
   compare("L3 D128", quick_model(3, 128, 300, 1), {1, 2, 16, 37, 300}, {16, 512});
-  compare("L1 D64", quick_model(1, 64, 300, 2), {1, 100}, {64});
+  compare("L2 D64", quick_model(2, 64, 300, 2), {1, 100}, {64});
   compare("L3 D320", wide_model(3, 320, 300, 3), {77}, {48, 96});
 }
 
