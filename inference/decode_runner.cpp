@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "inference/decode_prefill.h"
 #include "inference/runner_checks.h"
 #include "kernels/core/bf16.h"
 #include "kernels/core/error.h"
@@ -33,6 +34,9 @@ void write(DType type, std::byte* to, float x) {
     std::memcpy(to, &bits, sizeof bits);
 }
 
+/// DecodeRunnerOptions::least_parallel.
+constexpr int64_t kLeastParallel = 4, kLeastForEngine = 64;
+
 class DecodeRunner : public SequenceRunner {
  public:
   DecodeRunner(DecodeModel& model, const ModelConfig& config, Engine* engine,
@@ -43,9 +47,16 @@ class DecodeRunner : public SequenceRunner {
         options_(options),
         checks_(model.options().slots, config.vocab_size) {
     const int64_t n = options_.prefill_tokens;
-    RWKV_CHECK(n >= 1 && std::has_single_bit(static_cast<uint64_t>(n)), ConfigError,
-               "decode runner: prefill_tokens is ", n, ", expected a power of two");
     RWKV_ASSERT(config_.vocab_size == model_.layout().shape.vocab, "decode runner: another model");
+    if (model_.options().prefill) {
+      engine_ = nullptr;
+      prefill_.emplace(model_, PrefillOptions{.tokens = n});
+    } else {
+      RWKV_CHECK(n >= 1 && std::has_single_bit(static_cast<uint64_t>(n)), ConfigError,
+                 "decode runner: prefill_tokens is ", n, ", expected a power of two");
+    }
+    if (options_.least_parallel == 0)
+      options_.least_parallel = prefill_ ? kLeastParallel : kLeastForEngine;
     if (engine_ != nullptr) {
       RWKV_CHECK(engine_->options().prefill_tokens >= n, ConfigError,
                  "decode runner: the engine's prefill_tokens is ",
@@ -73,16 +84,15 @@ class DecodeRunner : public SequenceRunner {
   }
   int64_t prefill_piece(int64_t left) const override {
     RWKV_ASSERT(left >= 1, "prefill_piece of ", left);
+    if (prefill_) return prefill_->piece(left);
     return std::min(options_.prefill_tokens,
                     static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(left))));
   }
-  bool exact() const override {
-    const DecodeOptions& o = model_.options();
-    return o.buckets.empty() || (options_.exact && (!o.vendor || o.buckets.size() == 1));
-  }
+  bool exact() const override { return model_.options().buckets.size() <= 1; }
   size_t pool_bytes() const override { return model_.state_bytes() * static_cast<size_t>(slots()); }
   size_t workspace_bytes() const override {
-    return logits_.bytes() + (engine_ != nullptr ? engine_->plan_bytes() : 0);
+    return logits_.bytes() + (prefill_ ? prefill_->work_bytes() : 0) +
+           (engine_ != nullptr ? engine_->plan_bytes() : 0);
   }
 
   void reset(int64_t slot) override {
@@ -124,8 +134,11 @@ class DecodeRunner : public SequenceRunner {
     checks_.ids(ids, "prefill");
     const auto n = std::ssize(ids);
     RWKV_CHECK(n >= 1 && prefill_piece(n) == n, ConfigError, "prefill: ", n,
-               " ids in one piece, expected a power of two of at most ", options_.prefill_tokens,
-               "; ask prefill_piece");
+               " ids in one piece, expected ", n < 1 ? 1 : prefill_piece(n), "; ask prefill_piece");
+    if (prefill_ && n >= options_.least_parallel) {
+      prefill_->run({&slot, 1}, {&ids, 1});
+      return fetch(prefill_->logits(), 1);
+    }
     if (engine_ == nullptr || n < options_.least_parallel) {
       for (const int32_t id : ids) model_.step(slot, id);
       return fetch(model_.logits(), 1);
@@ -142,7 +155,7 @@ class DecodeRunner : public SequenceRunner {
     const size_t all = slots.size(), vocab = static_cast<size_t>(config_.vocab_size);
     if (all * vocab * sizeof(float) > logits_.bytes())
       logits_ = HostBuffer(Device::kCuda, all * vocab * sizeof(float));
-    const bool alone = buckets.empty() || (all == 1 && !options_.exact);
+    const bool alone = buckets.empty() || (all == 1 && buckets.size() > 1);
     for (size_t at = 0; at < all;) {
       const size_t n = alone ? 1 : std::min(all - at, static_cast<size_t>(buckets.back()));
       if (alone)
@@ -226,6 +239,7 @@ class DecodeRunner : public SequenceRunner {
   ModelConfig config_;
   Engine* engine_;
   DecodeRunnerOptions options_;
+  std::optional<DecodePrefill> prefill_;
   std::optional<RnnState> state_;
   RunnerChecks checks_;
   std::vector<StateTensor> layout_;

@@ -11,23 +11,23 @@
 namespace rwkv {
 
 struct DecodeRunnerOptions {
-  /// The longest prefill piece, a power of two.
+  /// The longest prefill piece: a multiple of 16, with an engine a power of two.
   int64_t prefill_tokens = 2048;
-  /// Prefill pieces below this length go token by token through the decoding kernels; all, if there
-  /// is no engine.
-  int64_t least_parallel = 64;
-  /// All decoding is in batches, whose results do not depend on the bucket. False: one sequence
-  /// alone goes through the kernel for one, which is faster and differs by rounding.
-  bool exact = true;
+  /// Prefill pieces below this length go token by token through the decoding kernels; 0: below 4,
+  /// with an engine below 64.
+  int64_t least_parallel = 0;
 };
 
-/// Decodes with `model`; prefill in the parallel form with `engine`, an engine of the same weights
-/// on CUDA, whose WKV states have the type of the model's: variant fp16-dithered where they are f16
-/// (decode_engine_options). Null: prefill is token by token.
+/// Decodes with `model`. Prefill is in the parallel form on the same weights (decode_prefill.h) if
+/// they were made for it (DecodeOptions::prefill: f16 or bf16). Otherwise with `engine`, an engine
+/// of the same weights on CUDA, whose WKV states have the type of the model's: variant
+/// fp16-dithered where they are f16 (decode_engine_options). Neither: prefill is token by token.
 ///
-/// exact() unless DecodeRunnerOptions::exact is false or the model's products are cuBLASLt's
-/// (DecodeOptions::vendor) in more than one bucket. Without buckets every sequence is decoded by
-/// itself, which is exact too.
+/// exact() with at most one bucket: without any, every sequence is decoded by itself; with one, all
+/// decoding is in batches of it. With more, one sequence is decoded by itself and several in the
+/// smallest bucket that holds them, which is faster and differs by rounding.
+///
+/// Prefill runs one sequence at a time, in pieces that depend on the prompt's length alone.
 ///
 /// Model and engine must outlive the runner and are its alone.
 std::unique_ptr<SequenceRunner> make_decode_runner(DecodeModel& model, const ModelConfig& config,

@@ -5,6 +5,7 @@
 #include "tools/bench/bench.h"
 #include "tools/bench/decode.h"
 #include "tools/bench/ops.h"
+#include "tools/bench/prefill.h"
 #include "tools/bench/report.h"
 #include "tools/bench/serve.h"
 #include "tools/bench/step.h"
@@ -163,16 +164,22 @@ int main(int argc, char** argv) {
   add_common(decode_app, decode);
   rwkv::bench::add_decode_flags(decode_app, decode);
 
+  rwkv::bench::PrefillBenchOptions prefill;
+  CLI::App* prefill_app = app.add_subcommand("prefill", "prompts of RWKV-7 on a GPU");
+  add_common(prefill_app, prefill);
+  rwkv::bench::add_prefill_flags(prefill_app, prefill);
+
   return rwkv::run_program(app, argc, argv, [&]() -> int {
     namespace bench = rwkv::bench;
     for (const bench::CommonOptions* o : std::initializer_list<const bench::CommonOptions*>{
-             &wkv, &ops, &step, &times, &tokenize, &decode})
+             &wkv, &ops, &step, &times, &tokenize, &decode, &prefill})
       bench::check_outputs(o->json, o->plot);
     bench::check_outputs(serve.json, "");
     if (wkv_app->parsed() && wkv.decode) return bench::run_wkv_decode(wkv);
     if (wkv_app->parsed() && wkv.state_error) return bench::run_wkv_state_error(wkv);
     if (wkv_app->parsed()) return bench::run_wkv(wkv);
     if (decode_app->parsed()) return bench::run_decode(decode);
+    if (prefill_app->parsed()) return bench::run_prefill(prefill);
     if (ops_app->parsed()) return bench::run_ops(ops);
     if (serve_app->parsed()) return bench::run_serve(serve);
     if (tokenize_app->parsed()) return bench::run_tokenize(tokenize);

@@ -26,6 +26,7 @@ if(RWKV_HAVE_CUDA)
     wkv/cuda/wkv7_fp16_forward.cu
     wkv/cuda/wkv7_fp16_backward.cu
     wkv/cuda/wkv7_chunk.cu
+    wkv/cuda/wkv7_chunk_f16.cu
     wkv/cuda/wkv7_chunk_n32.cu
     wkv/cuda/wkv7_chunk_n64.cu
     wkv/cuda/wkv7_chunk_n128.cu

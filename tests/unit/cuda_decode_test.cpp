@@ -10,55 +10,18 @@
 #include "inference/decode_model.h"
 #include "inference/engine.h"
 #include "kernels/core/memory.h"
-#include "kernels/core/parallel.h"
-#include "tests/unit/inference_model.h"
+#include "tests/unit/quick_model.h"
 
 namespace rwkv {
 namespace {
 
+using test::quick_model;
 using test::random_ids;
 using test::TestModel;
 
 /// Largest absolute difference of logits of O(1).
 double limit(DType dtype) {
   return dtype == DType::kF32 ? 1e-4 : dtype == DType::kF16 ? 2e-2 : 1e-1;
-}
-
-/// A model away from its initial values whose logits have a deviation of about one. Drawn in
-/// parallel: init_params would take long for this many.
-TestModel quick_model(int64_t layers, int64_t width, int64_t vocab, uint64_t seed) {
-  ModelConfig c;
-  c.n_layer = layers;
-  c.n_embd = width;
-  c.vocab_size = vocab;
-  c.head_size = 64;
-  TestModel m{make_model(c), nullptr};
-  m.weights = std::make_unique<ParamStore>(Device::kCpu, m.model->params(), "weights");
-  for (const ParamSpec& p : m.model->params().specs()) {
-    const std::span<float> to = m.tensor(p.name);
-    const Rng rng(seed, hash_name(p.name));
-    const bool matrix = p.spec.rank == 2 && !p.name.ends_with("r_k");
-    const bool down = p.name.ends_with("1") && matrix;  // (width, rank)
-    const auto fan_in = static_cast<double>(down                              ? p.spec[0]
-                                            : p.name.ends_with("2") && matrix ? p.spec[0]
-                                                                              : p.spec.last());
-    const double scale = p.name == "emb.weight"    ? 1.0
-                         : p.name == "head.weight" ? 1.0 / std::sqrt(fan_in)
-                         : matrix                  ? 0.7 / std::sqrt(fan_in)
-                                                   : 0.2;
-    const bool norm = p.name.ends_with("weight") && !matrix;
-    const double mean = norm || p.name.ends_with("k_a")           ? 1.0
-                        : p.name.find(".x_") != std::string::npos ? 0.5
-                        : p.name.ends_with("k_k")                 ? 0.7
-                        : p.name.ends_with("w0")                  ? -1.0
-                                                                  : 0.0;
-    parallel_for(static_cast<int64_t>(to.size()), 1 << 16, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        to[static_cast<size_t>(i)] =
-            static_cast<float>(mean + scale * rng.normal(static_cast<uint64_t>(i)));
-    });
-  }
-  return m;
 }
 
 std::vector<float> on_host(Context& ctx, const TensorView& v) {
@@ -231,21 +194,23 @@ TEST_F(CudaDecode, BatchesAreTheGraph) {
         want.push_back(by_engine(m, half ? "fp16-dithered" : "serial", s));
         if (half) noise = larger(noise, state_noise(m, s, want.back()));
       }
-      for (const auto& [type, own] :
-           {std::pair{DType::kF16, true}, std::pair{DType::kF16, false},
-            std::pair{DType::kBF16, true}, std::pair{DType::kBF16, false}}) {
+      for (const auto& [type, own] : {std::pair{DType::kF16, 1}, std::pair{DType::kF16, 0},
+                                      std::pair{DType::kBF16, 1}, std::pair{DType::kBF16, 0}}) {
         const double allowed = limit(type) + noise;
         Context ctx(Device::kCuda);
-        DecodeModel decoder(
-            ctx, *m.model, *m.weights,
-            {.dtype = type, .half_state = half, .slots = 8, .buckets = {4, 8, 80}, .vendor = !own});
+        DecodeModel decoder(ctx, *m.model, *m.weights,
+                            {.dtype = type,
+                             .half_state = half,
+                             .slots = 8,
+                             .buckets = {4, 8, 80},
+                             .own_products = own});
         const auto got = decode_batch(ctx, decoder, {0, 1, 2, 3, 4}, ids);  // bucket 8
         double error = 0;
         for (size_t i = 0; i < ids.size(); ++i) error = larger(error, worst(got[i], want[i]));
         std::printf("  batch, L%lld D%lld %s, %s state, products %s: worst %.2e (limit %.1e)\n",
                     static_cast<long long>(layers), static_cast<long long>(width),
                     std::string(dtype_name(type)).c_str(), half ? "f16" : "f32",
-                    own ? "ours" : "cuBLASLt", error, allowed);
+                    own == 1 ? "ours" : "cuBLASLt", error, allowed);
         std::fflush(stdout);
         EXPECT_LE(error, allowed);
         // Another place, other slots, other neighbours, more of them: the same bits.
@@ -260,7 +225,7 @@ TEST_F(CudaDecode, BatchesAreTheGraph) {
                              got[one].size() * sizeof(float)) == 0;
         };
         EXPECT_TRUE(same(2, 1) && same(0, 4) && same(1, 5));
-        // Another bucket, and the kernel for one sequence going on from a batch's state.
+        // A larger bucket, and the kernel for one sequence going on from a batch's state.
         decoder.reset(0);
         std::vector<float> mixed;
         for (size_t t = 0; t < 8; ++t) {
@@ -284,10 +249,10 @@ TEST_F(CudaDecode, LargeBuckets) {
   const auto ids = random_ids(5, 6, 300);
   const auto want = by_engine(m, "fp16-dithered", ids);
   const double allowed = limit(DType::kF16) + state_noise(m, ids, want);
-  for (const bool own : {false, true}) {
+  for (const int own : {0, 1}) {
     Context ctx(Device::kCuda);
     DecodeModel decoder(ctx, *m.model, *m.weights,
-                        {.slots = 200, .buckets = {200}, .vendor = !own});
+                        {.slots = 200, .buckets = {200}, .own_products = own});
     std::vector<int64_t> slots;
     for (int64_t s = 0; s < 130; ++s) slots.push_back((s * 7) % 200);
     const std::vector<std::vector<int32_t>> all(slots.size(), ids);
@@ -296,85 +261,6 @@ TEST_F(CudaDecode, LargeBuckets) {
       EXPECT_EQ(std::memcmp(got[0].data(), got[i].data(), got[0].size() * sizeof(float)), 0) << i;
       EXPECT_LE(worst(got[i], want), allowed) << i;
     }
-  }
-}
-
-/// All of a slot's state, as bytes.
-std::vector<std::byte> state_of(Context& ctx, DecodeModel& decoder, int64_t slot) {
-  std::vector<std::byte> all;
-  for (const TensorView& v :
-       {decoder.shift_of(slot), decoder.wkv_of(slot), decoder.elapsed_of(slot)}) {
-    std::vector<std::byte> part(v.bytes());
-    copy(ctx, TensorView(part.data(), v.spec), v);
-    ctx.synchronize("state");
-    all.insert(all.end(), part.begin(), part.end());
-  }
-  return all;
-}
-
-TEST_F(CudaDecode, NeitherBucketNorPlaceChangesABit) {
-  struct Size {
-    int64_t layers, width;
-    DType type;
-    bool half;
-  };
-  for (const Size& size : {Size{3, 128, DType::kF16, true}, Size{3, 320, DType::kBF16, false},
-                           Size{3, 768, DType::kF16, true}, Size{2, 2048, DType::kF16, false},
-                           Size{2, 4096, DType::kF16, true}}) {
-    constexpr int64_t kVocab = 520, kSlots = 1030, kTokens = 4;
-    const TestModel m = quick_model(size.layers, size.width, kVocab, 11);
-    Context ctx(Device::kCuda);
-    DecodeModel decoder(ctx, *m.model, *m.weights,
-                        {.dtype = size.type,
-                         .half_state = size.half,
-                         .slots = kSlots,
-                         .buckets = {1, 2, 4, 8, 16, 32, 64, 128, 256, 320, 512, 960, 1024}});
-    const auto ids = random_ids(3, kTokens, kVocab);
-    std::vector<float> want;
-    std::vector<std::byte> want_state;
-    int wrong = 0;
-    // Sequences in the call, and the row of the one that is looked at.
-    for (const auto& [sequences, row] : std::vector<std::pair<int64_t, int64_t>>{{1, 0},
-                                                                                 {2, 1},
-                                                                                 {3, 0},
-                                                                                 {7, 4},
-                                                                                 {16, 15},
-                                                                                 {27, 9},
-                                                                                 {64, 63},
-                                                                                 {100, 50},
-                                                                                 {128, 1},
-                                                                                 {200, 199},
-                                                                                 {300, 170},
-                                                                                 {500, 499},
-                                                                                 {960, 800},
-                                                                                 {961, 960},
-                                                                                 {1024, 3}}) {
-      std::vector<int64_t> slots;
-      std::vector<std::vector<int32_t>> all;
-      for (int64_t i = 0; i < sequences; ++i) {
-        slots.push_back((i * 37 + sequences) % kSlots);
-        all.push_back(i == row ? ids : random_ids(100 + static_cast<uint64_t>(i), kTokens, kVocab));
-      }
-      const int64_t slot = slots[static_cast<size_t>(row)];
-      decoder.reset(slot);
-      const auto got = decode_batch(ctx, decoder, slots, all)[static_cast<size_t>(row)];
-      const auto state = state_of(ctx, decoder, slot);
-      if (want.empty()) {
-        want = got;
-        want_state = state;
-      }
-      ASSERT_EQ(got.size(), want.size());
-      const bool same = std::memcmp(got.data(), want.data(), want.size() * sizeof(float)) == 0 &&
-                        state == want_state;
-      EXPECT_TRUE(same) << "width " << size.width << ", " << sequences << " sequences, row " << row
-                        << ", logits differ by " << worst(got, want);
-      wrong += same ? 0 : 1;
-    }
-    EXPECT_GE(deviation(want), 0.5);
-    std::printf("  L%lld D%lld %s: %d of 15 differ\n", static_cast<long long>(size.layers),
-                static_cast<long long>(size.width), std::string(dtype_name(size.type)).c_str(),
-                wrong);
-    std::fflush(stdout);
   }
 }
 

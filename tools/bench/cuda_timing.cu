@@ -6,6 +6,7 @@
 #include "kernels/core/bf16.h"
 #include "kernels/core/cuda/cuda_check.h"
 #include "kernels/core/gemm.h"
+#include "kernels/core/half.h"
 #include "kernels/core/memory.h"
 #include "kernels/core/rng.h"
 
@@ -104,8 +105,10 @@ void cuda_fill_repeated(Context& ctx, const TensorView& view, const TensorView& 
 
 void cuda_fill_normal(Context& ctx, const TensorView& view, double mean, double deviation,
                       uint64_t seed) {
-  RWKV_CHECK(view.spec.dtype == DType::kF32 || view.spec.dtype == DType::kBF16, DTypeError,
-             "random numbers on the GPU: found ", to_string(view.spec), ", expected f32 or bf16");
+  const DType type = view.spec.dtype;
+  RWKV_CHECK(type == DType::kF32 || type == DType::kBF16 || type == DType::kF16, DTypeError,
+             "random numbers on the GPU: found ", to_string(view.spec),
+             ", expected f32, bf16 or f16");
   const Rng rng(seed, hash_name("benchmark operand"));
   const auto n = static_cast<size_t>(std::min<int64_t>(view.numel(), int64_t{1} << 20));
   const auto draw = [&](size_t i) { return static_cast<float>(mean + deviation * rng.normal(i)); };
@@ -113,6 +116,10 @@ void cuda_fill_normal(Context& ctx, const TensorView& view, double mean, double 
   if (view.spec.dtype == DType::kF32) {
     std::vector<float> host(n);
     for (size_t i = 0; i < n; ++i) host[i] = draw(i);
+    cuda_fill_repeated(ctx, view, TensorView(host.data(), spec));
+  } else if (type == DType::kF16) {
+    std::vector<F16> host(n);
+    for (size_t i = 0; i < n; ++i) host[i] = to_half(draw(i));
     cuda_fill_repeated(ctx, view, TensorView(host.data(), spec));
   } else {
     std::vector<BF16> host(n);

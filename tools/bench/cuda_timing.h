@@ -38,8 +38,8 @@ void cuda_delay(Context& ctx, double seconds);
 Timing cuda_time(Context& ctx, int repeats, const std::function<void()>& work, int warmup = 3,
                  double delay_s = 100e-6, const std::function<void()>& before = {});
 
-/// Fills device memory of type f32 or bf16 with N(mean, deviation): up to 2^20 draws of Philox,
-/// repeated.
+/// Fills device memory of type f32, bf16 or f16 with N(mean, deviation): up to 2^20 draws of
+/// Philox, repeated.
 void cuda_fill_normal(Context& ctx, const TensorView& view, double mean, double deviation,
                       uint64_t seed);
 /// Copies `host` to the beginning of `view` and repeats it until the view is full. Types must

@@ -10,41 +10,11 @@
 #include "kernels/core/error.h"
 #include "kernels/core/memory.h"
 #include "tools/bench/cuda_timing.h"
+#include "tools/bench/model_sizes.h"
 #include "tools/bench/wkv_fp16.h"
 
 namespace rwkv::bench {
 namespace {
-
-/// Sizes of the public models; low-rank widths as in their files.
-ModelConfig config_of(const std::string& size) {
-  ModelConfig c;
-  c.vocab_size = 65536;
-  c.head_size = 64;
-  const auto set = [&](int64_t layers, int64_t width, int64_t w, int64_t a, int64_t v, int64_t g) {
-    c.n_layer = layers;
-    c.n_embd = width;
-    c.rank_w = w;
-    c.rank_a = a;
-    c.rank_v = v;
-    c.rank_g = g;
-  };
-  if (size == "0.1B")
-    set(12, 768, 64, 64, 32, 128);
-  else if (size == "1.5B")
-    set(24, 2048, 96, 96, 64, 256);
-  else if (size == "7.2B")
-    set(32, 4096, 128, 128, 96, 480);
-  else
-    throw ConfigError(str("--random: found '", size, "', expected 0.1B, 1.5B or 7.2B"));
-  c.finish();
-  return c;
-}
-
-DType dtype_of(const std::string& flag, const std::string& name) {
-  for (const DType t : {DType::kF16, DType::kBF16, DType::kF32})
-    if (dtype_name(t) == name) return t;
-  throw ConfigError(str("--", flag, ": found '", name, "', expected f16, bf16 or f32"));
-}
 
 /// Mean microseconds per layer between the points in time of a step (kernels/decode/step.h).
 void print_stages(const std::vector<int64_t>& stamps, int64_t layers) {
@@ -76,17 +46,9 @@ void print_stages(const std::vector<int64_t>& stamps, int64_t layers) {
   }
 }
 
-/// Columns, blocks that share x, blocks that share k; microseconds of all layers.
-void print_plans(DecodeModel& model, int64_t batch) {
-  int last = -1;
-  for (const auto& [kind, plan, seconds] : model.plan_times(batch)) {
-    if (kind != last)
-      std::printf("%s  %s:", last < 0 ? "" : "\n", decode::batch_product_name(kind));
-    last = kind;
-    std::printf(" %d/%d/%d %.0f;", plan.columns, plan.pair, plan.split, 1e6 * seconds);
-  }
-  std::printf("\n");
-}
+}  // namespace
+
+namespace {
 
 struct Run {
   Timing time;  ///< of all steps in a row
@@ -134,7 +96,7 @@ void check_finite(Context& ctx, const TensorView& logits, const std::string& wha
 }  // namespace
 
 int run_decode(const DecodeBenchOptions& o) {
-  const DType state = dtype_of("state", o.state);
+  const DType state = decode_dtype("state", o.state);
   RWKV_CHECK(state != DType::kBF16, ConfigError, "--state: found bf16, expected f16 or f32");
   std::vector<int64_t> batches = o.batches.empty() ? std::vector<int64_t>{1} : o.batches;
   std::ranges::sort(batches);
@@ -145,42 +107,35 @@ int run_decode(const DecodeBenchOptions& o) {
   auto doc = nlohmann::ordered_json::parse(record_head("decode", Device::kCuda));
   doc["copy_bytes_per_second"] = copied;
   doc["rows"] = nlohmann::ordered_json::array();
-  std::printf("%5s %6s %6s %5s %5s %5s %11s %7s %11s %9s %7s %7s\n", "model", "batch", "mode",
-              "type", "state", "skip", "us/step", "spread", "tokens/s", "GB/s", "% copy", "zeros");
+  std::printf("%5s %6s %5s %5s %5s %11s %7s %11s %9s %7s %7s\n", "model", "batch", "type", "state",
+              "skip", "us/step", "spread", "tokens/s", "GB/s", "% copy", "zeros");
   for (const std::string& size : o.sizes) {
     std::vector<int64_t> buckets;
     for (const int64_t b : batches)
-      if (b > 1 || o.exact) buckets.push_back(b);
-    DecodeModel model(ctx, config_of(size), 1,
-                      {.dtype = dtype_of("dtype", o.dtype),
+      if (b > 1) buckets.push_back(b);
+    DecodeModel model(ctx, public_model(size), 1,
+                      {.dtype = decode_dtype("dtype", o.dtype),
                        .half_state = state == DType::kF16,
                        .slots = batches.back(),
                        .buckets = buckets,
                        .skip = !o.no_skip,
-                       .vendor = o.vendor,
-                       .plans_tried = o.plans,
+                       .own_products = o.own_products,
                        .prefetch_value = o.prefetch_value,
                        .splits = o.splits,
                        .slice = o.slice,
                        .nap = o.nap,
                        .ring = o.ring,
                        .ahead_bytes = o.ahead_bytes});
-    // (sequences, by the kernel for one)
-    std::vector<std::pair<int64_t, bool>> runs;
-    for (const int64_t b : batches) {
-      if (b == 1) runs.emplace_back(1, true);
-      if (b > 1 || o.exact) runs.emplace_back(b, false);
-    }
-    for (const auto& [batch, one] : runs) {
-      const char* const mode = one ? "one" : o.vendor ? "vendor" : "exact";
+    for (const int64_t batch : batches) {
+      const bool one = batch == 1;
       const Run run = one ? run_one(ctx, model, o) : run_batch(ctx, model, o, batch);
       check_finite(ctx, one ? model.logits() : model.batch_logits(), size);
       const double seconds = run.time.median / run.steps;
       const double rate = static_cast<double>(batch) / seconds;
       const bool skip = one && !o.no_skip;
-      std::printf("%5s %6lld %6s %5s %5s %5s %11.2f %6.1f%% %11.1f %9.1f %6.1f%% %6.1f%%\n",
-                  size.c_str(), static_cast<long long>(batch), mode, o.dtype.c_str(),
-                  o.state.c_str(), skip ? "yes" : "no", 1e6 * seconds, 100 * run.time.spread, rate,
+      std::printf("%5s %6lld %5s %5s %5s %11.2f %6.1f%% %11.1f %9.1f %6.1f%% %6.1f%%\n",
+                  size.c_str(), static_cast<long long>(batch), o.dtype.c_str(), o.state.c_str(),
+                  skip ? "yes" : "no", 1e6 * seconds, 100 * run.time.spread, rate,
                   1e-9 * run.bytes / seconds, 100 * run.bytes / seconds / copied, 100 * run.zeros);
       if (o.stages && one) print_stages(model.stamps(), model.layout().shape.layers);
       if (o.stages && !one) {
@@ -189,11 +144,9 @@ int run_decode(const DecodeBenchOptions& o) {
           std::printf(" %s %.1f;", name.c_str(), 1e6 * s);
         std::printf("\n");
       }
-      if (o.plan_times && !one) print_plans(model, batch);
       std::fflush(stdout);
       doc["rows"].push_back({{"model", size},
                              {"batch", batch},
-                             {"mode", mode},
                              {"dtype", o.dtype},
                              {"state", o.state},
                              {"skip", skip},

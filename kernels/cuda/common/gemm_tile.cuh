@@ -1,6 +1,6 @@
 #pragma once
-/// A matrix product for Hopper with an epilogue of our own: C (m, n) = A (m, k) B, bf16, sums in
-/// f32 in one fixed order.
+/// A matrix product for Hopper with an epilogue of our own: C (m, n) = A (m, k) B, bf16 or
+/// (forward) f16, sums in f32 in one fixed order.
 ///
 /// A block makes tiles of 128 x 256 with two warpgroups that multiply (64 x 256 each, wgmma) and a
 /// thread that has the copy engine fill a ring of stages of 64 k. The two blocks of a cluster work
@@ -133,49 +133,56 @@ __device__ __forceinline__ void give_registers() {
 
 /// d (64 x 256) = or += A B, both in shared memory, A stored with K as columns; kTransposedB: B
 /// stored with K as rows. `add`: 0 or 1.
-template <bool kTransposedB>
+#define RWKV_WGMMA256(TYPE)                                                                       \
+  asm volatile(                                                                                   \
+      "{\n"                                                                                       \
+      ".reg .pred add;\n"                                                                         \
+      "setp.ne.b32 add, %130, 0;\n"                                                               \
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32." TYPE "." TYPE                                \
+      " {"                                                                                        \
+      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,"            \
+      "%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,"          \
+      "%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,"          \
+      "%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,"          \
+      "%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,"             \
+      "%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,"          \
+      "%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"                                    \
+      "}, %128, %129, add, 1, 1, 0, %131;\n"                                                      \
+      "}"                                                                                         \
+      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), \
+        "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), \
+        "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), \
+        "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), \
+        "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]), \
+        "+f"(d[7][2]), "+f"(d[7][3]), "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]), "+f"(d[8][3]), \
+        "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3]), "+f"(d[10][0]),               \
+        "+f"(d[10][1]), "+f"(d[10][2]), "+f"(d[10][3]), "+f"(d[11][0]), "+f"(d[11][1]),           \
+        "+f"(d[11][2]), "+f"(d[11][3]), "+f"(d[12][0]), "+f"(d[12][1]), "+f"(d[12][2]),           \
+        "+f"(d[12][3]), "+f"(d[13][0]), "+f"(d[13][1]), "+f"(d[13][2]), "+f"(d[13][3]),           \
+        "+f"(d[14][0]), "+f"(d[14][1]), "+f"(d[14][2]), "+f"(d[14][3]), "+f"(d[15][0]),           \
+        "+f"(d[15][1]), "+f"(d[15][2]), "+f"(d[15][3]), "+f"(d[16][0]), "+f"(d[16][1]),           \
+        "+f"(d[16][2]), "+f"(d[16][3]), "+f"(d[17][0]), "+f"(d[17][1]), "+f"(d[17][2]),           \
+        "+f"(d[17][3]), "+f"(d[18][0]), "+f"(d[18][1]), "+f"(d[18][2]), "+f"(d[18][3]),           \
+        "+f"(d[19][0]), "+f"(d[19][1]), "+f"(d[19][2]), "+f"(d[19][3]), "+f"(d[20][0]),           \
+        "+f"(d[20][1]), "+f"(d[20][2]), "+f"(d[20][3]), "+f"(d[21][0]), "+f"(d[21][1]),           \
+        "+f"(d[21][2]), "+f"(d[21][3]), "+f"(d[22][0]), "+f"(d[22][1]), "+f"(d[22][2]),           \
+        "+f"(d[22][3]), "+f"(d[23][0]), "+f"(d[23][1]), "+f"(d[23][2]), "+f"(d[23][3]),           \
+        "+f"(d[24][0]), "+f"(d[24][1]), "+f"(d[24][2]), "+f"(d[24][3]), "+f"(d[25][0]),           \
+        "+f"(d[25][1]), "+f"(d[25][2]), "+f"(d[25][3]), "+f"(d[26][0]), "+f"(d[26][1]),           \
+        "+f"(d[26][2]), "+f"(d[26][3]), "+f"(d[27][0]), "+f"(d[27][1]), "+f"(d[27][2]),           \
+        "+f"(d[27][3]), "+f"(d[28][0]), "+f"(d[28][1]), "+f"(d[28][2]), "+f"(d[28][3]),           \
+        "+f"(d[29][0]), "+f"(d[29][1]), "+f"(d[29][2]), "+f"(d[29][3]), "+f"(d[30][0]),           \
+        "+f"(d[30][1]), "+f"(d[30][2]), "+f"(d[30][3]), "+f"(d[31][0]), "+f"(d[31][1]),           \
+        "+f"(d[31][2]), "+f"(d[31][3])                                                            \
+      : "l"(a), "l"(b), "r"(add), "n"(static_cast<int>(kTransposedB)))
+template <bool kTransposedB, class E>
 __device__ __forceinline__ void wgmma256(float (&d)[32][4], uint64_t a, uint64_t b, int add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred add;\n"
-      "setp.ne.b32 add, %130, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,"
-      "%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,"
-      "%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,"
-      "%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,"
-      "%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,"
-      "%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,"
-      "%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
-      "}, %128, %129, add, 1, 1, 0, %131;\n"
-      "}"
-      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]),
-        "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
-        "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]),
-        "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
-        "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]),
-        "+f"(d[7][2]), "+f"(d[7][3]), "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]), "+f"(d[8][3]),
-        "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3]), "+f"(d[10][0]), "+f"(d[10][1]),
-        "+f"(d[10][2]), "+f"(d[10][3]), "+f"(d[11][0]), "+f"(d[11][1]), "+f"(d[11][2]),
-        "+f"(d[11][3]), "+f"(d[12][0]), "+f"(d[12][1]), "+f"(d[12][2]), "+f"(d[12][3]),
-        "+f"(d[13][0]), "+f"(d[13][1]), "+f"(d[13][2]), "+f"(d[13][3]), "+f"(d[14][0]),
-        "+f"(d[14][1]), "+f"(d[14][2]), "+f"(d[14][3]), "+f"(d[15][0]), "+f"(d[15][1]),
-        "+f"(d[15][2]), "+f"(d[15][3]), "+f"(d[16][0]), "+f"(d[16][1]), "+f"(d[16][2]),
-        "+f"(d[16][3]), "+f"(d[17][0]), "+f"(d[17][1]), "+f"(d[17][2]), "+f"(d[17][3]),
-        "+f"(d[18][0]), "+f"(d[18][1]), "+f"(d[18][2]), "+f"(d[18][3]), "+f"(d[19][0]),
-        "+f"(d[19][1]), "+f"(d[19][2]), "+f"(d[19][3]), "+f"(d[20][0]), "+f"(d[20][1]),
-        "+f"(d[20][2]), "+f"(d[20][3]), "+f"(d[21][0]), "+f"(d[21][1]), "+f"(d[21][2]),
-        "+f"(d[21][3]), "+f"(d[22][0]), "+f"(d[22][1]), "+f"(d[22][2]), "+f"(d[22][3]),
-        "+f"(d[23][0]), "+f"(d[23][1]), "+f"(d[23][2]), "+f"(d[23][3]), "+f"(d[24][0]),
-        "+f"(d[24][1]), "+f"(d[24][2]), "+f"(d[24][3]), "+f"(d[25][0]), "+f"(d[25][1]),
-        "+f"(d[25][2]), "+f"(d[25][3]), "+f"(d[26][0]), "+f"(d[26][1]), "+f"(d[26][2]),
-        "+f"(d[26][3]), "+f"(d[27][0]), "+f"(d[27][1]), "+f"(d[27][2]), "+f"(d[27][3]),
-        "+f"(d[28][0]), "+f"(d[28][1]), "+f"(d[28][2]), "+f"(d[28][3]), "+f"(d[29][0]),
-        "+f"(d[29][1]), "+f"(d[29][2]), "+f"(d[29][3]), "+f"(d[30][0]), "+f"(d[30][1]),
-        "+f"(d[30][2]), "+f"(d[30][3]), "+f"(d[31][0]), "+f"(d[31][1]), "+f"(d[31][2]),
-        "+f"(d[31][3])
-      : "l"(a), "l"(b), "r"(add), "n"(static_cast<int>(kTransposedB)));
+  if constexpr (kIsHalf<E>)
+    RWKV_WGMMA256("f16");
+  else
+    RWKV_WGMMA256("bf16");
 }
+#undef RWKV_WGMMA256
 
 /// 64 channels of B (n rows of k), or with kTransposedB 16 rows k of 64 columns each, the next 64
 /// columns kDepth rows further.
@@ -289,7 +296,7 @@ __device__ __forceinline__ float root(float x) {
   return r;
 }
 
-template <bool kBackward>
+template <bool kBackward, class E>
 __device__ __forceinline__ void multiply(const CUtensorMap& map_c, const Shape& s,
                                          const Shared& shared, int cluster, int clusters,
                                          int rank) {
@@ -314,9 +321,9 @@ __device__ __forceinline__ void multiply(const CUtensorMap& map_c, const Shape& 
         wgmma_begin();
 #pragma unroll
         for (uint32_t k = 0; k < kDepth / 16; ++k)
-          wgmma256<kBackward>(d, describe(a, kSwizzledRows, 2 * k),
-                              describe(b, kLayoutB<kBackward>, (kBackward ? 128 : 2) * k),
-                              step > 0 || k > 0 ? 1 : 0);
+          wgmma256<kBackward, E>(d, describe(a, kSwizzledRows, 2 * k),
+                                 describe(b, kLayoutB<kBackward>, (kBackward ? 128 : 2) * k),
+                                 step > 0 || k > 0 ? 1 : 0);
         wgmma_commit();
         wgmma_wait<1>();
         if (group == 0 && step == ahead) {
@@ -361,7 +368,7 @@ __device__ __forceinline__ void multiply(const CUtensorMap& map_c, const Shape& 
             out[q] = pack((first + first) * root(low_half(f.x[q])),
                           (second + second) * root(high_half(f.x[q])));
           } else {
-            out[q] = pack(squared_relu(first), squared_relu(second));
+            out[q] = pack<E>(squared_relu(first), squared_relu(second));
           }
         }
         store_matrices(at, out[0], out[1], out[2], out[3]);
@@ -377,7 +384,7 @@ __device__ __forceinline__ void multiply(const CUtensorMap& map_c, const Shape& 
   if (thread == 0) wait_tiles();
 }
 
-template <bool kBackward>
+template <bool kBackward, class E>
 __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     gemm_kernel(const __grid_constant__ CUtensorMap map_a,
                 const __grid_constant__ CUtensorMap map_b,
@@ -400,16 +407,15 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     if (threadIdx.x == 0) fill_ring<kBackward>(map_a, map_b, s, shared, cluster, clusters, rank);
   } else {
     take_registers<232>();
-    multiply<kBackward>(map_c, s, shared, cluster, clusters, rank);
+    multiply<kBackward, E>(map_c, s, shared, cluster, clusters, rank);
   }
   __syncwarp();
   cluster_barrier();  // the other block may still write to this one's memory
 }
 
-/// A row-major matrix of 16-bit elements as boxes of 64 columns of swizzled rows. `pitch`: elements
-/// from row to row, a multiple of 8; 0: as many as there are columns.
+/// A row-major matrix of 16-bit elements as boxes of 64 columns of swizzled rows.
 inline cudaError_t describe_matrix(CUtensorMap& map, const void* data, int64_t rows,
-                                   int64_t columns, int box_rows, int64_t pitch = 0) {
+                                   int64_t columns, int box_rows) {
   using Encode =
       CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                    const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
@@ -422,7 +428,7 @@ inline cudaError_t describe_matrix(CUtensorMap& map, const void* data, int64_t r
     return e;
   if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[] = {2 * static_cast<cuuint64_t>(pitch > 0 ? pitch : columns)};
+  const cuuint64_t strides[] = {2 * static_cast<cuuint64_t>(columns)};
   const cuuint32_t box[] = {64, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
   const CUresult result = reinterpret_cast<Encode>(entry)(
       &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), sizes, strides, box,
@@ -433,9 +439,10 @@ inline cudaError_t describe_matrix(CUtensorMap& map, const void* data, int64_t r
 
 /// c (m, n) = max(a b^T, 0)^2 with b (n, k), or with kBackward = 2 sqrt(factor) (a b) with b (k,
 /// n).
-template <bool kBackward>
+template <bool kBackward, class E = __nv_bfloat16>
 cudaError_t run(const void* a, const void* b, void* c, const void* factor, int64_t m, int64_t n,
                 int64_t k, int multiprocessors, cudaStream_t stream) {
+  static_assert(!(kBackward && kIsHalf<E>));
   CUtensorMap map_a, map_b, map_c;
   if (const cudaError_t e = describe_matrix(map_a, a, m, k, kRows); e != cudaSuccess) return e;
   if (const cudaError_t e = describe_matrix(map_b, b, kBackward ? k : n, kBackward ? n : k,
@@ -444,13 +451,13 @@ cudaError_t run(const void* a, const void* b, void* c, const void* factor, int64
     return e;
   if (const cudaError_t e = describe_matrix(map_c, c, m, n, 64); e != cudaSuccess) return e;
   if (const cudaError_t e = cudaFuncSetAttribute(
-          gemm_kernel<kBackward>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+          gemm_kernel<kBackward, E>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
       e != cudaSuccess)
     return e;
   const Shape s{static_cast<int>(m), static_cast<int>(n), static_cast<int>(k),
                 static_cast<const uint16_t*>(factor)};
   const int clusters = std::min(s.pairs(), multiprocessors / kCluster);
-  gemm_kernel<kBackward>
+  gemm_kernel<kBackward, E>
       <<<static_cast<unsigned>(clusters * kCluster), kThreads, kSharedBytes, stream>>>(map_a, map_b,
                                                                                        map_c, s);
   return cudaGetLastError();

@@ -1,5 +1,6 @@
 #pragma once
-/// Warp-level matrix pieces: ldmatrix, mma.sync m16n8k16 (bf16, fp32 accumulate), packing.
+/// Warp-level matrix pieces: ldmatrix, mma.sync m16n8k16 (bf16 or f16, fp32 accumulate), packing.
+/// E: type of the operands' elements, __nv_bfloat16 or __half.
 ///
 /// Fragment layouts, lane = 4 g + q:
 ///   accumulator (16 x 8)   c[0..1]: row g, columns 2q, 2q+1;   c[2..3]: row g + 8
@@ -14,8 +15,10 @@
 /// Thus a B operand is always an aligned register pair, and no register is moved.
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace rwkv::cuda {
 
@@ -45,45 +48,71 @@ __device__ __forceinline__ Frag load_frag_t(uint32_t address) {
   return f;
 }
 
+template <class E>
+inline constexpr bool kIsHalf = std::is_same_v<E, __half>;
+
+template <class E = __nv_bfloat16>
 __device__ __forceinline__ void mma(float (&d)[4], const Frag& a, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-      "{%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b0), "r"(b1));
+  if constexpr (kIsHalf<E>)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b0), "r"(b1));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b0), "r"(b1));
 }
 
 /// d (16 x 16) += a (16 x 16) b, b as its two B operands.
+template <class E = __nv_bfloat16>
 __device__ __forceinline__ void mma16(float (&d)[2][4], const Frag& a, const Frag& b) {
-  mma(d[0], a, b.x[0], b.x[1]);
-  mma(d[1], a, b.x[2], b.x[3]);
+  mma<E>(d[0], a, b.x[0], b.x[1]);
+  mma<E>(d[1], a, b.x[2], b.x[3]);
 }
 
+template <class E = __nv_bfloat16>
 __device__ __forceinline__ uint32_t pack(float low, float high) {
   uint32_t d;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+  if constexpr (kIsHalf<E>)
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+  else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
   return d;
 }
+template <class E = __nv_bfloat16>
 __device__ __forceinline__ float low_half(uint32_t x) {
-  return __uint_as_float(x << 16);
+  if constexpr (kIsHalf<E>)
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(x)));
+  else
+    return __uint_as_float(x << 16);
 }
+template <class E = __nv_bfloat16>
 __device__ __forceinline__ float high_half(uint32_t x) {
-  return __uint_as_float(x & 0xffff0000u);
+  if constexpr (kIsHalf<E>)
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(x >> 16)));
+  else
+    return __uint_as_float(x & 0xffff0000u);
 }
 
-/// What packing lost: the same two numbers minus their bf16 values.
+/// What packing lost: the same two numbers minus their rounded values.
+template <class E = __nv_bfloat16>
 __device__ __forceinline__ uint32_t pack_rest(float low, float high, uint32_t packed) {
-  return pack(low - low_half(packed), high - high_half(packed));
+  return pack<E>(low - low_half<E>(packed), high - high_half<E>(packed));
 }
 
 /// Two neighbouring accumulators as an A operand.
+template <class E = __nv_bfloat16>
 __device__ __forceinline__ Frag pack_frag(const float (&left)[4], const float (&right)[4]) {
-  return {{pack(left[0], left[1]), pack(left[2], left[3]), pack(right[0], right[1]),
-           pack(right[2], right[3])}};
+  return {{pack<E>(left[0], left[1]), pack<E>(left[2], left[3]), pack<E>(right[0], right[1]),
+           pack<E>(right[2], right[3])}};
 }
+template <class E = __nv_bfloat16>
 __device__ __forceinline__ Frag pack_frag_rest(const float (&left)[4], const float (&right)[4],
                                                const Frag& f) {
-  return {{pack_rest(left[0], left[1], f.x[0]), pack_rest(left[2], left[3], f.x[1]),
-           pack_rest(right[0], right[1], f.x[2]), pack_rest(right[2], right[3], f.x[3])}};
+  return {{pack_rest<E>(left[0], left[1], f.x[0]), pack_rest<E>(left[2], left[3], f.x[1]),
+           pack_rest<E>(right[0], right[1], f.x[2]), pack_rest<E>(right[2], right[3], f.x[3])}};
 }
 
 __device__ __forceinline__ uint32_t transpose8(uint32_t x) {

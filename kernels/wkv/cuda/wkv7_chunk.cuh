@@ -6,8 +6,10 @@
 ///   R~ = r exp(c_t)   A~ = a exp(c_{t-1})   K~ = k exp(-c_t)   B~ = b exp(-c_t)   P = exp(c_16)
 ///   A_ab, A_ak = strictly causal A~ B~^T, A~ K~^T;  A_rb, A_rk = causal R~ B~^T, R~ K~^T
 ///   Tm = (I - A_ab)^-1, by forward substitution in fp32
-/// Every product is a 16 x 16 or 16 x kN tile in registers; the state's value rows are split over
-/// the warps, 16 each, which therefore never exchange it.
+/// In f16 (E = __half, forward only), exp(-c_16), up to 16384, would leave no room for k: there c
+/// is counted from token 8, so that no factor leaves 1/128 to 128, and the state changes frames
+/// twice. Every product is a 16 x 16 or 16 x kN tile in registers; the state's value rows are split
+/// over the warps, 16 each, which therefore never exchange it.
 
 #include "kernels/wkv/cuda/wgmma.cuh"
 #include "kernels/wkv/cuda/wkv7_cuda.h"
@@ -142,23 +144,26 @@ struct Tilde {
   uint32_t r, a, b, k;
 };
 
+template <class E>
 __device__ __forceinline__ void store_scaled(uint32_t to, const uint2& x, const float (&by)[4]) {
-  const uint32_t low = pack(low_half(x.x) * by[0], high_half(x.x) * by[1]);
-  const uint32_t high = pack(low_half(x.y) * by[2], high_half(x.y) * by[3]);
+  const uint32_t low = pack<E>(low_half<E>(x.x) * by[0], high_half<E>(x.x) * by[1]);
+  const uint32_t high = pack<E>(low_half<E>(x.y) * by[2], high_half<E>(x.y) * by[3]);
   asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(low), "r"(high) : "memory");
 }
 
-/// Writes R~, A~, B~, K~ and P = exp(c_16), with kExp also exp(c_t).
-template <int kN, bool kR, bool kK, bool kExp, int kExpRow = Head<kN>::kExpRow>
+/// Writes R~, A~, B~, K~ and P = exp(c_16), with kExp also exp(c_t). In f16 also `open`, what takes
+/// columns of the state to the frame of token 8; P is then what takes them from there to the end.
+template <int kN, bool kR, bool kK, bool kExp, int kExpRow = Head<kN>::kExpRow,
+          class E = __nv_bfloat16>
 __device__ __forceinline__ void prepare(const Raw& raw, int tokens, const Tilde& to, float* end,
-                                        float* exp_c) {
+                                        float* exp_c, float* open = nullptr) {
   const PrepPlace<kN> p;
   float c[4][4], before[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float scale = p.token + i < tokens ? kLog2Decay : 0.0f;
-    const float w[4] = {low_half(raw.w[i].x), high_half(raw.w[i].x), low_half(raw.w[i].y),
-                        high_half(raw.w[i].y)};
+    const float w[4] = {low_half<E>(raw.w[i].x), high_half<E>(raw.w[i].x), low_half<E>(raw.w[i].y),
+                        high_half<E>(raw.w[i].y)};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const float sigmoid = reciprocal_fast(1.0f + exp2_fast(-kLog2E * w[j]));
@@ -171,6 +176,18 @@ __device__ __forceinline__ void prepare(const Raw& raw, int tokens, const Tilde&
     const float own = c[3][j] + (p.quad >= 1 ? one : 0.0f);
     const float two = __shfl_up_sync(0xffffffffu, own, 16);
     before[j] = (p.quad >= 1 ? one : 0.0f) + (p.quad >= 2 ? two : 0.0f);
+  }
+  if constexpr (kIsHalf<E>) {
+    float middle[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {  // c_8: the last token of the second quad
+      middle[j] =
+          __shfl_sync(0xffffffffu, c[3][j] + before[j], 8 + (static_cast<int>(threadIdx.x) & 7));
+      before[j] -= middle[j];
+    }
+    if (p.quad == 1)
+      *reinterpret_cast<float4*>(open + p.chunk * kN + p.channel) = make_float4(
+          exp2_fast(middle[0]), exp2_fast(middle[1]), exp2_fast(middle[2]), exp2_fast(middle[3]));
   }
   float last[4];
 #pragma unroll
@@ -185,10 +202,10 @@ __device__ __forceinline__ void prepare(const Raw& raw, int tokens, const Tilde&
       shrink[j] = exp2_fast(x);
       grow[j] = exp2_fast(-x);
     }
-    if constexpr (kR) store_scaled(to.r + offset, raw.r[i], shrink);
-    store_scaled(to.a + offset, raw.a[i], last);
-    store_scaled(to.b + offset, raw.b[i], grow);
-    if constexpr (kK) store_scaled(to.k + offset, raw.k[i], grow);
+    if constexpr (kR) store_scaled<E>(to.r + offset, raw.r[i], shrink);
+    store_scaled<E>(to.a + offset, raw.a[i], last);
+    store_scaled<E>(to.b + offset, raw.b[i], grow);
+    if constexpr (kK) store_scaled<E>(to.k + offset, raw.k[i], grow);
     if constexpr (kExp)
       *reinterpret_cast<float4*>(exp_c + (p.token + i) * kExpRow + p.channel) =
           make_float4(shrink[0], shrink[1], shrink[2], shrink[3]);
@@ -235,6 +252,7 @@ __device__ __forceinline__ void store_small(uint32_t to, const Frag& f) {
 /// Tm - I = (I - A)^-1 - I for strictly lower A (16 x 16, its columns as rows of kSolveRow floats):
 /// lane j solves column j. As soon as an entry is known it goes into all later ones, so that only
 /// one fused multiply-add per entry has to wait.
+template <class E>
 __device__ __forceinline__ void solve_unit_lower(const float* a, uint32_t to) {
   const int lane = static_cast<int>(threadIdx.x) & 31, column = lane & 15;
   float x[kChunk];
@@ -259,12 +277,12 @@ __device__ __forceinline__ void solve_unit_lower(const float* a, uint32_t to) {
     const int row = i + (lane >= 16 ? 8 : 0);
     const float value = lane >= 16 ? x[i + 8] : x[i];
     const float exact = row > column ? value : 0.0f;
-    const __nv_bfloat16 rounded = __float2bfloat16(exact);
-    const __nv_bfloat16 rest = __float2bfloat16(exact - __bfloat162float(rounded));
-    asm volatile("st.shared.b16 [%0], %1;" ::"r"(at + i * 16), "h"(__bfloat16_as_ushort(rounded))
+    const uint32_t rounded = pack<E>(exact, 0.0f);
+    const uint32_t rest = pack<E>(exact - low_half<E>(rounded), 0.0f);
+    asm volatile("st.shared.b16 [%0], %1;" ::"r"(at + i * 16), "h"(static_cast<uint16_t>(rounded))
                  : "memory");
     asm volatile("st.shared.b16 [%0], %1;" ::"r"(at + i * 16 + (kTmRest - kTm) * kSmallBytes),
-                 "h"(__bfloat16_as_ushort(rest))
+                 "h"(static_cast<uint16_t>(rest))
                  : "memory");
   }
 }
@@ -284,15 +302,16 @@ struct Lanes {
   }
 };
 
+template <class E>
 __device__ __forceinline__ void store_both(uint32_t to, Small which, const float (&d)[2][4]) {
-  const Frag f = pack_frag(d[0], d[1]);
+  const Frag f = pack_frag<E>(d[0], d[1]);
   store_small(to + which * kSmallBytes, f);
-  store_small(to + (which + 1) * kSmallBytes, pack_frag_rest(d[0], d[1], f));
+  store_small(to + (which + 1) * kSmallBytes, pack_frag_rest<E>(d[0], d[1], f));
 }
 
 /// The 16 x 16 matrices of both chunks. Half of the warps -> chunk; among them the first one finds
 /// A_ab and its inverse, and the others share the rest.
-template <int kN, bool kR, bool kK>
+template <int kN, bool kR, bool kK, class E = __nv_bfloat16>
 __device__ __forceinline__ void causal_products(const Tilde& t, uint32_t small, float* solve,
                                                 const Lanes<kN>& lanes) {
   constexpr int kRoles = Head<kN>::kWarps / 2;
@@ -305,7 +324,7 @@ __device__ __forceinline__ void causal_products(const Tilde& t, uint32_t small, 
     float ab[2][4] = {};
 #pragma unroll
     for (int j = 0; j < Head<kN>::kTiles; ++j)
-      mma16(ab, load_frag(t.a + tile<kN>(down, j)), load_frag(t.b + tile<kN>(across, j)));
+      mma16<E>(ab, load_frag(t.a + tile<kN>(down, j)), load_frag(t.b + tile<kN>(across, j)));
     keep_causal(ab, 0);
     float* own = solve + chunk * kChunk * kSolveRow;
 #pragma unroll
@@ -315,7 +334,7 @@ __device__ __forceinline__ void causal_products(const Tilde& t, uint32_t small, 
         own[(half * 8 + (lane & 3) * 2 + (e & 1)) * kSolveRow + (lane >> 2) + 8 * (e >> 1)] =
             ab[half][e];
     __syncwarp();
-    solve_unit_lower(own, small + kTm * kSmallBytes);
+    solve_unit_lower<E>(own, small + kTm * kSmallBytes);
     if constexpr (kRoles > 1) return;
   }
   const bool do_rb = kR && (kRoles < 4 || role == 1), do_ak = kK && (kRoles < 4 || role == 2),
@@ -327,22 +346,22 @@ __device__ __forceinline__ void causal_products(const Tilde& t, uint32_t small, 
     Frag r, k;
     if (do_rb || do_rk) r = load_frag(t.r + left);
     if (do_ak || do_rk) k = load_frag(t.k + right);
-    if (do_rb) mma16(rb, r, load_frag(t.b + right));
-    if (do_ak) mma16(ak, load_frag(t.a + left), k);
-    if (do_rk) mma16(rk, r, k);
+    if (do_rb) mma16<E>(rb, r, load_frag(t.b + right));
+    if (do_ak) mma16<E>(ak, load_frag(t.a + left), k);
+    if (do_rk) mma16<E>(rk, r, k);
   }
   keep_causal(rb, 1);
   keep_causal(rk, 1);
   keep_causal(ak, 0);
-  if (do_rb) store_both(small, kRb, rb);
-  if (do_ak) store_both(small, kAk, ak);
-  if (do_rk) store_both(small, kRk, rk);
+  if (do_rb) store_both<E>(small, kRb, rb);
+  if (do_ak) store_both<E>(small, kAk, ak);
+  if (do_rk) store_both<E>(small, kRk, rk);
 }
 
 /// The products of the chains, whose left operand is in registers: with kGroup on the tensor cores'
 /// own time between `begin` and `finish`, otherwise at once. Addresses are those of a block of 16
 /// rows or of a Small.
-template <int kN>
+template <int kN, class E = __nv_bfloat16>
 struct Chain {
   static constexpr bool kGroup = Head<kN>::kGroup;
   static constexpr int kTiles = Head<kN>::kTiles;
@@ -374,24 +393,24 @@ struct Chain {
   __device__ __forceinline__ void rows(float (&d)[2][4], const Frag (&state)[kTiles],
                                        uint32_t at) const {
     if constexpr (kGroup) {
-      wgmma_rows(d, state, at);
+      wgmma_rows<E>(d, state, at);
     } else {
 #pragma unroll
       for (int j = 0; j < kTiles; ++j)
-        mma16(d, state[j], load_frag(at + tile<kN>(lanes.across, j)));
+        mma16<E>(d, state[j], load_frag(at + tile<kN>(lanes.across, j)));
     }
   }
   /// d (16 x kN per warp) += left times the rows.
   __device__ __forceinline__ void outer(float (&d)[kN / 8][4], const Frag& left,
                                         uint32_t at) const {
     if constexpr (kGroup) {
-      wgmma_outer(d, left, at);
+      wgmma_outer<E>(d, left, at);
     } else {
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
         const Frag b = load_frag_t(at + tile<kN>(lanes.down, n));
-        mma(d[2 * n], left, b.x[0], b.x[1]);
-        mma(d[2 * n + 1], left, b.x[2], b.x[3]);
+        mma<E>(d[2 * n], left, b.x[0], b.x[1]);
+        mma<E>(d[2 * n + 1], left, b.x[2], b.x[3]);
       }
     }
   }
@@ -401,17 +420,17 @@ struct Chain {
                                         Small which) const {
     const uint32_t offset = which * kSmallBytes;
     if constexpr (kGroup)
-      wgmma_small<kTransposed>(d, left, smalls, offset / 16);
+      wgmma_small<kTransposed, E>(d, left, smalls, offset / 16);
     else if constexpr (kTransposed)
-      mma16(d, left, load_frag_t(smalls + offset + lanes.small_down));
+      mma16<E>(d, left, load_frag_t(smalls + offset + lanes.small_down));
     else
-      mma16(d, left, load_frag(smalls + offset + lanes.small_across));
+      mma16<E>(d, left, load_frag(smalls + offset + lanes.small_across));
   }
   /// x += (Tm - I) x for x (channels x tokens) transposed; kTransposed: with Tm transposed. Where
-  /// keys repeat, neighbouring tokens nearly cancel here, so x and Tm enter as two bf16 numbers.
+  /// keys repeat, neighbouring tokens nearly cancel here, so x and Tm enter as two numbers.
   template <bool kTransposed>
   __device__ __forceinline__ void apply_tm(float (&x)[2][4], uint32_t smalls) const {
-    const Frag high = pack_frag(x[0], x[1]), rest = pack_frag_rest(x[0], x[1], high);
+    const Frag high = pack_frag<E>(x[0], x[1]), rest = pack_frag_rest<E>(x[0], x[1], high);
     begin();
     small<kTransposed>(x, high, smalls, kTmRest);
     small<kTransposed>(x, rest, smalls, kTm);

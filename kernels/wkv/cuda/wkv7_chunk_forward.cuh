@@ -3,7 +3,7 @@
 ///   X = A~ S^T + A_ak V;  U = X + (Tm - I) X;  Y = R~ S^T + A_rb U + A_rk V
 ///   S = (S + U^T B~ + V^T K~) diag(P)
 /// all computed transposed, so that accumulators of one product are the A operand of the next.
-/// Precision: the 16 x 16 matrices enter as two bf16 numbers each (value and rest).
+/// Precision: the 16 x 16 matrices enter as two numbers each (value and rest).
 
 #include <type_traits>
 #include "kernels/wkv/cuda/wkv7_chunk.cuh"
@@ -49,8 +49,8 @@ struct ForwardShared<64> {
   Rows raw[5];  // r, w, k, a, b of the next step
   uint4 small[2 * kSmalls * kSmallBytes / 16];
   float solve[2 * kChunk * kSolveRow];
-  float end[128];
-  uint64_t loaded;  // barrier of the loads
+  float end[128], open[128];  // open: f16 only
+  uint64_t loaded;            // barrier of the loads
 };
 
 // What a walk over a segment is for: y and the states; or one of the segment's operators, N (start
@@ -71,15 +71,17 @@ __device__ __forceinline__ void store_checkpoint(const float (&s)[kTiles][4], ui
 
 // One chunk: the state, and with kY this warp's tile of y, transposed. `v_own`: lane's address of
 // this warp's columns of v.
-template <int kN, bool kY, bool kV>
-__device__ __forceinline__ Frag walk_chunk(const Chain<kN>& chain, StateRows<kN>& s, const Tilde& t,
-                                           uint32_t rows, uint32_t v_own, uint32_t smalls,
-                                           const float* end) {
+template <int kN, bool kY, bool kV, class E = __nv_bfloat16>
+__device__ __forceinline__ Frag walk_chunk(const Chain<kN, E>& chain, StateRows<kN>& s,
+                                           const Tilde& t, uint32_t rows, uint32_t v_own,
+                                           uint32_t smalls, const float* end,
+                                           const float* open = nullptr) {
   float x[2][4] = {}, y[2][4] = {};
   Frag v{}, high[kN / 16];
   if constexpr (kV) v = load_frag_t(v_own);
+  if constexpr (kIsHalf<E>) scale_columns(s, open);
 #pragma unroll
-  for (int j = 0; j < kN / 16; ++j) high[j] = pack_frag(s[2 * j], s[2 * j + 1]);
+  for (int j = 0; j < kN / 16; ++j) high[j] = pack_frag<E>(s[2 * j], s[2 * j + 1]);
   chain.begin();
   chain.rows(x, high, t.a + rows);
   if constexpr (kV) {
@@ -99,7 +101,7 @@ __device__ __forceinline__ Frag walk_chunk(const Chain<kN>& chain, StateRows<kN>
   if constexpr (kV) chain.outer(s, v, t.k + rows);
   chain.commit();
   chain.template finish<1>(x);
-  const Frag u = pack_frag(x[0], x[1]);
+  const Frag u = pack_frag<E>(x[0], x[1]);
   chain.begin();
   chain.outer(s, u, t.b + rows);
   chain.commit();
@@ -111,7 +113,7 @@ __device__ __forceinline__ Frag walk_chunk(const Chain<kN>& chain, StateRows<kN>
   chain.template finish<1>(s);
   scale_columns(s, end);
   chain.finish(y);
-  return pack_frag(y[0], y[1]);
+  return pack_frag<E>(y[0], y[1]);
 }
 
 // Starts the loads of a step of heads of 64; one thread.
@@ -133,7 +135,7 @@ __device__ __forceinline__ void load_step(const ForwardMaps& maps, ForwardShared
 }
 
 // kWhole: there is one segment.
-template <int kN, Walk kWalk, bool kWhole = false>
+template <int kN, Walk kWalk, bool kWhole, class E>
 __device__ __forceinline__ void walk_segment(const ForwardParams& p, const Maps<kN>& maps) {
   using Sizes = Head<kN>;
   constexpr bool kGroup = Sizes::kGroup;
@@ -153,7 +155,7 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, const Maps<
   const Tilde tilde{shared_address(shared.r), shared_address(shared.a), shared_address(shared.b),
                     shared_address(shared.k)};
   const uint32_t small_at = shared_address(shared.small);
-  const Chain<kN> chain;
+  const Chain<kN, E> chain;
 
   StateRows<kN> s = {};
   if (kWalk == Walk::kOperatorM) identity_state(s);
@@ -182,7 +184,9 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, const Maps<
       if constexpr (kV) copy_rows<kN>(v_at, p.in.v, x0, stride, tokens);
       copy_async_commit();
     }
-    prepare<kN, kY, kV, false>(raw, tokens, tilde, shared.end, nullptr);
+    float* open = nullptr;
+    if constexpr (kGroup) open = shared.open;
+    prepare<kN, kY, kV, false, Sizes::kExpRow, E>(raw, tokens, tilde, shared.end, nullptr, open);
     chain.publish();
     __syncthreads();
     if constexpr (kGroup) {
@@ -193,7 +197,7 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, const Maps<
     } else if (step + 1 < last) {
       load_raw<kN, kY, kV, true>(raw, p.in, x0 + kStep * stride, stride, tokens - kStep);
     }
-    causal_products<kN, kY, kV>(tilde, small_at, shared.solve, chain.lanes);
+    causal_products<kN, kY, kV, E>(tilde, small_at, shared.solve, chain.lanes);
     chain.publish();
     if constexpr (!kGroup) copy_async_wait<0>();
     __syncthreads();
@@ -205,8 +209,9 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, const Maps<
     for (int c = 0; c < 2; ++c) {
       const auto rows = static_cast<uint32_t>(c * kChunk * Sizes::kRowBytes);
       const uint32_t own = v_at + rows + tile<kN>(chain.lanes.across, warp);
-      const Frag y = walk_chunk<kN, kY, kV>(
-          chain, s, tilde, rows, own, small_at + c * kSmalls * kSmallBytes, shared.end + c * kN);
+      const Frag y = walk_chunk<kN, kY, kV, E>(chain, s, tilde, rows, own,
+                                               small_at + c * kSmalls * kSmallBytes,
+                                               shared.end + c * kN, open + (kGroup ? c * kN : 0));
       if constexpr (kGroup && kY) store_frag_t(own, y);  // this warp has read its columns of v
       if constexpr (!kGroup && kY)
         store_rows(p.y, RowPlace(x0 + c * kChunk * stride + warp * 16, stride, tokens - c * kChunk),
@@ -230,21 +235,21 @@ __device__ __forceinline__ void walk_segment(const ForwardParams& p, const Maps<
 
 // kBlocks per multiprocessor: fewer leave the compiler more registers; kForwardMany, which pays
 // when blocks queue, is for whole heads only.
-template <int kN, int kBlocks>
+template <int kN, int kBlocks, class E>
 __global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
     forward_kernel(const ForwardParams p, const __grid_constant__ Maps<kN> maps) {
   wait_for_previous_kernel();
-  walk_segment<kN, Walk::kOutputs, kBlocks == Head<kN>::kForwardMany>(p, maps);
+  walk_segment<kN, Walk::kOutputs, kBlocks == Head<kN>::kForwardMany, E>(p, maps);
 }
 
 // N and M of every segment.
-template <int kN, int kBlocks>
+template <int kN, int kBlocks, class E>
 __global__ void __launch_bounds__(Head<kN>::kThreads, kBlocks)
     operators_kernel(const ForwardParams p, const __grid_constant__ Maps<kN> maps) {
   if (blockIdx.z == 1)
-    walk_segment<kN, Walk::kOperatorN>(p, maps);
+    walk_segment<kN, Walk::kOperatorN, false, E>(p, maps);
   else
-    walk_segment<kN, Walk::kOperatorM>(p, maps);
+    walk_segment<kN, Walk::kOperatorM, false, E>(p, maps);
 }
 
 inline cudaError_t describe_vectors(ForwardMaps& maps, const ForwardParams& p, int batch) {

@@ -6,7 +6,7 @@
 
 namespace rwkv::cuda::chunk {
 
-template <int kN>
+template <int kN, class E>
 cudaError_t launch_forward(const ForwardParams& p, const Maps<kN>& maps, dim3 grid,
                            int multiprocessors, bool overlap, cudaStream_t stream) {
   using Sizes = Head<kN>;
@@ -14,33 +14,35 @@ cudaError_t launch_forward(const ForwardParams& p, const Maps<kN>& maps, dim3 gr
   if constexpr (Sizes::kGroup) {
     if (blocks <= kPairs * multiprocessors) {
       const auto kernel =
-          blocks <= multiprocessors ? pair_forward_kernel<kN, 1> : pair_forward_kernel<kN, 2>;
+          blocks <= multiprocessors ? pair_forward_kernel<kN, 1, E> : pair_forward_kernel<kN, 2, E>;
       return launch(kernel, grid, 256, sizeof(PairShared), overlap, stream, p, maps);
     }
   }
   const auto kernel = grid.y > 1 || blocks <= Sizes::kForwardFew * multiprocessors
-                          ? forward_kernel<kN, Sizes::kForwardFew>
-                          : forward_kernel<kN, Sizes::kForwardMany>;
+                          ? forward_kernel<kN, Sizes::kForwardFew, E>
+                          : forward_kernel<kN, Sizes::kForwardMany, E>;
   return launch(kernel, grid, Sizes::kThreads, sizeof(ForwardShared<kN>), overlap, stream, p, maps);
 }
 
-template <int kN>
+template <int kN, class E>
 cudaError_t launch_operators(const ForwardParams& p, const Maps<kN>& maps, dim3 grid,
                              int multiprocessors, cudaStream_t stream) {
   using Sizes = Head<kN>;
   const int blocks = static_cast<int>(grid.x * grid.y * grid.z);
   if constexpr (Sizes::kGroup) {
     if (blocks <= kPairs * multiprocessors)
-      return launch(pair_operators_kernel<kN, 2>, grid, 256, sizeof(PairShared), false, stream, p,
-                    maps);
+      return launch(pair_operators_kernel<kN, 2, E>, grid, 256, sizeof(PairShared), false, stream,
+                    p, maps);
   }
-  return launch(operators_kernel<kN, Sizes::kForwardFew>, grid, Sizes::kThreads,
+  return launch(operators_kernel<kN, Sizes::kForwardFew, E>, grid, Sizes::kThreads,
                 sizeof(ForwardShared<kN>), false, stream, p, maps);
 }
 
-template <int kN>
+template <int kN, class E>
 cudaError_t forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t stream) {
   const Plan plan(shape);
+  // f16 too: with heads of 64, whose rows the copy engine moves, nobody looks at the type.
+  static_assert(!kIsHalf<E> || Head<kN>::kGroup);
   const auto bf16 = [](const void* p) { return static_cast<const __nv_bfloat16*>(p); };
   ForwardParams p{};
   p.in = {bf16(io.r), bf16(io.w), bf16(io.k), bf16(io.v), bf16(io.a), bf16(io.b)};
@@ -66,15 +68,15 @@ cudaError_t forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t 
     p.operator_m = memory.operator_m;
     p.operator_n = memory.operator_n;
     if (const cudaError_t e =
-            launch_operators<kN>(p, maps, dim3(grid.x, grid.y, 2), multiprocessors, stream);
+            launch_operators<kN, E>(p, maps, dim3(grid.x, grid.y, 2), multiprocessors, stream);
         e != cudaSuccess)
       return e;
     if (const cudaError_t e = join_forward<kN>(plan, memory, io.s0, stream); e != cudaSuccess)
       return e;
     p.start = memory.operator_n;
   }
-  return launch_forward<kN>(p, maps, dim3(grid.x, static_cast<unsigned>(p.segments)),
-                            multiprocessors, p.segments > 1, stream);
+  return launch_forward<kN, E>(p, maps, dim3(grid.x, static_cast<unsigned>(p.segments)),
+                               multiprocessors, p.segments > 1, stream);
 }
 
 }  // namespace rwkv::cuda::chunk

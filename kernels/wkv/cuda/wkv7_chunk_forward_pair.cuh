@@ -18,8 +18,8 @@ struct PairShared {
   Rows y;
   uint4 small[2][2 * kSmalls * kSmallBytes / 16];
   float solve[2 * kChunk * kSolveRow];
-  float end[2][128];
-  uint64_t loaded, v_loaded[2];  // barriers of the loads
+  float end[2][128], open[2][128];  // open: f16 only
+  uint64_t loaded, v_loaded[2];     // barriers of the loads
 };
 
 /// Named barriers of a block; kFull, kEmpty: one per slot of a step.
@@ -44,7 +44,7 @@ __device__ __forceinline__ Tilde pair_tilde(const PairShared& shared, int slot) 
 }
 
 /// The first warpgroup. kRows: v (or what stands for it in the maps) is loaded too.
-template <bool kR, bool kK, bool kRows, int kSign>
+template <bool kR, bool kK, bool kRows, int kSign, class E = __nv_bfloat16>
 __device__ __forceinline__ void prepare_steps(const PairPlace<kSign>& at, int tokens,
                                               const ForwardMaps& maps, PairShared& shared) {
   const Lanes<64> lanes;
@@ -81,11 +81,12 @@ __device__ __forceinline__ void prepare_steps(const PairPlace<kSign>& at, int to
     Raw raw;
     load_raw<kR, kK>(raw, raw_at(0), raw_at(1), raw_at(2), raw_at(3), raw_at(4));
     const Tilde tilde = pair_tilde(shared, slot);
-    prepare<64, kR, kK, false>(raw, tokens - at.step(n) * kStep, tilde, shared.end[slot], nullptr);
+    prepare<64, kR, kK, false, Head<64>::kExpRow, E>(raw, tokens - at.step(n) * kStep, tilde,
+                                                     shared.end[slot], nullptr, shared.open[slot]);
     publish_shared();
     sync_on(kPreparers, 128);
     if (leads && n + 1 < at.count) load_next(n + 1);
-    causal_products<64, kR, kK>(tilde, shared_address(shared.small[slot]), shared.solve, lanes);
+    causal_products<64, kR, kK, E>(tilde, shared_address(shared.small[slot]), shared.solve, lanes);
     publish_shared();
     arrive_on(kFull + slot, 256);
   }
@@ -111,11 +112,11 @@ __device__ __forceinline__ void make_pair_barriers(PairShared& shared) {
   __syncthreads();
 }
 
-template <Walk kWalk>
+template <Walk kWalk, class E>
 __device__ __forceinline__ void walk_steps(const ForwardParams& p, const ForwardMaps& maps,
                                            const PairPlace<1>& at, PairShared& shared) {
   constexpr bool kY = kWalk == Walk::kOutputs, kV = kWalk != Walk::kOperatorM;
-  const Chain<64> chain;
+  const Chain<64, E> chain;
   const int head = static_cast<int>(blockIdx.x), segment = static_cast<int>(blockIdx.y);
   const int64_t state = static_cast<int64_t>(head) * p.segments + segment;
   const uint32_t own = tile<64>(chain.lanes.across, warp_in_group<4>());
@@ -135,10 +136,10 @@ __device__ __forceinline__ void walk_steps(const ForwardParams& p, const Forward
 #pragma unroll 1
     for (int c = 0; c < 2; ++c) {
       const auto rows = static_cast<uint32_t>(c * kChunk * 128);
-      const Frag y =
-          walk_chunk<64, kY, kV>(chain, s, tilde, rows, shared_address(shared.v[slot]) + rows + own,
-                                 shared_address(shared.small[slot]) + c * kSmalls * kSmallBytes,
-                                 shared.end[slot] + c * 64);
+      const Frag y = walk_chunk<64, kY, kV, E>(
+          chain, s, tilde, rows, shared_address(shared.v[slot]) + rows + own,
+          shared_address(shared.small[slot]) + c * kSmalls * kSmallBytes, shared.end[slot] + c * 64,
+          shared.open[slot] + c * 64);
       if constexpr (kY) store_frag_t(y_at + rows + own, y);
     }
     release_step(at.count, n);
@@ -158,7 +159,7 @@ __device__ __forceinline__ void walk_steps(const ForwardParams& p, const Forward
   if (kY && leads) wait_tiles();
 }
 
-template <Walk kWalk>
+template <Walk kWalk, class E>
 __device__ __forceinline__ void walk_pair(const ForwardParams& p, const ForwardMaps& maps) {
   constexpr bool kY = kWalk == Walk::kOutputs, kV = kWalk != Walk::kOperatorM;
   extern __shared__ __align__(1024) uint4 memory[];
@@ -169,26 +170,26 @@ __device__ __forceinline__ void walk_pair(const ForwardParams& p, const ForwardM
   const int head = static_cast<int>(blockIdx.x);
   const PairPlace<1> at{first, last - first, head % p.heads * 64, head / p.heads};
   if (threadIdx.x < 128)
-    prepare_steps<kY, kV, kV>(at, p.tokens, maps, shared);
+    prepare_steps<kY, kV, kV, 1, E>(at, p.tokens, maps, shared);
   else
-    walk_steps<kWalk>(p, maps, at, shared);
+    walk_steps<kWalk, E>(p, maps, at, shared);
 }
 
-template <int kN, int kBlocks>
+template <int kN, int kBlocks, class E>
 __global__ void __launch_bounds__(256, kBlocks)
     pair_forward_kernel(const ForwardParams p, const __grid_constant__ ForwardMaps maps) {
   wait_for_previous_kernel();
-  walk_pair<Walk::kOutputs>(p, maps);
+  walk_pair<Walk::kOutputs, E>(p, maps);
 }
 
 // N and M of every segment.
-template <int kN, int kBlocks>
+template <int kN, int kBlocks, class E>
 __global__ void __launch_bounds__(256, kBlocks)
     pair_operators_kernel(const ForwardParams p, const __grid_constant__ ForwardMaps maps) {
   if (blockIdx.z == 1)
-    walk_pair<Walk::kOperatorN>(p, maps);
+    walk_pair<Walk::kOperatorN, E>(p, maps);
   else
-    walk_pair<Walk::kOperatorM>(p, maps);
+    walk_pair<Walk::kOperatorM, E>(p, maps);
 }
 
 }  // namespace rwkv::cuda::chunk

@@ -60,6 +60,10 @@ inline constexpr int kWkv7ScanTokens = 64;
 size_t wkv7_chunk_saved_bytes(const Wkv7Shape& shape);
 size_t wkv7_chunk_workspace_bytes(const Wkv7Shape& shape);
 cudaError_t wkv7_chunk_forward(const Wkv7Shape& shape, const Wkv7Forward& io, cudaStream_t stream);
+/// The same with vectors in f16 and f16 operands, heads of 64, nothing saved: for inference. States
+/// and y should stay below 65504 in size.
+cudaError_t wkv7_chunk_forward_f16(const Wkv7Shape& shape, const Wkv7Forward& io,
+                                   cudaStream_t stream);
 cudaError_t wkv7_chunk_backward(const Wkv7Shape& shape, const Wkv7Backward& io,
                                 cudaStream_t stream);
 
