@@ -21,8 +21,6 @@ constexpr size_t kDraws = 1000003;
 constexpr int64_t kMostRows = 4096;
 /// Up to here, in narrow models, our own products take less time than cuBLASLt's.
 constexpr int64_t kMostOwnRows = 128;
-/// See StepCall::ahead_bytes.
-constexpr int kAheadBytes = 128 << 10;
 
 TensorSpec bytes_of(size_t n) {
   return TensorSpec({static_cast<int64_t>(n)}, DType::kI8);
@@ -41,8 +39,8 @@ DecodeModel::DecodeModel(Context& ctx, const decode::Shape& shape, const DecodeO
   layout_ = decode::make_layout(shape, options_.dtype, decode::multiprocessors(ctx),
                                 options_.splits, options_.slice);
   const bool small = shape.width <= decode::kNarrow;
-  if (options_.prefetch_value < 0) options_.prefetch_value = small ? 1 : 0;
-  if (options_.ahead_bytes < 0) options_.ahead_bytes = small ? 0 : kAheadBytes;
+  if (options_.stream_value < 0) options_.stream_value = small ? 1 : 0;
+  if (options_.ahead_bytes < 0) options_.ahead_bytes = 0;
   if (options_.nap < 0) options_.nap = small ? 0 : 32;
   const bool batches = !options_.buckets.empty();
   // One more state for the rows that fill a bucket up.
@@ -189,7 +187,7 @@ decode::StepCall DecodeModel::call() const {
           .logits = logits_.f32(),
           .exchange = bytes(exchange_),
           .skip = options_.skip,
-          .prefetch_value = options_.prefetch_value > 0,
+          .stream_value = options_.stream_value > 0,
           .ahead_bytes = options_.ahead_bytes,
           .nap = options_.nap,
           .slots = options_.ring,
@@ -335,11 +333,13 @@ double DecodeModel::zero_share() {
 }
 
 std::vector<int64_t> DecodeModel::stamps() {
-  std::vector<int64_t> host(static_cast<size_t>(2 * (layout_.shape.layers + 1) * decode::kStamps));
+  std::vector<int64_t> host(
+      static_cast<size_t>(layout_.blocks * (layout_.shape.layers + 1) * decode::kStamps));
   const TensorSpec spec({static_cast<int64_t>(host.size())}, DType::kI64);
   const Arena arena(Device::kCuda, align_up(spec.bytes()), "stamps");
   decode::StepCall c = call();
   const TensorView on_device = arena.at(0, spec);
+  fill_zero(ctx_, on_device);
   c.stamps = on_device.as<int64_t>();
   decode::step(ctx_, layout_, options_.dtype, c);
   copy(ctx_, TensorView(host.data(), spec), on_device);

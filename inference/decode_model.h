@@ -38,7 +38,7 @@ struct DecodeOptions {
   bool skip = true;
   int own_products = -1;  ///< BatchCall::own_products: 1 or 0; -1 chooses by size
   // How a batch of one is worked on; -1 or 0 chooses by size.
-  int prefetch_value = -1;  ///< 1: the value matrix goes to the L2 cache ahead of its use
+  int stream_value = -1;  ///< 1: StepCall::stream_value, and nothing is skipped
   int splits = 0, slice = 0, nap = -1, ring = 0, ahead_bytes = -1;
 };
 
@@ -100,7 +100,7 @@ class DecodeModel {
   /// Waits.
   double zero_share();
   /// Times of one more step by stage (kernels/decode/step.h), in clocks of a multiprocessor, for
-  /// first and last block: [2][layers + 1][kStamps]. Waits.
+  /// all blocks: [blocks][layers + 1][kStamps]. Waits.
   std::vector<int64_t> stamps();
 
  private:

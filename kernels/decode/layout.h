@@ -24,9 +24,10 @@ namespace rwkv::decode {
 inline constexpr int kHeadSize = 64;
 inline constexpr int kWarps = 16;  ///< of a block
 inline constexpr int kThreads = 32 * kWarps;
-inline constexpr int kSlotBytes = 2048;  ///< one copy from memory to a warp's ring
-inline constexpr int kMaxSlots = 16;     ///< of a ring
-inline constexpr int kMaxPairs = 4;      ///< of channels per thread: width up to 4096
+inline constexpr int kPassBytes = 16 * kThreads;  ///< 16 for every thread
+inline constexpr int kSlotPasses = 2;             ///< of a slot of a block's ring
+inline constexpr int kMaxSlots = 16;
+inline constexpr int kMaxPairs = 4;  ///< of channels per thread: width up to 4096
 inline constexpr int kNarrow =
     1024;  ///< models up to this width wait for each other's results more than for memory
 inline constexpr int kLowRanks = 4;  ///< decay w, in-context rate a, value mix v, gate g
@@ -71,7 +72,7 @@ struct Layout {
   int blocks = 0;              ///< of the launch; every one has rows in in, out and key
   int splits = 0, slice = 0;   ///< value: parts of the rows, columns of a slice
   int section[kSections + 1];  ///< first rows of r, k, v, w, a, v-mix, g, and their end
-  int steps[kLowRanks];        ///< lora: 512-byte steps of a warp's four channels per matrix
+  int steps[kLowRanks];        ///< lora: 512 bytes of a warp's four channels, per matrix
   int all_steps = 0;
   int inputs = 0;  ///< mixed inputs that a block's rows of stage `in` can need
 
@@ -112,18 +113,18 @@ inline size_t value_offset(const Layout& l, int f, int column) {
                           static_cast<size_t>(l.element);
 }
 
-/// Byte offset within a layer of element (rank index, channel) of second low-rank matrix i: a
-/// warp's block of four channels is [step][channel][8 packs]: 512 bytes a step, 16 per lane.
+/// Byte offset within a layer of element (rank index, channel) of second low-rank matrix i:
+/// [head][step][warp][channel of the warp's four][8 packs]: 512 bytes a step and warp, 16 per lane.
 inline size_t lora_offset(const Layout& l, int i, int rank, int channel) {
-  const int group = channel / 4, inside = channel % 4;
+  const int head = channel / kHeadSize, warp = channel % kHeadSize / 4, inside = channel % 4;
   int step = rank / (8 * l.pack());
   for (int m = 0; m < i; ++m) step += l.steps[m];
   const int place = rank % (8 * l.pack());
   return l.lora_at +
-         (static_cast<size_t>(group) * static_cast<size_t>(l.all_steps) +
+         (static_cast<size_t>(head) * static_cast<size_t>(l.all_steps) +
           static_cast<size_t>(step)) *
-             512 +
-         static_cast<size_t>(inside * 128 + place * l.element);
+             kPassBytes +
+         static_cast<size_t>(warp * 512 + inside * 128 + place * l.element);
 }
 
 }  // namespace rwkv::decode

@@ -24,15 +24,15 @@ struct StepCall {
   float* logits = nullptr;             ///< [vocab]
   std::byte* exchange = nullptr;       ///< exchange_bytes(), zero at first, of this launch only
   bool skip = true;                    ///< rows of the value matrix whose activation is zero
-  /// The value matrix is brought to the L2 cache ahead of its use: for small models.
-  bool prefetch_value = false;
-  /// Of a block's rows of the stages out and key, brought to the L2 cache when its rows of stage in
-  /// are done: memory would have nothing to do while the heads are worked on. A multiple of 16.
+  /// The value matrix comes through the stream, all of its rows: where not bytes but waiting
+  /// counts.
+  bool stream_value = false;
+  /// Of a block's weights, brought to the L2 cache before there is room in shared memory: memory
+  /// would have nothing to do while blocks wait for each other.
   int ahead_bytes = 0;
-  int nap = 0;    ///< nanoseconds between two looks for what other blocks compute
-  int slots = 0;  ///< of a warp's ring; 0: as many as fit
-  int64_t* stamps =
-      nullptr;  ///< null, or [2][layers + 1][kStamps]: SM clocks of first and last block
+  int nap = 0;                ///< nanoseconds between two looks for what other blocks compute
+  int slots = 0;              ///< of a block's ring; 0: as many as fit
+  int64_t* stamps = nullptr;  ///< null, or zeros, [blocks][layers + 1][kStamps]: SM clocks
 };
 
 /// Points in time of a layer: when stages in, lora, out, key and value have their input, and when

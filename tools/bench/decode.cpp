@@ -16,33 +16,41 @@
 namespace rwkv::bench {
 namespace {
 
-/// Mean microseconds per layer between the points in time of a step (kernels/decode/step.h).
-void print_stages(const std::vector<int64_t>& stamps, int64_t layers) {
+/// Microseconds per layer between the points in time of a step (kernels/decode/step.h): median of
+/// the blocks' means over the layers, least and most in brackets.
+void print_stages(const std::vector<int64_t>& stamps, const decode::Layout& layout) {
   constexpr double kClocksPerMicrosecond = 1980;  // an H200 under load
-  static constexpr const char* kNames[decode::kStamps] = {
-      "wait for value", "in",  "wait for in",  "lora", "wait for lora", "out",
-      "wait for out",   "key", "wait for key", "value"};
-  for (int64_t block = 0; block < 2; ++block) {
+  static constexpr const char* kNames[decode::kStamps + 1] = {
+      "wait for value", "in",  "wait for in",  "lora",  "wait for lora", "out",
+      "wait for out",   "key", "wait for key", "value", "head"};
+  const int64_t layers = layout.shape.layers;
+  std::vector<std::vector<double>> times(decode::kStamps + 1);
+  for (int64_t block = 0; block < layout.blocks; ++block) {
     const auto at = [&](int64_t layer, int64_t what) {
       return stamps[static_cast<size_t>((block * (layers + 1) + layer) * decode::kStamps + what)];
     };
-    std::printf("  %s block, us per layer:", block == 0 ? "first" : "last");
-    std::vector<double> sums(decode::kStamps);
+    std::vector<double> sums(decode::kStamps + 1);
     int64_t last = at(0, 0);
+    const auto add = [&](size_t to, int64_t now, int64_t divisor) {
+      if (now == 0) return;  // the block has no part in it
+      sums[to] +=
+          static_cast<double>(now - last) / (static_cast<double>(divisor) * kClocksPerMicrosecond);
+      last = now;
+    };
     for (int64_t l = 0; l < layers; ++l)
-      for (int64_t i = 0; i < decode::kStamps; ++i) {
-        if (at(l, i) == 0) continue;  // the block has no part in it
-        sums[static_cast<size_t>(i)] += static_cast<double>(at(l, i) - last);
-        last = at(l, i);
-      }
-    double all = 0;
-    for (size_t i = 0; i < sums.size(); ++i) {
-      const double us = sums[i] / static_cast<double>(layers) / kClocksPerMicrosecond;
-      std::printf(" %s %.2f%s", kNames[i], us, i + 1 < sums.size() ? "," : "");
-      all += us;
-    }
-    std::printf("; sum %.2f; head %.2f\n", all,
-                static_cast<double>(at(layers, 1) - last) / kClocksPerMicrosecond);
+      for (int64_t i = 0; i < decode::kStamps; ++i) add(static_cast<size_t>(i), at(l, i), layers);
+    add(0, at(layers, 0), layers);
+    add(decode::kStamps, at(layers, 1), 1);
+    for (size_t i = 0; i < sums.size(); ++i)
+      if (sums[i] > 0) times[i].push_back(sums[i]);
+  }
+  std::printf("  us per layer:");
+  for (size_t i = 0; i < times.size(); ++i) {
+    auto& t = times[i];
+    if (t.empty()) continue;
+    std::ranges::sort(t);
+    std::printf(" %s %.2f (%.2f-%.2f)%s", kNames[i], t[t.size() / 2], t.front(), t.back(),
+                i + 1 < times.size() ? "," : "\n");
   }
 }
 
@@ -64,7 +72,8 @@ Run run_one(Context& ctx, DecodeModel& model, const DecodeBenchOptions& o) {
     for (int i = 0; i < o.tokens; ++i) model.step_again();
   });
   run.zeros = model.zero_share();
-  run.bytes = model.layout().token_bytes(o.no_skip ? 1 : 1 - run.zeros) +
+  const bool all = o.no_skip || model.options().stream_value > 0;
+  run.bytes = model.layout().token_bytes(all ? 1 : 1 - run.zeros) +
               static_cast<double>(model.state_bytes());
   return run;
 }
@@ -120,7 +129,7 @@ int run_decode(const DecodeBenchOptions& o) {
                        .buckets = buckets,
                        .skip = !o.no_skip,
                        .own_products = o.own_products,
-                       .prefetch_value = o.prefetch_value,
+                       .stream_value = o.stream_value,
                        .splits = o.splits,
                        .slice = o.slice,
                        .nap = o.nap,
@@ -132,12 +141,12 @@ int run_decode(const DecodeBenchOptions& o) {
       check_finite(ctx, one ? model.logits() : model.batch_logits(), size);
       const double seconds = run.time.median / run.steps;
       const double rate = static_cast<double>(batch) / seconds;
-      const bool skip = one && !o.no_skip;
+      const bool skip = one && !o.no_skip && model.options().stream_value == 0;
       std::printf("%5s %6lld %5s %5s %5s %11.2f %6.1f%% %11.1f %9.1f %6.1f%% %6.1f%%\n",
                   size.c_str(), static_cast<long long>(batch), o.dtype.c_str(), o.state.c_str(),
                   skip ? "yes" : "no", 1e6 * seconds, 100 * run.time.spread, rate,
                   1e-9 * run.bytes / seconds, 100 * run.bytes / seconds / copied, 100 * run.zeros);
-      if (o.stages && one) print_stages(model.stamps(), model.layout().shape.layers);
+      if (o.stages && one) print_stages(model.stamps(), model.layout());
       if (o.stages && !one) {
         std::printf("  us, launched one by one:");
         for (const auto& [name, s] : model.batch_stages(batch))

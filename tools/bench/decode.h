@@ -20,7 +20,7 @@ struct DecodeBenchOptions : CommonOptions {
   bool no_skip = false;  ///< also rows of zero activations are read
   bool stages = false;   ///< where the time goes, by stage
   int tokens = 64;       ///< steps in a row per timed run
-  int splits = 0, slice = 0, nap = -1, ring = 0, prefetch_value = -1, ahead_bytes = -1,
+  int splits = 0, slice = 0, nap = -1, ring = 0, stream_value = -1, ahead_bytes = -1,
       own_products = -1;
 };
 

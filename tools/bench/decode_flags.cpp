@@ -19,13 +19,13 @@ void add_decode_flags(CLI::App* app, DecodeBenchOptions& o) {
   app->add_option("--splits", o.splits, "parts of the value matrix' rows; 0: by size");
   app->add_option("--slice", o.slice, "columns of its slices; 0: by size");
   app->add_option("--nap", o.nap, "ns between looks for others' results; -1: by size");
-  app->add_option("--ring", o.ring, "2 KiB pieces ahead per warp; 0: what fits");
+  app->add_option("--ring", o.ring, "pieces of weights ahead; 0: what fits");
   app->add_option("--ahead-bytes", o.ahead_bytes,
-                  "of a block's next matrices brought to the L2 cache; -1: by size");
+                  "of a block's weights brought to the L2 cache, beyond the ring; -1: by size");
   app->add_option("--own-products", o.own_products,
                   "batches: our own products instead of cuBLASLt's: 1 or 0; -1: by size");
-  app->add_option("--prefetch-value", o.prefetch_value,
-                  "the value matrix goes to the L2 cache first: 1 or 0; -1: by size");
+  app->add_option("--stream-value", o.stream_value,
+                  "the value matrix comes through the stream, all of it: 1 or 0; -1: by size");
 }
 
 }  // namespace rwkv::bench

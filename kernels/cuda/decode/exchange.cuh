@@ -16,20 +16,28 @@ struct alignas(8) Tagged {
 
 /// Looks at memory this often before it gives up: a launch that cannot finish ends with an error.
 inline constexpr int kMostLooks = 1 << 21;
-/// The same for copies: about two seconds.
-inline constexpr int64_t kMostClocks = int64_t{1} << 32;
+
+/// The same for copies: the hardware waits some microseconds each time.
+inline constexpr int kMostWaits = 1 << 19;
 
 __device__ __forceinline__ void put(Tagged* to, float x, uint32_t tag) {
   asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(__float_as_uint(x)),
                "r"(tag)
                : "memory");
 }
-__device__ __forceinline__ uint4 look(const Tagged* from) {
+/// A pair, `offset` bytes behind `from`: sums of addresses of many pairs would take registers.
+__device__ __forceinline__ uint4 look(const Tagged* from, uint32_t offset) {
   uint4 x;
-  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "l"(from)
-               : "memory");
+  asm volatile(
+      "{\n"
+      ".reg .u64 at;\n"
+      "cvt.u64.u32 at, %5;\n"
+      "add.u64 at, at, %4;\n"
+      "ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [at];\n"
+      "}"
+      : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+      : "l"(from), "r"(offset)
+      : "memory");
   return x;
 }
 __device__ __forceinline__ uint2 look_one(const Tagged* from) {
@@ -41,29 +49,29 @@ __device__ __forceinline__ uint2 look_one(const Tagged* from) {
   return x;
 }
 
-/// n pairs of values, those at at(i); `wanted`: this thread has the pair. `nap`: nanoseconds to
-/// wait between looks. Where there are many, looks are at the first until that is there: looking
-/// costs the L2 cache bandwidth that others need.
-template <int n, class At>
+/// n pairs of values, those offset(i) bytes behind from(i). `wanted`: the pair is needed; the same
+/// in all threads. `nap`: nanoseconds to wait between looks. `first_one`: looks are at the first
+/// until that is there, as looking costs the L2 cache bandwidth that others need.
+template <int n, class From, class Offset>
 __device__ __forceinline__ void get_pairs(float2 (&x)[n], uint32_t tag, uint32_t nap,
-                                          const bool (&wanted)[n], const At& at) {
+                                          const bool (&wanted)[n], bool first_one, const From& from,
+                                          const Offset& offset) {
   uint4 raw[n];
-  if (n > 2 && wanted[0])
-    for (int looks = 0;; ++looks) {
-      raw[0] = look(at(0));
-      if (raw[0].y == tag && raw[0].w == tag) break;
-      if (looks > kMostLooks) __trap();
-      if (nap > 0) __nanosleep(nap);
-    }
+  for (int looks = 0; first_one; ++looks) {
+    raw[0] = look(from(0), offset(0));
+    if (((raw[0].y ^ tag) | (raw[0].w ^ tag)) == 0) break;
+    if (looks > kMostLooks) __trap();
+    if (nap > 0) __nanosleep(nap);
+  }
   for (int looks = 0;; ++looks) {
-    bool there = true;
+    uint32_t other = 0;
 #pragma unroll
     for (int i = 0; i < n; ++i)
-      if (wanted[i]) raw[i] = look(at(i));
+      if (wanted[i]) raw[i] = look(from(i), offset(i));
 #pragma unroll
     for (int i = 0; i < n; ++i)
-      if (wanted[i]) there = there && raw[i].y == tag && raw[i].w == tag;
-    if (there) break;
+      if (wanted[i]) other |= (raw[i].y ^ tag) | (raw[i].w ^ tag);
+    if (other == 0) break;
     if (looks > kMostLooks) __trap();
     if (nap > 0) __nanosleep(nap);
   }

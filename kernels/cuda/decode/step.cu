@@ -75,11 +75,21 @@ void step(Context& ctx, const Layout& l, DType weights, const StepCall& c) {
   a.parts = at(e.parts);
   a.stamps = c.stamps;
   a.nap = static_cast<uint32_t>(c.nap);
-  a.ahead_bytes = c.ahead_bytes;
   a.skip = c.skip;
   a.scale = c.state_scale;
   a.inverse = 1 / c.state_scale;
-  a.prefetch_value = c.prefetch_value;
+  a.stream_value = c.stream_value;
+
+  const int packs = l.shape.width / l.pack(),
+            packs_of_row =
+                cuda::decode::packs_of_row(cuda::decode::pairs_of_width(l.shape.width), l.pack());
+  a.row_warps = (packs + 32 * packs_of_row - 1) / (32 * packs_of_row);
+  a.groups = kWarps / a.row_warps;
+  a.pass_bytes = a.groups * l.shape.width * l.element;
+  a.chunk_rows = cuda::decode::kChunkRows / (kSlotPasses * a.groups) * kSlotPasses * a.groups;
+  while (l.pack() << a.slice_shift < l.slice) ++a.slice_shift;
+  const int slot_bytes = cuda::decode::slot_bytes(packs_of_row);
+  a.ahead = c.ahead_bytes / slot_bytes;
 
   const int rows = l.shape.ffn / l.splits;
   const int listed = (rows + 2 * kThreads - 1) / (2 * kThreads) * 2 * kThreads;
@@ -87,18 +97,21 @@ void step(Context& ctx, const Layout& l, DType weights, const StepCall& c) {
     return static_cast<int>(align_up(static_cast<size_t>(bytes), 128));
   };
   a.lora_at = up(cuda::decode::kHeadAt + static_cast<int>(sizeof(cuda::decode::HeadMemory)));
-  a.x_at = a.lora_at + up(4 * l.padded_ranks());
-  a.sums_at = a.x_at + up(std::max(4 * l.inputs * l.shape.width, 6 * listed));
-  a.ring_at = a.sums_at + up(4 * kWarps * l.slice);
+  a.residual_at = a.lora_at + up(4 * l.padded_ranks());
+  a.kept_at = a.residual_at + 8 * kThreads * cuda::decode::pairs_of_width(l.shape.width);
+  a.x_at = a.kept_at + up(2 * 8 * (l.shape.width / 2 / l.blocks + 1));
+  a.sums_at =
+      a.x_at + up(std::max({4 * l.inputs * l.shape.width, 6 * listed, kHeadSize * kHeadSize * 2}));
+  a.ring_at = a.sums_at + up(4 * kWarps * std::max(cuda::decode::kChunkRows, l.slice));
   int most = 0;
   RWKV_CUDA(
       cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, ctx.cuda().device));
-  const int fit = std::min((most - a.ring_at) / (kWarps * kSlotBytes), kMaxSlots);
+  const int fit = std::min((most - a.ring_at) / slot_bytes, kMaxSlots);
   a.slots = c.slots > 0 ? std::min(c.slots, fit) : fit;
   RWKV_CHECK(a.slots >= 2, ConfigError, "decode step: width ", l.shape.width,
              " and channel mix of ", l.shape.ffn, " need ", a.ring_at, " of ", most,
              " bytes of shared memory");
-  const int shared = a.ring_at + a.slots * kWarps * kSlotBytes;
+  const int shared = a.ring_at + a.slots * slot_bytes;
   if (weights == DType::kF16)
     cuda::decode::launch_step<__half>(ctx, a, c.half_state, shared);
   else if (weights == DType::kBF16)

@@ -22,13 +22,16 @@ struct Args {
   uint32_t* epoch;  ///< launches so far
   Tagged *in, *gated, *added, *hidden, *parts;
   int64_t* stamps;
-  int slots;
   uint32_t nap;
-  int ahead_bytes;
+  int ahead;             ///< pieces brought to the L2 cache ahead of the ring
   float scale, inverse;  ///< of f16 states
-  bool skip, prefetch_value;
+  bool skip, stream_value;
+  // A row's 16-byte packs are shared among the lanes of `row_warps` warps; `groups` rows at a time.
+  int row_warps, groups, pass_bytes;
+  int chunk_rows;   ///< of which partial sums are kept
+  int slice_shift;  ///< 2 to this: packs of a value slice's row
   // Shared memory, bytes from its beginning.
-  int lora_at, x_at, sums_at, ring_at;
+  int lora_at, residual_at, kept_at, x_at, sums_at, ring_at, slots;
 };
 
 /// What the block of a head keeps in shared memory.
@@ -45,16 +48,56 @@ struct NormMemory {
   float mean[kWarps], squares[kWarps];
 };
 
-inline constexpr int kBarrierBytes = kWarps * rwkv::decode::kMaxSlots * 8;
+/// A block's part of the value matrices.
+struct ValuePart {
+  int slice, split, rows;
+  bool is_mine;
+  ValuePart() = default;
+  __device__ __forceinline__ explicit ValuePart(const Layout& l)
+      : slice(static_cast<int>(blockIdx.x) / l.splits),
+        split(static_cast<int>(blockIdx.x) % l.splits),
+        rows(l.shape.ffn / l.splits),
+        is_mine(static_cast<int>(blockIdx.x) < l.value_blocks()) {}
+  /// Of a layer's bytes.
+  __device__ __forceinline__ size_t at(const Layout& l) const {
+    return l.value_at + (static_cast<size_t>(slice) * l.shape.ffn + split * rows) * l.slice *
+                            static_cast<size_t>(l.element);
+  }
+  __device__ __forceinline__ int bytes(const Layout& l) const { return rows * l.slice * l.element; }
+};
+
+/// What is the same for all threads of a block, kept out of registers: spilled registers would go
+/// to the L2 cache, as shared memory leaves little of the L1 cache.
+struct Sequence {
+  std::byte *shift, *wkv;  ///< of the slot; the WKV state from the block's head on
+  uint32_t launch, elapsed;
+  ValuePart value;
+  int first_section, inputs;  ///< of the block's rows of stage in
+  volatile int layer;         ///< that the block works on
+};
+static_assert(sizeof(Sequence) <= 64);
+
+/// Rows whose partial sums fit.
+inline constexpr int kChunkRows = 128;
+
 inline constexpr int kNormAt = kBarrierBytes;
 inline constexpr int kRangesAt = kNormAt + static_cast<int>(sizeof(NormMemory));
-inline constexpr int kHeadAt = kRangesAt + 64;
+inline constexpr int kSequenceAt = kRangesAt + 64;
+inline constexpr int kHeadAt = kSequenceAt + 64;
 static_assert(sizeof(Ranges) <= 64 && kHeadAt % 16 == 0);
 
 /// Loads that stay where they are written, ahead of waiting.
-__device__ __forceinline__ float2 fetch(const float* p) {
+__device__ __forceinline__ float2 fetch(const float* p, uint32_t offset = 0) {
   float2 x;
-  asm volatile("ld.global.nc.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(p));
+  asm volatile(
+      "{\n"
+      ".reg .u64 at;\n"
+      "cvt.u64.u32 at, %3;\n"
+      "add.u64 at, at, %2;\n"
+      "ld.global.nc.v2.f32 {%0, %1}, [at];\n"
+      "}"
+      : "=f"(x.x), "=f"(x.y)
+      : "l"(p), "r"(offset));
   return x;
 }
 __device__ __forceinline__ float fetch1(const float* p) {
@@ -62,47 +105,85 @@ __device__ __forceinline__ float fetch1(const float* p) {
   asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(x) : "l"(p));
   return x;
 }
-/// Two elements of a shift state.
-__device__ __forceinline__ float2 fetch_pair(const float* p) {
-  float2 x;
-  asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(p) : "memory");
-  return x;
-}
 __device__ __forceinline__ uint32_t fetch_word(const void* p) {
   uint32_t x;
   asm volatile("ld.global.u32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
   return x;
 }
+/// Two weights or two elements of a shift state, as they lie in memory.
 template <class T>
-__device__ __forceinline__ float2 fetch_pair(const T* p) {
-  float2 x;
-  Weights<T>::pair(fetch_word(p), x.x, x.y);
-  return x;
-}
+struct RawPair {
+  using Type = uint32_t;
+  static __device__ __forceinline__ Type get(const void* p) { return fetch_word(p); }
+  static __device__ __forceinline__ float2 value(Type x) {
+    float2 y;
+    Weights<T>::pair(x, y.x, y.y);
+    return y;
+  }
+};
+template <>
+struct RawPair<float> {
+  using Type = float2;
+  static __device__ __forceinline__ Type get(const void* p) {
+    float2 x;
+    asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(p) : "memory");
+    return x;
+  }
+  static __device__ __forceinline__ float2 value(Type x) { return x; }
+};
 template <class T>
 __device__ __forceinline__ void store_pair(T* p, float2 x) {
   p[0] = Weights<T>::from(x.x);
   p[1] = Weights<T>::from(x.y);
 }
+/// 8 bytes to shared memory, by the time of copies_done().
+__device__ __forceinline__ void copy_pair(float* to, const float* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from)
+               : "memory");
+}
+/// 16 bytes.
+__device__ __forceinline__ void copy_pack(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from)
+               : "memory");
+}
+__device__ __forceinline__ void copies_done() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+template <class V>
+__device__ __forceinline__ const V* at_bytes(const V* base, uint32_t bytes) {
+  return reinterpret_cast<const V*>(reinterpret_cast<const char*>(base) + bytes);
+}
 
 __device__ __forceinline__ void prefetch_line(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
-/// A region to the L2 cache, by one thread and the copy engine. Multiples of 16 bytes.
-__device__ __forceinline__ void prefetch_bulk(const std::byte* p, int bytes) {
-  constexpr int kMost = 16384;
-  for (; bytes > 0; bytes -= kMost, p += kMost)
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(min(bytes, kMost))
-                 : "memory");
-}
-/// Lines [begin, end) of 128 bytes, by the threads of this block.
-__device__ __forceinline__ void prefetch_lines(const void* p, int begin, int end) {
-  for (int i = begin + static_cast<int>(threadIdx.x); i < end; i += static_cast<int>(blockDim.x))
+/// Lines [begin, end) of 128 bytes, by the lanes of a warp.
+__device__ __forceinline__ void prefetch_lines(const void* p, int begin, int end, int lane) {
+  for (int i = begin + lane; i < end; i += 32)
     prefetch_line(static_cast<const std::byte*>(p) + static_cast<size_t>(i) * 128);
 }
 
 __device__ __forceinline__ float sigmoid(float x) {
   return 1.0f / (1.0f + expf(-x));
+}
+
+/// A barrier of the threads that compute.
+__device__ __forceinline__ void sync() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+}
+
+/// 16-byte packs of a row that a thread has, if threads have `pairs` pairs of channels: more than
+/// one for wide rows of f32.
+constexpr int packs_of_row(int pairs, int pack) {
+  return pairs * 2 > pack ? pairs * 2 / pack : 1;
+}
+/// Pairs of channels that a thread has, as kernels are compiled for.
+constexpr int pairs_of_width(int width) {
+  return width <= 2 * kThreads ? 1 : width <= 4 * kThreads ? 2 : 4;
 }
 
 /// Queues the kernel for weights of type T.

@@ -6,35 +6,40 @@
 
 namespace rwkv::cuda::decode {
 
+/// Where pack q of row i of an f16 state lies in shared memory: neighbouring rows in other banks.
+__device__ __forceinline__ int swizzled(int i, int q) {
+  return i * fp16::kPacks + (q ^ (i % fp16::kPacks));
+}
+
 template <class T, int kPairs, bool kHalfState>
-__device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer, uint32_t elapsed,
-                                                                  std::byte* state) {
+__device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
   using namespace rwkv::decode;
+  begin_stage();
   HeadMemory& m = head_memory_;
-  const int base = head_ * kN, channel = 4 * warp_ + lane_ / 8, sub = lane_ % 8;
+  const int base = head_ * kN, channel = 4 * warp() + lane() / 8, sub = lane() % 8;
+  std::byte* const state =
+      sequence_.wkv + static_cast<int64_t>(layer) * (l_.shape.heads() * kStateBytes);
   // The state and the vectors, ahead of the wait.
   float2 s[4];
-  fp16::Row half_row;
+  auto* const packs = reinterpret_cast<fp16::Pack*>(x_);  // an f16 state on its way
   if constexpr (kHalfState) {
-    if (t_ < kN) {
-#pragma unroll
-      for (int q = 0; q < fp16::kPacks; ++q)
-        *reinterpret_cast<fp16::Pack*>(&half_row.s[4 * q]) =
-            fp16::load_pack(state + (t_ * kN + 8 * q) * 2);
-    }
+    static_assert(fp16::kStatePacks == kThreads);
+    copy_pack(packs + swizzled(t_ / fp16::kPacks, t_ % fp16::kPacks), state + 16 * t_);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      s[i] = fetch_pair(reinterpret_cast<const float*>(state) + (4 * warp_ + i) * kN + 2 * lane_);
+      s[i] = RawPair<float>::get(reinterpret_cast<const float*>(state) + (4 * warp() + i) * kN +
+                                 2 * lane());
   }
-  const float w0 = fetch1(param(kW0) + base + channel), a0 = fetch1(param(kA0) + base + channel),
-              v0 = fetch1(param(kV0) + base + channel);
-  const float2 key_scale = fetch(param(kKeyScale) + base + 2 * lane_),
-               key_rate = fetch(param(kKeyRate) + base + 2 * lane_),
-               bonus = fetch(param(kBonus) + base + 2 * lane_);
+  const float w0 = fetch1(param(layer, kW0) + base + channel),
+              a0 = fetch1(param(layer, kA0) + base + channel),
+              v0 = fetch1(param(layer, kV0) + base + channel);
+  const float2 key_scale = fetch(param(layer, kKeyScale) + base + 2 * lane()),
+               key_rate = fetch(param(layer, kKeyRate) + base + 2 * lane()),
+               bonus = fetch(param(layer, kBonus) + base + 2 * lane());
   const int mine = base + t_ % kN;
-  const float ln_weight = fetch1(param(kLnXWeight) + mine),
-              ln_bias = fetch1(param(kLnXBias) + mine);
+  const float ln_weight = fetch1(param(layer, kLnXWeight) + mine),
+              ln_bias = fetch1(param(layer, kLnXBias) + mine);
 
   const int lows = l_.in_rows() - l_.section[3];
   for (int i = t_; i < lows + 3 * kN; i += kThreads) {
@@ -53,33 +58,40 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer, uin
     const int e = i - (l_.section[3 + matrix] - l_.section[3]);
     low_[padded + e / kStep * kStep + place<T>(e % kStep, kStep)] = y;
   }
-  __syncthreads();
+  sync();
   stamp(layer, 2);
 
-  // A slot's steps at a time, so that their loads do not wait for each other.
-  constexpr int kStepsOfSlot = kSlotBytes / 512;
+  // Some steps at a time, so that their loads do not wait for each other.
+  constexpr int kBatch = 4;
   float low[kLowRanks] = {};
   int matrix = 0, left = l_.steps[0];
-  for (int first = 0; first < l_.all_steps; first += kStepsOfSlot) {
-    const uint4* const piece = stream_.wait();
-    float sum[kStepsOfSlot];
+  for (int first = 0; first < l_.all_steps; first += kBatch) {
+    uint4 raw[kBatch];
+    float sum[kBatch];
 #pragma unroll
-    for (int n = 0; n < kStepsOfSlot; ++n) {
+    for (int n = 0; n < kBatch; n += kSlotPasses)
+      if (first + n < l_.all_steps) {
+        const std::byte* const piece = stream_.wait() + 16 * t_;
+#pragma unroll
+        for (int i = 0; i < kSlotPasses; ++i)
+          raw[n + i] = *reinterpret_cast<const uint4*>(piece + i * kPassBytes);
+        stream_.release();
+      }
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n) {
       Sum part;
       if (first + n < l_.all_steps)
-        multiply<T>(piece[32 * n + lane_], low_ + (first + n) * 8 * kPackOf<T>, sub, 8 * kPackOf<T>,
-                    part);
+        multiply<T>(raw[n], low_ + (first + n) * 8 * kPack, sub, 8 * kPack, part);
       sum[n] = part.all();
     }
 #pragma unroll
-    for (int n = 0; n < kStepsOfSlot; ++n)
+    for (int n = 0; n < kBatch; ++n)
       if (first + n < l_.all_steps) {
         while (left == 0) left = l_.steps[++matrix];
         --left;
 #pragma unroll
         for (int i = 0; i < kLowRanks; ++i) low[i] += i == matrix ? sum[n] : 0.0f;
       }
-    stream_.release();
   }
 #pragma unroll
   for (int i = 0; i < kLowRanks; ++i)
@@ -96,10 +108,10 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer, uin
       v += (m.v_first[channel] - v) * sigmoid(v0 + low[2]);
     m.mix[channel] = v;  // the value after the mix
   }
-  __syncthreads();
+  sync();
 
   // Every warp prepares all of the head: two columns a lane.
-  const int c = 2 * lane_;
+  const int c = 2 * lane();
   const float2 r = *reinterpret_cast<const float2*>(m.r + c),
                k0 = *reinterpret_cast<const float2*>(m.k + c),
                rate = *reinterpret_cast<const float2*>(m.rate + c),
@@ -112,9 +124,9 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer, uin
                     k0.y * (1.0f + (rate.y - 1.0f) * key_rate.y)};
   const float beta = warp_sum(r.x * k.x * bonus.x + r.y * k.y * bonus.y);
   if constexpr (kHalfState) {
-    if (warp_ == 0) {
+    if (warp() == 0) {
       const uint32_t phase =
-          dither_phase(elapsed, static_cast<uint32_t>(head_), static_cast<uint32_t>(c));
+          dither_phase(sequence_.elapsed, static_cast<uint32_t>(head_), static_cast<uint32_t>(c));
       const auto pair = [&](__half* to, float p, float q) {
         *reinterpret_cast<__half2*>(to + c) = __floats2half2_rn(p, q);
       };
@@ -124,8 +136,14 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer, uin
       pair(m.hb, b.x, b.y);
       pair(m.hw, fp16::decay_of<true>(decay.x, phase), fp16::decay_of<true>(decay.y, phase + 1u));
     }
-    __syncthreads();
+    copies_done();
+    sync();
     if (t_ < kN) {
+      fp16::Row half_row;
+#pragma unroll
+      for (int q = 0; q < fp16::kPacks; ++q)
+        *reinterpret_cast<fp16::Pack*>(&half_row.s[4 * q]) =
+            fp16::load_pack(packs + swizzled(t_, q));
       const __half sum = fp16::dot(half_row, m.ha);
       __half y;
       fp16::advance<true>(half_row, sum, __float2half_rn(m.mix[t_] * a_.scale), m.hw, m.hk, m.hb,
@@ -144,22 +162,26 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer, uin
     for (int i = 0; i < 4; ++i) sum[i] = warp_sum(s[i].x * a.x + s[i].y * a.y);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float v = m.mix[4 * warp_ + i];
+      const float v = m.mix[4 * warp() + i];
       s[i].x = s[i].x * w.x + sum[i] * b.x + v * k.x;
       s[i].y = s[i].y * w.y + sum[i] * b.y + v * k.y;
       y[i] = warp_sum(s[i].x * r.x + s[i].y * r.y);
-      *reinterpret_cast<float2*>(reinterpret_cast<float*>(state) + (4 * warp_ + i) * kN + c) = s[i];
+      *reinterpret_cast<float2*>(reinterpret_cast<float*>(state) + (4 * warp() + i) * kN + c) =
+          s[i];
     }
-    if (lane_ < 4)
-      m.y[4 * warp_ + lane_] = lane_ == 0 ? y[0] : lane_ == 1 ? y[1] : lane_ == 2 ? y[2] : y[3];
+    if (lane() < 4)
+      m.y[4 * warp() + lane()] = lane() == 0   ? y[0]
+                                 : lane() == 1 ? y[1]
+                                 : lane() == 2 ? y[2]
+                                               : y[3];
   }
-  __syncthreads();
+  sync();
   if (t_ < kN) {  // two warps, each with the statistics of all rows
-    const float p = m.y[lane_], q = m.y[lane_ + 32];
+    const float p = m.y[lane()], q = m.y[lane() + 32];
     const float mean = warp_sum(p + q) * (1.0f / kN);
     const float variance =
         warp_sum((p - mean) * (p - mean) + (q - mean) * (q - mean)) * (1.0f / kN);
-    const float normal = ((warp_ == 0 ? p : q) - mean) * rsqrtf(variance + 64e-5f);
+    const float normal = ((warp() == 0 ? p : q) - mean) * rsqrtf(variance + 64e-5f);
     put(a_.gated + mine, (normal * ln_weight + ln_bias + beta * m.mix[t_]) * m.gate[t_], tag_);
   }
   stamp(layer, 3);

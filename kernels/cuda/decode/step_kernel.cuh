@@ -11,100 +11,161 @@
 
 namespace rwkv::cuda::decode {
 
-using rwkv::decode::kThreads;
 using rwkv::decode::Param;
+
+/// The head that this block works on, or -1.
+__device__ __forceinline__ int head_of_block(const Layout& l) {
+  const int heads = l.shape.heads(), block = static_cast<int>(blockIdx.x),
+            blocks = static_cast<int>(gridDim.x);
+  const int h = (block * heads + blocks - 1) / blocks;
+  return h < heads && h * blocks / heads == block ? h : -1;
+}
+
+/// A thread per range.
+template <class T>
+__device__ __forceinline__ void make_ranges(const Layout& l, Ranges& to, int t) {
+  if (t >= Ranges::kCount) return;
+  const int d = l.shape.width;
+  const int sizes[Ranges::kCount] = {l.in_rows(),
+                                     d,
+                                     l.shape.ffn,
+                                     l.shape.vocab,
+                                     static_cast<int>(rwkv::decode::kParams) * d * 4 / 128,
+                                     2 * d * static_cast<int>(sizeof(T)) / 128,
+                                     d / 2};
+  int size = 0;
+#pragma unroll
+  for (int i = 0; i < Ranges::kCount; ++i)
+    if (i == t) size = sizes[i];
+  const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+  to.begin[t] = first_row(size, block, blocks);
+  to.end[t] = first_row(size, block + 1, blocks);
+}
+
+/// One warp: brings to the L2 cache what a layer reads besides the stream, a layer ahead.
+template <class T, bool kHalfState>
+__device__ __forceinline__ void prefetch_layers(const Args& a, const Ranges& ranges,
+                                                const Sequence& sequence, int head, int lane) {
+  const Layout& l = a.l;
+  const int slot = *a.slot, layers = l.shape.layers, d = l.shape.width;
+  const size_t params = static_cast<size_t>(rwkv::decode::kParams) * d * sizeof(float),
+               shift = 2 * static_cast<size_t>(d) * sizeof(T);
+  constexpr int kStateBytes = kN * kN * (kHalfState ? 2 : 4);
+  const ValuePart value(l);
+  for (int next = 0; next < layers; ++next) {
+    for (int looks = 0; sequence.layer < next - 1; ++looks) {
+      if (looks > kMostLooks) __trap();
+      __nanosleep(200);
+    }
+    prefetch_lines(reinterpret_cast<const std::byte*>(a.params) + next * params,
+                   ranges.begin[Ranges::kParamLines], ranges.end[Ranges::kParamLines], lane);
+    prefetch_lines(a.shift + (static_cast<size_t>(slot) * layers + next) * shift,
+                   ranges.begin[Ranges::kShiftLines], ranges.end[Ranges::kShiftLines], lane);
+    if (head >= 0)
+      prefetch_lines(
+          a.wkv +
+              ((static_cast<size_t>(slot) * layers + next) * l.shape.heads() + head) * kStateBytes,
+          0, kStateBytes / 128, lane);
+    // So that this multiprocessor knows where the pages are.
+    if (!a.stream_value && value.is_mine && lane == 0)
+      prefetch_line(a.weights + static_cast<size_t>(next) * l.layer_bytes + value.at(l));
+  }
+}
 
 template <class T, int kPairs, bool kHalfState>
 class Step {
+  static constexpr int kPack = kPackOf<T>, kRowPacks = packs_of_row(kPairs, kPack);
+  static constexpr int kStateBytes = kN * kN * (kHalfState ? 2 : 4);
+
  public:
-  __device__ __forceinline__ Step(const Args& a, std::byte* shared)
+  __device__ __forceinline__ Step(const Args& a, std::byte* shared, const Slots& slots,
+                                  const Ranges& ranges, int head, int t)
       : a_(a),
         l_(a.l),
         d_(a.l.shape.width),
         block_(static_cast<int>(blockIdx.x)),
         blocks_(static_cast<int>(gridDim.x)),
-        t_(static_cast<int>(threadIdx.x)),
-        warp_(t_ / 32),
-        lane_(t_ % 32),
+        t_(t),
+        group_(t / 32 / a.row_warps),
+        part_(t / 32 % a.row_warps),
         norm_(*reinterpret_cast<NormMemory*>(shared + kNormAt)),
         head_memory_(*reinterpret_cast<HeadMemory*>(shared + kHeadAt)),
+        sequence_(*reinterpret_cast<Sequence*>(shared + kSequenceAt)),
+        residual_(reinterpret_cast<float2*>(shared + a.residual_at)),
+        kept_(reinterpret_cast<float2*>(shared + a.kept_at)),
         low_(reinterpret_cast<float*>(shared + a.lora_at)),
         x_(reinterpret_cast<float*>(shared + a.x_at)),
         sums_(reinterpret_cast<float*>(shared + a.sums_at)),
-        head_(head_of_block()),
-        slice_(block_ / a.l.splits),
-        split_(block_ % a.l.splits),
-        value_rows_(a.l.shape.ffn / a.l.splits),
-        ranges_(make_ranges(*reinterpret_cast<Ranges*>(shared + kRangesAt))),
-        stream_(a.l, ranges_, a.weights, head_, shared + a.ring_at + warp_ * a.slots * kSlotBytes,
-                reinterpret_cast<uint64_t*>(shared) + warp_ * rwkv::decode::kMaxSlots, a.slots) {}
+        head_(head),
+        ranges_(ranges),
+        stream_(slots, shared + a.ring_at, t % 32) {}
 
   __device__ __forceinline__ void run() {
-    const int slot = *a_.slot, token = *a_.token, layers = l_.shape.layers;
-    const uint32_t launch = fetch_word(a_.epoch);
-    const uint32_t elapsed = fetch_word(a_.elapsed + slot);
-    shift_ = reinterpret_cast<T*>(a_.shift) + static_cast<int64_t>(slot) * layers * 2 * d_;
-    constexpr int64_t kStateBytes = int64_t{kN} * kN * (kHalfState ? 2 : 4);
-    wkv_ = a_.wkv + static_cast<int64_t>(slot) * layers * l_.shape.heads() * kStateBytes +
-           static_cast<int64_t>(max(head_, 0)) * kStateBytes;
+    const int token = *a_.token, layers = l_.shape.layers;
+    if (t_ == 0) {
+      const int slot = *a_.slot;
+      const int64_t states = static_cast<int64_t>(slot) * layers;
+      sequence_.launch = fetch_word(a_.epoch);
+      sequence_.elapsed = fetch_word(a_.elapsed + slot);
+      sequence_.shift = a_.shift + states * 2 * d_ * static_cast<int64_t>(sizeof(T));
+      sequence_.value = ValuePart(l_);
+      sequence_.first_section = first_section();
+      sequence_.inputs = inputs_of(sequence_.first_section);
+      sequence_.wkv = a_.wkv + (states * l_.shape.heads() + max(head_, 0)) * int64_t{kStateBytes};
+    }
     for (int i = t_; i < l_.padded_ranks(); i += kThreads) low_[i] = 0.0f;
     const T* const row =
         reinterpret_cast<const T*>(a_.weights + l_.embedding_at) + static_cast<int64_t>(token) * d_;
-    own_ = -1;
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      const int p = t_ + kThreads * i;
-      mine_[i] = p < d_ / 2;
-      residual_[i] = mine_[i] ? fetch_pair(row + 2 * p) : make_float2(0.0f, 0.0f);
-      if (p >= ranges_.begin[Ranges::kOwnPairs] && p < ranges_.end[Ranges::kOwnPairs]) own_ = p;
-    }
-    count_ = pairs_of(warp_);
-    lane_count_ = lane_ < kWarps ? pairs_of(lane_) : 0.0f;
-    while (ranges_.begin[Ranges::kIn] >= l_.section[first_section_ + 1]) ++first_section_;
-    ahead(0);
+    for (int i = 0; i < kPairs; ++i)
+      residual(i) = RawPair<T>::value(RawPair<T>::get(at_pair(row, i)));
+    sync();
+    tag_ = sequence_.launch * static_cast<uint32_t>(layers);
     for (int layer = 0; layer < layers; ++layer) {
-      params_ = a_.params + static_cast<int64_t>(layer) * rwkv::decode::kParams * d_;
-      tag_ = launch * static_cast<uint32_t>(layers) + static_cast<uint32_t>(layer) + 1u;
-      if (layer + 1 < layers) ahead(layer + 1);
-      if (a_.prefetch_value && block_ < l_.value_blocks())
-        prefetch_lines(value_rows(layer), 0,
-                       value_rows_ * l_.slice * static_cast<int>(sizeof(T)) / 128);
+      ++tag_;
+      if (t_ == 0) sequence_.layer = layer;
       in(layer);
-      if (head_ >= 0) lora(layer, elapsed, wkv_ + layer * (l_.shape.heads() * kStateBytes));
+      if (head_ >= 0) lora(layer);
       out(layer);
       key(layer);
       value(layer);
     }
+    if (t_ == 0) sequence_.layer = layers;
     head(layers);
     if (block_ == 0 && t_ == 0) {
-      *a_.epoch = launch + 1u;
-      a_.elapsed[slot] = static_cast<int32_t>(elapsed + 1u);
+      *a_.epoch = sequence_.launch + 1u;
+      a_.elapsed[*a_.slot] = static_cast<int32_t>(sequence_.elapsed + 1u);
     }
   }
 
  private:
-  __device__ __forceinline__ int head_of_block() const {
-    const int heads = l_.shape.heads();
-    const int h = (block_ * heads + blocks_ - 1) / blocks_;
-    return h < heads && h * blocks_ / heads == block_ ? h : -1;
+  __device__ __forceinline__ int warp() const {
+    return static_cast<int>(static_cast<unsigned>(t_) / 32u);
   }
-  /// Every thread calls it; a barrier of the block.
-  __device__ __forceinline__ const Ranges& make_ranges(Ranges& to) const {
-    const int sizes[Ranges::kCount] = {l_.in_rows(),
-                                       l_.shape.width,
-                                       l_.shape.ffn,
-                                       l_.shape.vocab,
-                                       static_cast<int>(rwkv::decode::kParams) * d_ * 4 / 128,
-                                       2 * d_ * static_cast<int>(sizeof(T)) / 128,
-                                       d_ / 2};
-    if (t_ == 0)
-#pragma unroll
-      for (int i = 0; i < Ranges::kCount; ++i) {
-        to.begin[i] = first_row(sizes[i], block_, blocks_);
-        to.end[i] = first_row(sizes[i], block_ + 1, blocks_);
-      }
-    __syncthreads();
-    return to;
+  __device__ __forceinline__ int lane() const {
+    return t_ & 31;
+  }
+  /// Keeps the compiler from computing what a stage needs ahead of all layers: that would not fit
+  /// registers.
+  __device__ __forceinline__ void begin_stage() {
+    asm volatile("" : "+r"(t_), "+r"(group_), "+r"(part_));
+  }
+  /// The section of this block's first row of stage in, and inputs of its rows.
+  __device__ __forceinline__ int first_section() const {
+    int n = 0;
+    while (ranges_.begin[Ranges::kIn] >= l_.section[n + 1]) ++n;
+    return n;
+  }
+  __device__ __forceinline__ int inputs_of(int first) const {
+    int n = 1;
+    while (n < kMostInputs && first + n < rwkv::decode::kSections &&
+           l_.section[first + n] < ranges_.end[Ranges::kIn])
+      ++n;
+    return n;
+  }
+  /// This thread has an i-th pair of channels.
+  __device__ __forceinline__ bool mine(int i) const {
+    return t_ + kThreads * i < d_ / 2;
   }
   /// Channels of the residual stream that a warp has.
   __device__ __forceinline__ float pairs_of(int warp) const {
@@ -113,347 +174,373 @@ class Step {
     for (int i = 0; i < kPairs; ++i) n += min(max(d_ / 2 - kThreads * i - 32 * warp, 0), 32);
     return static_cast<float>(2 * n);
   }
+  /// Bytes from an f32 vector's beginning to this thread's i-th pair; a thread that has none reads
+  /// the last one.
+  __device__ __forceinline__ uint32_t at(int i) const {
+    return 8u * static_cast<uint32_t>(min(t_ + kThreads * i, d_ / 2 - 1));
+  }
+  __device__ __forceinline__ float2& residual(int i) const {
+    return residual_[kThreads * i + t_];
+  }
+  /// This thread's i-th pair of a vector.
+  __device__ __forceinline__ const T* at_pair(const T* vector, int i) const {
+    return at_bytes(vector, at(i) / 8u * 2u * static_cast<uint32_t>(sizeof(T)));
+  }
   __device__ __forceinline__ void stamp(int layer, int what) {
-    if (a_.stamps == nullptr || t_ != 0 || (block_ != 0 && block_ != blocks_ - 1)) return;
-    const int who = block_ == 0 ? 0 : 1;
-    a_.stamps[(static_cast<int64_t>(who) * (l_.shape.layers + 1) + layer) * rwkv::decode::kStamps +
+    if (a_.stamps == nullptr || t_ != 0) return;
+    a_.stamps[(static_cast<int64_t>(block_) * (l_.shape.layers + 1) + layer) *
+                  rwkv::decode::kStamps +
               what] = clock64();
   }
-  __device__ __forceinline__ const float* param(Param p) const {
-    return params_ + static_cast<int64_t>(p) * d_;
+  __device__ __forceinline__ const float* param(int layer, int p) const {
+    return a_.params + (layer * static_cast<int>(rwkv::decode::kParams) + p) * d_;
   }
 
-  /// Brings to the L2 cache what a layer reads besides the stream.
-  __device__ __forceinline__ void ahead(int next) {
-    const size_t bytes = static_cast<size_t>(rwkv::decode::kParams) * d_ * sizeof(float);
-    prefetch_lines(reinterpret_cast<const std::byte*>(a_.params) + next * bytes,
-                   ranges_.begin[Ranges::kParamLines], ranges_.end[Ranges::kParamLines]);
-    prefetch_lines(shift_ + static_cast<int64_t>(next) * 2 * d_, ranges_.begin[Ranges::kShiftLines],
-                   ranges_.end[Ranges::kShiftLines]);
-    constexpr int kStateBytes = kN * kN * (kHalfState ? 2 : 4);
-    if (head_ >= 0)
-      prefetch_lines(wkv_ + static_cast<int64_t>(next) * l_.shape.heads() * kStateBytes, 0,
-                     kStateBytes / 128);
-  }
-
-  /// Mean and 1 / sqrt(variance + epsilon) of the residual stream; a barrier of the block.
-  __device__ __forceinline__ float2 statistics() {
+  /// Mean and 1 / sqrt(variance + epsilon) of the residual stream r; a barrier of the block.
+  __device__ __forceinline__ float2 statistics(const float2 (&r)[kPairs]) {
     float sum = 0;
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) sum += residual_[i].x + residual_[i].y;
-    const float mean = warp_sum(sum) / fmaxf(count_, 1.0f);
+    for (int i = 0; i < kPairs; ++i) sum += mine(i) ? r[i].x + r[i].y : 0.0f;
+    const float mean = __fdividef(warp_sum(sum), fmaxf(pairs_of(warp()), 1.0f));
     float squares = 0;
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i)
-      if (mine_[i]) {
-        const float dx = residual_[i].x - mean, dy = residual_[i].y - mean;
-        squares += dx * dx + dy * dy;
-      }
-    squares = warp_sum(squares);
-    if (lane_ == 0) {
-      norm_.mean[warp_] = mean;
-      norm_.squares[warp_] = squares;
+    for (int i = 0; i < kPairs; ++i) {
+      const float dx = r[i].x - mean, dy = r[i].y - mean;
+      squares += mine(i) ? dx * dx + dy * dy : 0.0f;
     }
-    __syncthreads();
-    const bool entry = lane_ < kWarps;
-    const float n = lane_count_, m = entry ? norm_.mean[lane_] : 0.0f,
-                s = entry ? norm_.squares[lane_] : 0.0f;
+    squares = warp_sum(squares);
+    if (lane() == 0) {
+      norm_.mean[warp()] = mean;
+      norm_.squares[warp()] = squares;
+    }
+    sync();
+    const int entry = lane() % kWarps;
+    const float n = lane() < kWarps ? pairs_of(lane()) : 0.0f, m = norm_.mean[entry],
+                s = lane() < kWarps ? norm_.squares[entry] : 0.0f;
     const auto width = static_cast<float>(d_);
-    const float all = warp_sum(n * m) / width;
+    const float all = __fdividef(warp_sum(n * m), width);
     const float off = m - all;
-    const float variance = warp_sum(s + n * off * off) / width;
+    const float variance = __fdividef(warp_sum(s + n * off * off), width);
     return {all, rsqrtf(variance + 1e-5f)};
   }
 
   /// The residual stream takes in what the value stage of the layer before has left.
-  __device__ __forceinline__ void take_parts(uint32_t tag) {
-    for (int s = 0; s < l_.splits; s += 2) {
-      float2 x[2 * kPairs];
-      bool wanted[2 * kPairs];
+  __device__ __forceinline__ void take_parts(uint32_t tag, float2 (&r)[kPairs]) {
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        wanted[2 * i] = mine_[i];
-        wanted[2 * i + 1] = mine_[i] && s + 1 < l_.splits;
-      }
-      get_pairs(x, tag, a_.nap, wanted, [&](int i) {
-        return a_.parts + static_cast<int64_t>(s + i % 2) * d_ + 2 * (t_ + kThreads * (i / 2));
-      });
+    for (int i = 0; i < kPairs; ++i) r[i] = residual(i);
+    constexpr int kAtOnce = kPairs < 4 ? 4 : 2;
+    for (int s = 0; s < l_.splits; s += kAtOnce) {
+      float2 x[kAtOnce * kPairs];
+      bool wanted[kAtOnce * kPairs];
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        residual_[i].x += x[2 * i].x + x[2 * i + 1].x;
-        residual_[i].y += x[2 * i].y + x[2 * i + 1].y;
+      for (int i = 0; i < kAtOnce * kPairs; ++i) wanted[i] = s + i % kAtOnce < l_.splits;
+      get_pairs(
+          x, tag, a_.nap, wanted, kPairs > 1,
+          [&](int i) { return a_.parts + static_cast<int64_t>(s + i % kAtOnce) * d_; },
+          [&](int i) { return 2u * at(i / kAtOnce); });
+#pragma unroll
+      for (int i = 0; i < kAtOnce * kPairs; ++i) {
+        r[i / kAtOnce].x += x[i].x;
+        r[i / kAtOnce].y += x[i].y;
       }
     }
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) residual(i) = r[i];
+  }
+  __device__ __forceinline__ void take(const Tagged* vector, float2 (&x)[kPairs]) {
+    bool all[kPairs];
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) all[i] = true;
+    get_pairs(
+        x, tag_, a_.nap, all, kPairs > 2, [&](int) { return vector; },
+        [&](int i) { return 2u * at(i); });
   }
 
-  __device__ __forceinline__ void put_shift(int layer, int which, float2 kept) {
-    if (own_ >= 0)
-      store_pair(shift_ + (static_cast<int64_t>(layer) * 2 + which) * d_ + 2 * own_, kept);
+  __device__ __forceinline__ T* shift_of(int layer, int which) const {
+    return reinterpret_cast<T*>(sequence_.shift) + static_cast<int64_t>(layer * 2 + which) * d_;
+  }
+  /// Stores this block's part of a shift state, kept aside until everybody has read the old one.
+  __device__ __forceinline__ void put_shift(int layer, int which) {
+    const int first = ranges_.begin[Ranges::kOwnPairs], n = ranges_.end[Ranges::kOwnPairs] - first;
+    for (int i = t_; i < n; i += kThreads)
+      store_pair(shift_of(layer, which) + 2 * (first + i), kept_[which * n + i]);
   }
 
-  /// The normalised stream, with the part that is this block's to store kept aside.
-  __device__ __forceinline__ void normalise(const float2 (&weight)[kPairs],
+  /// The normalised stream; the part that is this block's to store is kept aside.
+  __device__ __forceinline__ void normalise(const float2 (&r)[kPairs],
+                                            const float2 (&weight)[kPairs],
                                             const float2 (&bias)[kPairs], float2 (&h)[kPairs],
-                                            float2& kept) {
-    const float2 s = statistics();
+                                            int which) {
+    const float2 s = statistics(r);
+    const int first = ranges_.begin[Ranges::kOwnPairs], n = ranges_.end[Ranges::kOwnPairs] - first;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
-      h[i].x = (residual_[i].x - s.x) * s.y * weight[i].x + bias[i].x;
-      h[i].y = (residual_[i].y - s.x) * s.y * weight[i].y + bias[i].y;
-      if (t_ + kThreads * i == own_) kept = h[i];
+      h[i].x = (r[i].x - s.x) * s.y * weight[i].x + bias[i].x;
+      h[i].y = (r[i].y - s.x) * s.y * weight[i].y + bias[i].y;
+      const auto own = static_cast<unsigned>(t_ + kThreads * i - first);
+      if (which >= 0 && own < static_cast<unsigned>(n)) kept_[which * n + own] = h[i];
     }
   }
   __device__ __forceinline__ void fetch_all(const float* from, float2 (&x)[kPairs]) {
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i)
-      x[i] = mine_[i] ? fetch(from + 2 * (t_ + kThreads * i)) : make_float2(0.0f, 0.0f);
+    for (int i = 0; i < kPairs; ++i) x[i] = fetch(from, at(i));
   }
-  __device__ __forceinline__ void put_input(float* x, int i, float a, float b) {
-    if (mine_[i])
-      *reinterpret_cast<float2*>(x + place<T>(2 * (t_ + kThreads * i), d_)) = make_float2(a, b);
+  __device__ __forceinline__ float2& input_pair(float* x, int i) const {
+    return *reinterpret_cast<float2*>(const_cast<float*>(at_bytes(x, at(i))));
   }
-  __device__ __forceinline__ void put_mixed(float* x, const float2 (&h)[kPairs],
-                                            const float2 (&before)[kPairs],
-                                            const float2 (&mix)[kPairs]) {
+  using Before = typename RawPair<T>::Type;
+  __device__ __forceinline__ void get_before(int layer, int which, Before (&before)[kPairs]) {
+    const T* const from = shift_of(layer, which);
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) before[i] = RawPair<T>::get(at_pair(from, i));
+  }
+  /// A vector of mixing weights on its way to where the mixed input will be: by the time of
+  /// copies_done(), for the thread's own pairs.
+  __device__ __forceinline__ void copy_mix(float* x, const float* mix) {
 #pragma unroll
     for (int i = 0; i < kPairs; ++i)
-      put_input(x, i, h[i].x + (before[i].x - h[i].x) * mix[i].x,
-                h[i].y + (before[i].y - h[i].y) * mix[i].y);
+      if (mine(i)) copy_pair(&input_pair(x, i).x, at_bytes(mix, at(i)));
+  }
+  __device__ __forceinline__ void put_mixed(float* x, const float2 (&h)[kPairs],
+                                            const Before (&before)[kPairs]) {
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i)
+      if (mine(i)) {
+        float2& to = input_pair(x, i);
+        const float2 b = RawPair<T>::value(before[i]), mix = to;
+        to = {h[i].x + (b.x - h[i].x) * mix.x, h[i].y + (b.y - h[i].y) * mix.y};
+      }
+  }
+
+  /// This thread's columns of an input.
+  __device__ __forceinline__ void get_columns(const float* x, float (&mine)[kRowPacks][kPack]) {
+#pragma unroll
+    for (int k = 0; k < kRowPacks; ++k)
+#pragma unroll
+      for (int i = 0; i < kPack; i += 4) {
+        float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (has_pack(k)) v = *reinterpret_cast<const float4*>(x + pack_of(k) * kPack + i);
+        mine[k][i] = v.x;
+        mine[k][i + 1] = v.y;
+        mine[k][i + 2] = v.z;
+        mine[k][i + 3] = v.w;
+      }
+  }
+  __device__ __forceinline__ int pack_of(int k) const {
+    return (k * a_.row_warps + part_) * 32 + lane();
+  }
+  __device__ __forceinline__ bool has_pack(int k) const {
+    return group_ < a_.groups && pack_of(k) * kPack < d_;
+  }
+
+  /// Rows [begin, end) of the stream times x_; done(row, sum) by one thread each. kInputs: of stage
+  /// in, whose sections have inputs of their own. Sums have the same order for every row. Begins
+  /// with what is in x_ behind a barrier; ends behind one.
+  template <bool kInputs, class Done>
+  __device__ __forceinline__ void products(int begin, int end, const Done& done) {
+    constexpr int kPieces = 2, kBatch = kPieces * kSlotPasses;
+    float x[kRowPacks][kPack];
+    get_columns(x_, x);
+    const int row_bytes = d_ * static_cast<int>(sizeof(T)), groups = a_.groups;
+    // Where a thread has nothing it reads what others do, and its columns of x are zero.
+    const int from = group_ < groups ? group_ * row_bytes : 0, next = groups * row_bytes;
+    const int section = kInputs ? sequence_.first_section : 0;
+    int input = 0, change = kInputs ? l_.section[section + 1] : end;
+    const int most = a_.chunk_rows;
+#pragma unroll 1
+    for (int chunk = begin; chunk < end; chunk += most) {
+      const int rows = min(end - chunk, most);
+#pragma unroll 1
+      for (int first = 0; first < rows; first += kBatch * groups) {
+        uint4 raw[kBatch][kRowPacks];
+#pragma unroll
+        for (int p = 0; p < kPieces; ++p) {
+          if (p > 0 && first + p * kSlotPasses * groups >= rows) break;
+          const std::byte* const piece = stream_.wait() + from;
+#pragma unroll
+          for (int i = 0; i < kSlotPasses; ++i)
+#pragma unroll
+            for (int k = 0; k < kRowPacks; ++k)
+              raw[p * kSlotPasses + i][k] = *reinterpret_cast<const uint4*>(
+                  piece + i * next + 16 * (has_pack(k) ? pack_of(k) : 0));
+          stream_.release();
+        }
+        float sum[kBatch];
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          if constexpr (kInputs) {
+            const int row = chunk + first + i * groups + group_;
+            if (row >= change && row < end) {
+              while (row >= change) change = l_.section[section + ++input + 1];
+              get_columns(x_ + input * d_, x);
+            }
+          }
+          float odd = 0.0f;
+          sum[i] = 0.0f;
+#pragma unroll
+          for (int k = 0; k < kRowPacks; ++k) {
+            float w[kPack];
+            Weights<T>::get(raw[i][k], w);
+#pragma unroll
+            for (int e = 0; e < kPack; e += 2) {
+              sum[i] = fmaf(w[e], x[k][e], sum[i]);
+              odd = fmaf(w[e + 1], x[k][e + 1], odd);
+            }
+          }
+          sum[i] += odd;
+        }
+        const float all = warp_sums(sum, lane());
+        const int row = first + lane() / (32 / kBatch) * groups + group_;
+        if (lane() % (32 / kBatch) == 0 && group_ < groups && row < rows)
+          sums_[part_ * kChunkRows + row] = all;
+      }
+      sync();
+      static_assert(kChunkRows <= kThreads);
+      if (t_ < rows) {
+        // Four sums side by side, in a fixed order.
+        float part[4] = {};
+#pragma unroll
+        for (int i = 0; i < kWarps; i += 4)
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            if (i + e < a_.row_warps) part[e] += sums_[(i + e) * kChunkRows + t_];
+        done(chunk + t_, (part[0] + part[1]) + (part[2] + part[3]));
+      }
+      if (chunk + most < end) sync();
+    }
   }
 
   /// Layer norm, token shift, rows of r, k, v and of the first low-rank matrices.
   __device__ __forceinline__ void in(int layer) {
-    const int begin = ranges_.begin[Ranges::kIn], end = ranges_.end[Ranges::kIn];
-    const int first = first_section_;
-    float2 weight[kPairs], bias[kPairs], before[kPairs], mix[kMostInputs][kPairs];
-    fetch_all(param(rwkv::decode::kLn1Weight), weight);
-    fetch_all(param(rwkv::decode::kLn1Bias), bias);
-#pragma unroll
-    for (int i = 0; i < kPairs; ++i)
-      before[i] =
-          mine_[i]
-              ? fetch_pair(shift_ + static_cast<int64_t>(layer) * 2 * d_ + 2 * (t_ + kThreads * i))
-              : make_float2(0.0f, 0.0f);
-#pragma unroll
-    for (int n = 0; n < kMostInputs; ++n)
-      if (first + n < rwkv::decode::kSections && l_.section[first + n] < end)
-        fetch_all(param(mix_of(first + n)), mix[n]);
+    begin_stage();
+    // Few blocks have rows of more than one input.
+    const int first = sequence_.first_section, inputs = sequence_.inputs;
+#pragma unroll 1
+    for (int n = 0; n < inputs; ++n) copy_mix(x_ + n * d_, param(layer, mix_of(first + n)));
+    Before before[kPairs];
+    get_before(layer, 0, before);
+    float2 r[kPairs];
     if (layer > 0) {
-      take_parts(tag_ - 1u);
-      put_shift(layer - 1, 1, kept_[1]);
-    }
-    stamp(layer, 0);
-    float2 h[kPairs];
-    normalise(weight, bias, h, kept_[0]);
+      take_parts(tag_ - 1u, r);
+      put_shift(layer - 1, 1);
+    } else {
 #pragma unroll
-    for (int n = 0; n < kMostInputs; ++n)
-      if (first + n < rwkv::decode::kSections && l_.section[first + n] < end)
-        put_mixed(x_ + n * d_, h, before, mix[n]);
-    __syncthreads();
-    for (int row = begin + warp_; row < end; row += kWarps) {
-      int n = 0;
-      while (row >= l_.section[first + n + 1]) ++n;
-      const float sum = row_product<T>(stream_, x_ + n * d_, d_, lane_);
-      if (lane_ == 0) put(a_.in + row, sum, tag_);
+      for (int i = 0; i < kPairs; ++i) r[i] = residual(i);
     }
-    if (t_ == 0 && a_.ahead_bytes > 0) {
-      const std::byte* const weights = a_.weights + static_cast<size_t>(layer) * l_.layer_bytes;
-      const int row_bytes = d_ * static_cast<int>(sizeof(T));
-      const auto rows = [&](size_t at, Ranges::Of range, int most) {
-        const int bytes = min((ranges_.end[range] - ranges_.begin[range]) * row_bytes, most);
-        prefetch_bulk(weights + at + static_cast<size_t>(ranges_.begin[range]) * row_bytes, bytes);
-        return most - bytes;
-      };
-      rows(l_.key_at, Ranges::kKey, rows(l_.out_at, Ranges::kOut, a_.ahead_bytes));
-    }
+    float2 weight[kPairs], bias[kPairs], h[kPairs];
+    fetch_all(param(layer, rwkv::decode::kLn1Weight), weight);
+    fetch_all(param(layer, rwkv::decode::kLn1Bias), bias);
+    stamp(layer, 0);
+    normalise(r, weight, bias, h, 0);
+    copies_done();
+#pragma unroll 1
+    for (int n = 0; n < inputs; ++n) put_mixed(x_ + n * d_, h, before);
+    sync();
+    products<true>(ranges_.begin[Ranges::kIn], ranges_.end[Ranges::kIn],
+                   [&](int row, float sum) { put(a_.in + row, sum, tag_); });
     stamp(layer, 1);
   }
-  static __device__ __forceinline__ Param mix_of(int section) {
+  static __device__ __forceinline__ int mix_of(int section) {
     using namespace rwkv::decode;
-    constexpr Param kOf[kSections] = {kMixR, kMixK, kMixV, kMixW, kMixA, kMixV, kMixG};
-    Param p = kMixR;
-#pragma unroll
-    for (int i = 0; i < kSections; ++i)
-      if (i == section) p = kOf[i];
-    return p;
+    constexpr int kOf[kSections] = {kMixR, kMixK, kMixV, kMixW, kMixA, kMixV, kMixG};
+    constexpr auto kPacked = [=] {
+      uint32_t all = 0;  // four bits each: an array would lie in memory
+      for (int i = 0; i < kSections; ++i) all |= static_cast<uint32_t>(kOf[i]) << (4 * i);
+      return all;
+    }();
+    static_assert(kMixG < 16);
+    return static_cast<int>(kPacked >> (4 * section) & 15u);
   }
 
   /// The block's head (step_head.cuh): everything between the two products with D x D matrices.
-  __device__ __forceinline__ void lora(int layer, uint32_t elapsed, std::byte* state);
+  __device__ __forceinline__ void lora(int layer);
 
   __device__ __forceinline__ void out(int layer) {
+    begin_stage();
     float2 x[kPairs];
-    get_pairs(x, tag_, a_.nap, mine_, [&](int i) { return a_.gated + 2 * (t_ + kThreads * i); });
-    __syncthreads();  // nobody reads the inputs of stage in any more
+    take(a_.gated, x);
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) put_input(x_, i, x[i].x, x[i].y);
-    __syncthreads();
+    for (int i = 0; i < kPairs; ++i) input_pair(x_, i) = x[i];
+    sync();
     stamp(layer, 4);
-    const int end = ranges_.end[Ranges::kOut];
-    for (int row = ranges_.begin[Ranges::kOut] + warp_; row < end; row += kWarps) {
-      const float sum = row_product<T>(stream_, x_, d_, lane_);
-      if (lane_ == 0) put(a_.added + row, sum, tag_);
-    }
+    products<false>(ranges_.begin[Ranges::kOut], ranges_.end[Ranges::kOut],
+                    [&](int row, float sum) { put(a_.added + row, sum, tag_); });
     stamp(layer, 5);
   }
 
   __device__ __forceinline__ void key(int layer) {
-    float2 weight[kPairs], bias[kPairs], before[kPairs], mix[kPairs], x[kPairs], h[kPairs];
-    fetch_all(param(rwkv::decode::kLn2Weight), weight);
-    fetch_all(param(rwkv::decode::kLn2Bias), bias);
-    fetch_all(param(rwkv::decode::kMixFfn), mix);
-#pragma unroll
-    for (int i = 0; i < kPairs; ++i)
-      before[i] = mine_[i] ? fetch_pair(shift_ + (static_cast<int64_t>(layer) * 2 + 1) * d_ +
-                                        2 * (t_ + kThreads * i))
-                           : make_float2(0.0f, 0.0f);
-    get_pairs(x, tag_, a_.nap, mine_, [&](int i) { return a_.added + 2 * (t_ + kThreads * i); });
+    begin_stage();
+    copy_mix(x_, param(layer, rwkv::decode::kMixFfn));
+    Before before[kPairs];
+    get_before(layer, 1, before);
+    float2 r[kPairs];
+    take(a_.added, r);
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
-      residual_[i].x += x[i].x;
-      residual_[i].y += x[i].y;
+      r[i].x += residual(i).x;
+      r[i].y += residual(i).y;
+      residual(i) = r[i];
     }
-    put_shift(layer, 0, kept_[0]);
+    put_shift(layer, 0);
+    float2 weight[kPairs], bias[kPairs], h[kPairs];
+    fetch_all(param(layer, rwkv::decode::kLn2Weight), weight);
+    fetch_all(param(layer, rwkv::decode::kLn2Bias), bias);
     stamp(layer, 6);
-    normalise(weight, bias, h, kept_[1]);
-    put_mixed(x_, h, before, mix);
-    __syncthreads();
-    const int end = ranges_.end[Ranges::kKey];
-    for (int row = ranges_.begin[Ranges::kKey] + warp_; row < end; row += kWarps) {
-      const float sum = fmaxf(row_product<T>(stream_, x_, d_, lane_), 0.0f);
-      if (lane_ == 0) put(a_.hidden + row, sum * sum, tag_);
-    }
+    normalise(r, weight, bias, h, 1);
+    copies_done();
+    put_mixed(x_, h, before);
+    sync();
+    products<false>(ranges_.begin[Ranges::kKey], ranges_.end[Ranges::kKey],
+                    [&](int row, float sum) {
+                      const float y = fmaxf(sum, 0.0f);
+                      put(a_.hidden + row, y * y, tag_);
+                    });
     stamp(layer, 7);
   }
 
-  /// This block's rows of its slice of the value matrix.
-  __device__ __forceinline__ const T* value_rows(int layer) const {
-    return reinterpret_cast<const T*>(a_.weights + static_cast<size_t>(layer) * l_.layer_bytes +
-                                      l_.value_at) +
-           (static_cast<int64_t>(slice_) * l_.shape.ffn +
-            static_cast<int64_t>(split_) * value_rows_) *
-               l_.slice;
-  }
-
-  __device__ __forceinline__ void value(int layer) {
-    if (block_ >= l_.value_blocks()) return;
-    constexpr int kPack = kPackOf<T>, kAhead = 8, kPairsAtOnce = 4;
-    const int rows = value_rows_, first = split_ * rows;
-    // A warp lists its activations: values, then indices, in shared memory.
-    const int room = (rows + 2 * kThreads - 1) / (2 * kThreads) * 64;
-    float* const values = x_ + warp_ * room;
-    auto* const places = reinterpret_cast<uint16_t*>(x_ + kWarps * room) + warp_ * room;
-    __syncthreads();  // nobody reads the input of stage key any more
-    int count = 0;
-    for (int begin = 0; begin < rows / 2; begin += kThreads * kPairsAtOnce) {
-      float2 x[kPairsAtOnce];
-      bool wanted[kPairsAtOnce];
-#pragma unroll
-      for (int i = 0; i < kPairsAtOnce; ++i) wanted[i] = begin + kThreads * i + t_ < rows / 2;
-      get_pairs(x, tag_, a_.nap, wanted,
-                [&](int i) { return a_.hidden + first + 2 * (begin + kThreads * i + t_); });
-      __syncwarp();
-#pragma unroll
-      for (int i = 0; i < kPairsAtOnce; ++i)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float v = e == 0 ? x[i].x : x[i].y;
-          const bool keep = wanted[i] && (v != 0.0f || !a_.skip);
-          const uint32_t all = __ballot_sync(0xffffffffu, keep);
-          if (keep) {
-            const int at = count + __popc(all & ((1u << lane_) - 1u));
-            values[at] = v;
-            places[at] = static_cast<uint16_t>(2 * (begin + kThreads * i + t_) + e);
-          }
-          count += __popc(all);
-        }
-    }
-    __syncwarp();
-    stamp(layer, 8);
-
-    const int lanes = l_.slice / kPack, groups = 32 / lanes;
-    const int group = lane_ / lanes, inside = lane_ % lanes;
-    const T* const weights = value_rows(layer) + inside * kPack;
-    float sum[kPack] = {};
-    for (int begin = 0; begin < count; begin += groups * kAhead) {
-      uint4 raw[kAhead];
-      float v[kAhead];
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const int at = begin + i * groups + group;
-        v[i] = 0.0f;
-        raw[i] = uint4{0, 0, 0, 0};
-        if (at < count) {
-          v[i] = values[at];
-          raw[i] = __ldg(reinterpret_cast<const uint4*>(weights + static_cast<int64_t>(places[at]) *
-                                                                      l_.slice));
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        float w[kPack];
-        Weights<T>::get(raw[i], w);
-#pragma unroll
-        for (int e = 0; e < kPack; ++e) sum[e] = fmaf(w[e], v[i], sum[e]);
-      }
-    }
-    for (int o = lanes; o < 32; o <<= 1)
-#pragma unroll
-      for (int e = 0; e < kPack; ++e) sum[e] += __shfl_xor_sync(0xffffffffu, sum[e], o);
-    if (group == 0)
-#pragma unroll
-      for (int e = 0; e < kPack; ++e) sums_[warp_ * l_.slice + inside * kPack + e] = sum[e];
-    __syncthreads();
-    if (t_ < l_.slice) {
-      float all = 0;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) all += sums_[w * l_.slice + t_];
-      put(a_.parts + static_cast<int64_t>(split_) * d_ + slice_ * l_.slice + t_, all, tag_);
-    }
-    stamp(layer, 9);
-  }
+  // The value matrix of the channel mix (step_value.cuh).
+  __device__ __forceinline__ void value(int layer);
+  static constexpr int kHiddenPairs = 4;
+  __device__ __forceinline__ void take_hidden(int first, int begin, int rows,
+                                              float2 (&x)[kHiddenPairs]);
+  __device__ __forceinline__ void value_of_stream(int layer, float (&sum)[kPack]);
+  __device__ __forceinline__ void value_of_memory(int layer, float (&sum)[kPack]);
 
   __device__ __forceinline__ void head(int layers) {
-    const float* const params =
-        a_.params + static_cast<int64_t>(layers) * rwkv::decode::kParams * d_;
-    float2 weight[kPairs], bias[kPairs], h[kPairs], none;
-    fetch_all(params, weight);
-    fetch_all(params + d_, bias);
-    take_parts(tag_);
-    put_shift(layers - 1, 1, kept_[1]);
+    begin_stage();
+    float2 r[kPairs];
+    take_parts(tag_, r);
+    put_shift(layers - 1, 1);
+    float2 weight[kPairs], bias[kPairs], h[kPairs];
+    fetch_all(param(layers, 0), weight);
+    fetch_all(param(layers, 1), bias);
     stamp(layers, 0);
-    normalise(weight, bias, h, none);
+    normalise(r, weight, bias, h, -1);
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) put_input(x_, i, h[i].x, h[i].y);
-    __syncthreads();
-    const int end = ranges_.end[Ranges::kHead];
-    for (int row = ranges_.begin[Ranges::kHead] + warp_; row < end; row += kWarps) {
-      const float sum = row_product<T>(stream_, x_, d_, lane_);
-      if (lane_ == 0) a_.logits[row] = sum;
-    }
+    for (int i = 0; i < kPairs; ++i) input_pair(x_, i) = h[i];
+    sync();
+    products<false>(ranges_.begin[Ranges::kHead], ranges_.end[Ranges::kHead],
+                    [&](int row, float sum) { a_.logits[row] = sum; });
     stamp(layers, 1);
   }
 
   const Args& a_;
   const Layout& l_;
-  const int d_, block_, blocks_, t_, warp_, lane_;
+  const int d_, block_, blocks_;
+  int t_;
+  int group_, part_;  ///< this warp's among the rows of a piece and the columns of a row
   NormMemory& norm_;
   HeadMemory& head_memory_;
-  float* const low_;   ///< activated low-rank vectors of the head, padded
-  float* const x_;     ///< inputs of products; lists of the value stage
-  float* const sums_;  ///< of the value stage, per warp
-  const int head_, slice_, split_, value_rows_;
+  Sequence& sequence_;
+  float2* const residual_;  ///< this thread's pairs t, t + kThreads, ...
+  float2* const kept_;      ///< of the shift states: this block's pairs, time mix and channel mix
+  float* const low_;        ///< activated low-rank vectors of the head, padded
+  float* const x_;          ///< inputs of products; lists of the value stage
+  float* const sums_;       ///< of the value stage, per warp
+  const int head_;
   const Ranges& ranges_;
-  Stream stream_;
-  int first_section_ = 0;
-  float count_ = 0, lane_count_ = 0;
-  T* shift_ = nullptr;
-  std::byte* wkv_ = nullptr;
-  const float* params_ = nullptr;
+  Stream<kRowPacks> stream_;
   uint32_t tag_ = 0;
-  int own_ = -1;
-  bool mine_[kPairs];
-  float2 residual_[kPairs], kept_[2];
 };
 
 }  // namespace rwkv::cuda::decode

@@ -1,7 +1,12 @@
 #pragma once
-/// A warp's stream of weights: its rows of all stages of all layers, in the order of their use,
+/// A block's stream of weights: its pieces of all stages of all layers, in the order of their use,
 /// through a ring of slots in shared memory that the copy engine fills. What is asked for depends
-/// on nothing that is computed, so a ring is full again while its warp waits for other blocks.
+/// on nothing that is computed, so the ring is full again while the block waits for others.
+///
+/// One thread (`produce`) asks: for a piece as soon as all warps are done with the slot, and, a
+/// distance ahead of that, for pieces to come to the L2 cache. All warps of the block go through
+/// all pieces (`Stream`): a piece of rows is as many whole rows as the block's threads have 16
+/// bytes of, so that a thread meets the same columns in every row.
 
 #include <cuda_runtime.h>
 
@@ -15,7 +20,10 @@
 namespace rwkv::cuda::decode {
 
 using rwkv::decode::first_row;
-using rwkv::decode::kSlotBytes;
+using rwkv::decode::kMaxSlots;
+using rwkv::decode::kPassBytes;
+using rwkv::decode::kSlotPasses;
+using rwkv::decode::kThreads;
 using rwkv::decode::kWarps;
 using rwkv::decode::Layout;
 
@@ -26,166 +34,245 @@ struct Ranges {
   int begin[kCount], end[kCount];
 };
 
-class Stream {
+/// Addresses of the two barriers of a slot: `full` when its piece is there, `empty` when all warps
+/// are done with it.
+struct Slots {
+  uint32_t ring, barriers;
+  int count;
+  __device__ __forceinline__ uint32_t full(int slot) const {
+    return barriers + 8u * static_cast<uint32_t>(slot);
+  }
+  __device__ __forceinline__ uint32_t empty(int slot) const {
+    return barriers + 8u * static_cast<uint32_t>(kMaxSlots + slot);
+  }
+};
+
+inline constexpr int kBarrierBytes = 2 * kMaxSlots * 8;
+
+/// One thread, before anybody uses the slots and a barrier of the block.
+__device__ __forceinline__ void make_barriers(const Slots& s) {
+  for (int i = 0; i < s.count; ++i) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(s.full(i)) : "memory");
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(s.empty(i)), "r"(kWarps)
+                 : "memory");
+  }
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void wait_phase(uint32_t barrier, uint32_t parity) {
+  for (int looks = 0;; ++looks) {
+    uint32_t there;
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n"
+        "}"
+        : "=r"(there)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+    if (there != 0) return;
+    if (looks > kMostWaits) __trap();
+  }
+}
+
+__device__ __forceinline__ bool is_over(uint32_t barrier, uint32_t parity) {
+  uint32_t over;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}"
+      : "=r"(over)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return over != 0;
+}
+
+/// Goes through the pieces of a block.
+class Cursor {
  public:
-  /// `ring`, `barriers`: this warp's, in shared memory. `head`: the block's, or negative.
-  __device__ __forceinline__ Stream(const Layout& layout, const Ranges& ranges,
-                                    const std::byte* weights, int head, std::byte* ring,
-                                    uint64_t* barriers, int slots)
+  /// `head`: the block's, or negative. `value_bytes`: of the block's part of a value matrix, at
+  /// `value_at` of a layer, if it comes through the stream.
+  __device__ __forceinline__ Cursor(const Layout& layout, const Ranges& ranges,
+                                    const std::byte* weights, int head, int pass_bytes,
+                                    size_t value_at, int value_bytes)
       : l_(layout),
         ranges_(ranges),
         weights_(weights),
-        ring_(ring),
-        ring_address_(static_cast<uint32_t>(__cvta_generic_to_shared(ring))),
-        barriers_(static_cast<uint32_t>(__cvta_generic_to_shared(barriers))),
-        slots_(slots),
+        value_at_(value_at),
         head_(head),
-        warp_(static_cast<int>(threadIdx.x) / 32),
-        leader_(threadIdx.x % 32 == 0) {
-    if (leader_) {
-      for (int i = 0; i < slots_; ++i)
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers_ + 8u * i) : "memory");
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    }
-    __syncwarp();
+        pass_bytes_(pass_bytes),
+        value_bytes_(value_bytes) {
     seek();
-    for (; slot_ < slots_; ++slot_) ask();
-    slot_ = 0;
+  }
+  __device__ __forceinline__ bool done() const { return stage_ == kEnd; }
+  __device__ __forceinline__ const std::byte* at() const { return at_; }
+  __device__ __forceinline__ int bytes() const { return min(left_, piece_); }
+  __device__ __forceinline__ void next() {
+    at_ += piece_;
+    left_ -= piece_;
+    if (left_ <= 0) seek();
   }
 
-  /// The next piece: 2 KiB, or what is left of the row.
-  __device__ __forceinline__ const uint4* wait() {
-    const uint32_t barrier = barriers_ + 8u * static_cast<uint32_t>(slot_);
-    for (int64_t begin = 0;;) {
-      uint32_t there;
-      asm volatile(
-          "{\n"
-          ".reg .pred p;\n"
-          "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-          "selp.u32 %0, 1, 0, p;\n"
-          "}"
-          : "=r"(there)
-          : "r"(barrier), "r"(parity_)
-          : "memory");
-      if (there != 0) break;
-      if (begin == 0) begin = clock64();
-      if (clock64() - begin > kMostClocks) __trap();
+ private:
+  enum Stage : int { kBefore = -1, kIn, kLora, kOut, kKey, kValue, kHead, kEnd };
+
+  /// To the next stage in which this block has something.
+  __device__ __forceinline__ void seek() {
+    do {
+      if (stage_ == kValue)
+        stage_ = ++layer_ < l_.shape.layers ? kIn : kHead;
+      else
+        ++stage_;
+      if (stage_ == kEnd) return;
+      if (stage_ == kIn)
+        rows(Ranges::kIn, l_.in_at);
+      else if (stage_ == kOut)
+        rows(Ranges::kOut, l_.out_at);
+      else if (stage_ == kKey)
+        rows(Ranges::kKey, l_.key_at);
+      else if (stage_ == kHead)
+        rows(Ranges::kHead, l_.head_at);
+      else {
+        piece_ = kSlotPasses * kPassBytes;
+        left_ = value_bytes_;
+        size_t from = value_at_;
+        if (stage_ == kLora) {
+          left_ = head_ < 0 ? 0 : l_.all_steps * kPassBytes;
+          from = l_.lora_at + static_cast<size_t>(max(head_, 0) * l_.all_steps) * kPassBytes;
+        }
+        at_ = weights_ + from;
+      }
+      if (stage_ != kHead) at_ += static_cast<size_t>(layer_) * l_.layer_bytes;
+    } while (left_ <= 0);
+  }
+  __device__ __forceinline__ void rows(Ranges::Of range, size_t from) {
+    const int row_bytes = l_.shape.width * l_.element;
+    piece_ = kSlotPasses * pass_bytes_;
+    left_ = (ranges_.end[range] - ranges_.begin[range]) * row_bytes;
+    at_ = weights_ + from + static_cast<size_t>(ranges_.begin[range]) * row_bytes;
+  }
+
+  const Layout& l_;
+  const Ranges& ranges_;
+  const std::byte* weights_;
+  size_t value_at_;
+  int head_, pass_bytes_, value_bytes_;
+  int stage_ = kBefore, layer_ = 0, piece_ = 0, left_ = 0;
+  const std::byte* at_ = nullptr;
+};
+
+/// Bytes of a slot, if threads have `row_packs` packs of a row.
+constexpr int slot_bytes(int row_packs) {
+  return kSlotPasses * kPassBytes * row_packs;
+}
+
+/// One thread: has all pieces of `next` brought to the slots; while no slot is free for long, up to
+/// `ahead` pieces more to the L2 cache. (All pieces would be slower than none: the L2 cache has
+/// little bandwidth to spare.)
+template <int kRowPacks>
+__device__ __forceinline__ void produce(const Slots& s, Cursor next, int ahead) {
+  uint64_t once;  // what has been copied to a slot is not read again
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
+  int slot = 0;
+  uint32_t parity = 0;
+  const auto ask = [&] {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(s.full(slot)),
+                 "r"(next.bytes())
+                 : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+        "[%1], %2, [%3], %4;" ::"r"(s.ring + static_cast<uint32_t>(slot * slot_bytes(kRowPacks))),
+        "l"(next.at()), "r"(next.bytes()), "r"(s.full(slot)), "l"(once)
+        : "memory");
+    next.next();
+    if (++slot == s.count) {
+      slot = 0;
+      parity ^= 1u;
     }
-    return reinterpret_cast<const uint4*>(ring_ + slot_ * kSlotBytes);
+  };
+  for (int i = 0; i < s.count && !next.done(); ++i) ask();
+  parity = 0;
+  Cursor later = next;
+  int lead = 0;  // pieces that `later` is ahead of `next`
+  while (!next.done()) {
+    // A stream that flows frees a slot within this many looks.
+    constexpr int kFlowing = 32, kPause = 12;
+    bool there = is_over(s.empty(slot), parity);
+    for (int looks = 0, patience = kFlowing; !there && lead < ahead && !later.done(); ++looks) {
+      there = is_over(s.empty(slot), parity);
+      if (looks < patience) continue;
+      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(later.at()),
+                   "r"(later.bytes())
+                   : "memory");
+      later.next();
+      ++lead;
+      looks = 0;
+      patience = kPause;
+    }
+    if (!there) wait_phase(s.empty(slot), parity);
+    ask();
+    if (lead > 0)
+      --lead;
+    else if (ahead > 0)
+      later.next();
   }
+}
 
+/// A warp's view of the pieces.
+template <int kRowPacks>
+class Stream {
+ public:
+  __device__ __forceinline__ Stream(const Slots& slots, const std::byte* ring, int lane)
+      : slots_(slots), ring_(ring), leader_(lane == 0) {}
+
+  /// The next piece.
+  __device__ __forceinline__ const std::byte* wait() {
+    wait_phase(slots_.full(slot_), parity_);
+    return ring_ + slot_ * slot_bytes(kRowPacks);
+  }
   /// Every lane is done with the piece.
   __device__ __forceinline__ void release() {
     __syncwarp();
-    ask();
-    if (++slot_ == slots_) {
+    if (leader_)
+      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(slots_.empty(slot_))
+                   : "memory");
+    if (++slot_ == slots_.count) {
       slot_ = 0;
       parity_ ^= 1u;
     }
   }
 
  private:
-  enum Stage : int { kBefore = -1, kIn, kLora, kOut, kKey, kHead, kEnd };
-
-  /// To the first row of the next stage in which this warp has one.
-  __device__ __forceinline__ void seek() {
-    const int width_bytes = l_.shape.width * l_.element;
-    for (;;) {
-      if (stage_ == kKey)
-        stage_ = ++layer_ < l_.shape.layers ? kIn : kHead;
-      else
-        ++stage_;
-      if (stage_ == kEnd) return;
-      int range = Ranges::kOut;
-      size_t base = l_.out_at;
-      if (stage_ == kIn) {
-        range = Ranges::kIn;
-        base = l_.in_at;
-      } else if (stage_ == kKey) {
-        range = Ranges::kKey;
-        base = l_.key_at;
-      } else if (stage_ == kHead) {
-        range = Ranges::kHead;
-        base = l_.head_at;
-      }
-      row_bytes_ = width_bytes;
-      int row = ranges_.begin[range] + warp_;
-      end_ = ranges_.end[range];
-      if (stage_ == kLora) {
-        base = l_.lora_at;
-        row_bytes_ = l_.all_steps * 512;
-        row = head_ * kWarps + warp_;
-        end_ = head_ < 0 ? row : row + 1;
-      }
-      if (row >= end_) continue;
-      row_ = row;
-      at_ = weights_ + base + static_cast<size_t>(row) * static_cast<size_t>(row_bytes_);
-      if (stage_ != kHead) at_ += static_cast<size_t>(layer_) * l_.layer_bytes;
-      left_ = row_bytes_;
-      return;
-    }
-  }
-
-  /// Fills slot_ with the next piece that was not asked for yet.
-  __device__ __forceinline__ void ask() {
-    if (stage_ == kEnd) return;
-    const int bytes = min(left_, kSlotBytes);
-    if (leader_) {
-      const uint32_t barrier = barriers_ + 8u * static_cast<uint32_t>(slot_);
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier),
-                   "r"(bytes)
-                   : "memory");
-      asm volatile(
-          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-          "[%3];" ::"r"(ring_address_ + static_cast<uint32_t>(slot_ * kSlotBytes)),
-          "l"(at_), "r"(bytes), "r"(barrier)
-          : "memory");
-    }
-    at_ += bytes;
-    left_ -= bytes;
-    if (left_ > 0) return;
-    row_ += kWarps;
-    if (row_ < end_) {
-      at_ += static_cast<size_t>(row_bytes_) * (kWarps - 1);
-      left_ = row_bytes_;
-    } else {
-      seek();
-    }
-  }
-
-  const Layout& l_;
-  const Ranges& ranges_;
-  const std::byte* weights_;
-  std::byte* ring_;
-  uint32_t ring_address_, barriers_;
-  int slots_, head_, warp_;
+  const Slots slots_;
+  const std::byte* ring_;
   bool leader_;
   int slot_ = 0;
   uint32_t parity_ = 0;
-  // What is asked for next.
-  int stage_ = kBefore, layer_ = 0, row_ = 0, end_ = 0, row_bytes_ = 0, left_ = 0;
-  const std::byte* at_ = nullptr;
 };
 
-/// The stream's next row times x (shared memory, `width` floats in their places); every lane gets
-/// it.
-template <class T>
-__device__ __forceinline__ float row_product(Stream& stream, const float* x, int width, int lane) {
-  constexpr int kPacksOfSlot = kSlotBytes / 16;
-  const int packs = width / kPackOf<T>;
-  Sum sum;
-  for (int first = 0; first < packs; first += kPacksOfSlot) {
-    const uint4* const w = stream.wait();
-    uint4 raw[kPacksOfSlot / 32];
+/// n sums of every lane added over the warp: lane i has the sum of number i / (32 / n).
+template <int n>
+__device__ __forceinline__ float warp_sums(float (&x)[n], int lane) {
+  int left = n;
 #pragma unroll
-    for (int i = 0; i < kPacksOfSlot / 32; ++i)
-      raw[i] = first + 32 * i + lane < packs ? w[32 * i + lane] : uint4{0, 0, 0, 0};
+  for (int o = 16; o > 0; o >>= 1) {
+    if (left == 1) {
+      x[0] += __shfl_xor_sync(0xffffffffu, x[0], o);
+      continue;
+    }
+    left /= 2;
+    const bool upper = (lane & o) != 0;
 #pragma unroll
-    for (int i = 0; i < kPacksOfSlot / 32; ++i)
-      if (first + 32 * i + lane < packs) multiply<T>(raw[i], x, first + 32 * i + lane, width, sum);
-    stream.release();
+    for (int i = 0; i < n / 2; ++i)
+      if (i < left) {
+        const float give = upper ? x[i] : x[i + left], keep = upper ? x[i + left] : x[i];
+        x[i] = keep + __shfl_xor_sync(0xffffffffu, give, o);
+      }
   }
-  return warp_sum(sum.all());
+  return x[0];
 }
 
 }  // namespace rwkv::cuda::decode
