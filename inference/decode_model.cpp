@@ -19,8 +19,13 @@ using decode::Layout;
 /// Random weights that are drawn; the rest repeats them. Prime, so that rows differ.
 constexpr size_t kDraws = 1000003;
 constexpr int64_t kMostRows = 4096;
-/// Up to here, in narrow models, our own products take less time than cuBLASLt's.
-constexpr int64_t kMostOwnRows = 128;
+/// Of a plan whose blocks share loads, against one of the same time that does not.
+constexpr double kSharedCost = 0.97;
+
+struct ReleaseEvent {
+  void operator()(void* event) const { backend::cuda_event_release(event); }
+};
+using Event = std::unique_ptr<void, ReleaseEvent>;
 
 TensorSpec bytes_of(size_t n) {
   return TensorSpec({static_cast<int64_t>(n)}, DType::kI8);
@@ -70,7 +75,8 @@ DecodeModel::DecodeModel(Context& ctx, const decode::Shape& shape, const DecodeO
              "decoding of batches, prefill: weights of type f32, expected f16 or bf16");
   plain_layout_ = decode::make_plain_layout(layout_);
   plain_ = Arena(Device::kCuda, plain_layout_.bytes, "weights for batches and prefill");
-  if (ctx_.lanes() < decode::kBatchLanes) ctx_.open_lanes(decode::kBatchLanes);
+  if ((options_.prefill || options_.vendor) && ctx_.lanes() < decode::kBatchLanes)
+    ctx_.open_lanes(decode::kBatchLanes);
   if (!batches) return;
   int64_t largest = 0;
   for (const int64_t b : options_.buckets) {
@@ -79,7 +85,8 @@ DecodeModel::DecodeModel(Context& ctx, const decode::Shape& shape, const DecodeO
     largest = b;
   }
   const TensorSpec batch_ids({2, largest}, DType::kI32), all_logits({largest, shape.vocab}),
-      work = bytes_of(decode::batch_bytes(layout_, static_cast<int>(largest)));
+      work = bytes_of(
+          decode::batch_bytes(layout_, static_cast<int>(largest), decode::multiprocessors(ctx)));
   batch_ =
       Arena(Device::kCuda,
             align_up(batch_ids.bytes()) + align_up(all_logits.bytes()) + align_up(work.bytes()),
@@ -241,44 +248,83 @@ void DecodeModel::send_batch(int64_t bucket, std::span<const int64_t> slots,
   copy(ctx_, TensorView(batch_ids_.data, spec, Device::kCuda), TensorView(ids, spec));
 }
 
-bool DecodeModel::own_products(int64_t bucket) const {
-  if (options_.own_products >= 0) return options_.own_products > 0;
-  return layout_.shape.width <= decode::kNarrow && bucket <= kMostOwnRows;
-}
-
-void DecodeModel::queue_batch(int64_t bucket, const std::function<void(const char*)>* mark) {
+decode::BatchCall DecodeModel::batch_call(int64_t bucket, const decode::BatchPlans& plans) const {
   const auto bytes = [](const TensorView& v) { return static_cast<std::byte*>(v.data); };
-  decode::batch_step(ctx_, layout_, plain_layout_, options_.dtype,
-                     {.weights = weights_.data(),
-                      .plain = plain_.data(),
-                      .params = reinterpret_cast<const float*>(params_.data()),
-                      .shift = bytes(shift_),
-                      .wkv = bytes(wkv_),
-                      .elapsed = elapsed_.as<int32_t>(),
-                      .half_state = options_.half_state,
-                      .state_scale = kHalfStateScale,
-                      .own_products = own_products(bucket),
-                      .rows = static_cast<int>(bucket),
-                      .slots = batch_ids_.as<int32_t>(),
-                      .tokens = batch_ids_.as<int32_t>() + bucket,
-                      .logits = all_logits_.f32(),
-                      .work = bytes(batch_work_),
-                      .mark = mark},
-                     events_);
+  return {.weights = weights_.data(),
+          .plain = plain_.data(),
+          .params = reinterpret_cast<const float*>(params_.data()),
+          .shift = bytes(shift_),
+          .wkv = bytes(wkv_),
+          .elapsed = elapsed_.as<int32_t>(),
+          .half_state = options_.half_state,
+          .state_scale = kHalfStateScale,
+          .vendor = options_.vendor,
+          .plans = plans,
+          .rows = static_cast<int>(bucket),
+          .all_slots = static_cast<int>(elapsed_.numel()),
+          .slots = batch_ids_.as<int32_t>(),
+          .tokens = batch_ids_.as<int32_t>() + bucket,
+          .logits = all_logits_.f32(),
+          .work = bytes(batch_work_)};
 }
 
-const LaunchGraph& DecodeModel::graph_of(int64_t bucket) {
-  LaunchGraph& graph = graphs_[bucket];
-  if (!graph) {
-    // Products are tried out on the state that nobody has.
-    send_batch(bucket, {}, {});
-    measure_gemm_algorithms(ctx_, true);
-    queue_batch(bucket);
-    measure_gemm_algorithms(ctx_, false);
-    ctx_.synchronize("first batch of a size");
-    graph = LaunchGraph(ctx_, [&] { queue_batch(bucket); });
+void DecodeModel::queue_batch(int64_t bucket, const decode::BatchPlans& plans,
+                              const std::function<void(const char*)>* mark) {
+  decode::BatchCall call = batch_call(bucket, plans);
+  call.mark = mark;
+  decode::batch_step(ctx_, layout_, plain_layout_, options_.dtype, call, events_);
+}
+
+void DecodeModel::choose_plans(int64_t bucket, Batch& batch) {
+  const int rows = static_cast<int>(bucket), processors = decode::multiprocessors(ctx_);
+  std::array<std::vector<decode::ProductPlan>, decode::kBatchProducts> plans;
+  for (int kind = 0; kind < decode::kBatchProducts; ++kind) {
+    auto& of = plans[static_cast<size_t>(kind)];
+    of = decode::batch_plans(layout_, plain_layout_, kind, rows, processors);
+    of.resize(std::min(of.size(), static_cast<size_t>(std::max(1, options_.plans_tried))));
+    batch.plans[static_cast<size_t>(kind)] = of.front();
   }
-  return graph;
+  // A first step on the state that nobody has: cuBLASLt's algorithms are tried out, and the
+  // products have something to work on.
+  measure_gemm_algorithms(ctx_, true);
+  queue_batch(bucket, batch.plans);
+  measure_gemm_algorithms(ctx_, false);
+  ctx_.synchronize("first batch of a size");
+  for (int kind = 0; kind < decode::kBatchProducts; ++kind) {
+    const bool beside = kind == decode::kDown, low = beside || kind == decode::kUp;
+    if (options_.vendor ? !low : beside) continue;
+    double least = 0;
+    for (const decode::ProductPlan& plan : plans[static_cast<size_t>(kind)]) {
+      decode::BatchPlans tried = batch.plans;
+      tried[static_cast<size_t>(kind)] = plan;
+      const decode::BatchCall call = batch_call(bucket, tried);
+      const LaunchGraph graph(ctx_, [&] {
+        decode::batch_products(ctx_, layout_, plain_layout_, options_.dtype, call, kind);
+      });
+      graph.launch(ctx_);
+      const Event begin(backend::cuda_event_create()), end(backend::cuda_event_create());
+      backend::cuda_event_record(begin.get(), ctx_.stream());
+      graph.launch(ctx_);
+      backend::cuda_event_record(end.get(), ctx_.stream());
+      const double seconds = backend::cuda_event_seconds(begin.get(), end.get());
+      batch.times.push_back({kind, plan, seconds});
+      // Shared loads take less power, which is what limits long runs of large batches.
+      const double cost = plan.pair > 1 ? kSharedCost * seconds : seconds;
+      if (least > 0 && cost >= least) continue;
+      least = cost;
+      batch.plans[static_cast<size_t>(kind)] = plan;
+    }
+  }
+}
+
+const DecodeModel::Batch& DecodeModel::batch_of(int64_t bucket) {
+  Batch& batch = batches_[bucket];
+  if (!batch.graph) {
+    send_batch(bucket, {}, {});
+    choose_plans(bucket, batch);
+    batch.graph = LaunchGraph(ctx_, [&] { queue_batch(bucket, batch.plans); });
+  }
+  return batch;
 }
 
 void DecodeModel::step_batch(std::span<const int64_t> slots, std::span<const int32_t> tokens) {
@@ -289,7 +335,7 @@ void DecodeModel::step_batch(std::span<const int64_t> slots, std::span<const int
   RWKV_CHECK(fits != options_.buckets.end(), ConfigError, "decoding of a batch: ", slots.size(),
              " sequences for buckets of up to ",
              options_.buckets.empty() ? 0 : options_.buckets.back());
-  const LaunchGraph& graph = graph_of(*fits);
+  const LaunchGraph& graph = batch_of(*fits).graph;
   send_batch(*fits, slots, tokens);
   graph.launch(ctx_);
   batch_logits_ =
@@ -297,21 +343,18 @@ void DecodeModel::step_batch(std::span<const int64_t> slots, std::span<const int
 }
 
 void DecodeModel::batch_again(int64_t bucket) {
-  graph_of(bucket).launch(ctx_);
+  batch_of(bucket).graph.launch(ctx_);
 }
 
 std::vector<std::pair<std::string, double>> DecodeModel::batch_stages(int64_t bucket) {
-  struct Release {
-    void operator()(void* event) const { backend::cuda_event_release(event); }
-  };
-  std::vector<std::pair<std::string, std::unique_ptr<void, Release>>> points;
+  std::vector<std::pair<std::string, Event>> points;
   const std::function<void(const char*)> mark = [&](const char* stage) {
     points.emplace_back(stage, backend::cuda_event_create());
     backend::cuda_event_record(points.back().second.get(), ctx_.stream());
   };
-  graph_of(bucket);
+  const Batch& batch = batch_of(bucket);
   mark("");
-  queue_batch(bucket, &mark);
+  queue_batch(bucket, batch.plans, &mark);
   std::vector<std::pair<std::string, double>> stages;
   for (size_t i = 1; i < points.size(); ++i) {
     const double seconds =

@@ -36,7 +36,9 @@ struct DecodeOptions {
   bool prefill = false;
   /// Rows of the channel mix's value matrix whose activation is zero are not read.
   bool skip = true;
-  int own_products = -1;  ///< BatchCall::own_products: 1 or 0; -1 chooses by size
+  /// Large products of batches by cuBLASLt, whose order of sums depends on the bucket.
+  bool vendor = false;
+  int plans_tried = 8;  ///< ways to cut a product that are timed at a bucket's first use
   // How a batch of one is worked on; -1 or 0 chooses by size.
   int stream_value = -1;  ///< 1: StepCall::stream_value, and nothing is skipped
   int splits = 0, slice = 0, nap = -1, ring = 0, ahead_bytes = -1;
@@ -79,13 +81,22 @@ class DecodeModel {
   void step_again();
   /// One token of each of several sequences, at most as many as the largest bucket, queued; the
   /// rest of the bucket works on a state that nobody has. A bucket's first use takes a second or
-  /// more. A sequence's results do not depend on the others or on its place, but on the bucket, by
-  /// rounding. Throws ConfigError for a token or slot that there is not.
+  /// more. A sequence's results do not depend on the others, its place or the bucket (with
+  /// DecodeOptions::vendor they do on the bucket, by rounding). Throws ConfigError for a token or
+  /// slot that there is not.
   void step_batch(std::span<const int64_t> slots, std::span<const int32_t> tokens);
   /// The same with what is in place, for timing; `bucket` was used before.
   void batch_again(int64_t bucket);
   /// Seconds of one more batch by stage, in order: kernels launched one by one, with gaps. Waits.
   std::vector<std::pair<std::string, double>> batch_stages(int64_t bucket);
+  /// What was timed at the bucket's first use: seconds of the products of a kind (BatchProduct) in
+  /// all layers, by the way they were cut.
+  struct PlanTime {
+    int kind = 0;
+    decode::ProductPlan plan;
+    double seconds = 0;
+  };
+  const std::vector<PlanTime>& plan_times(int64_t bucket) { return batch_of(bucket).times; }
   /// Logits of the last batch, f32 on the device: (bucket, vocab), row i of the call's i-th slot.
   TensorView batch_logits() const { return batch_logits_; }
 
@@ -109,10 +120,17 @@ class DecodeModel {
   void check(int64_t slot, int32_t token) const;
   /// Slots and tokens, filled up to the bucket, to the device.
   void send_batch(int64_t bucket, std::span<const int64_t> slots, std::span<const int32_t> tokens);
-  /// The bucket's launch graph, recorded at its first use.
-  const LaunchGraph& graph_of(int64_t bucket);
-  bool own_products(int64_t bucket) const;
-  void queue_batch(int64_t bucket, const std::function<void(const char*)>* mark = nullptr);
+  struct Batch {
+    LaunchGraph graph;
+    decode::BatchPlans plans;
+    std::vector<PlanTime> times;
+  };
+  /// The bucket's launch graph and all that belongs to it, made at its first use.
+  const Batch& batch_of(int64_t bucket);
+  void choose_plans(int64_t bucket, Batch& batch);
+  decode::BatchCall batch_call(int64_t bucket, const decode::BatchPlans& plans) const;
+  void queue_batch(int64_t bucket, const decode::BatchPlans& plans,
+                   const std::function<void(const char*)>* mark = nullptr);
 
   Context& ctx_;
   DecodeOptions options_;
@@ -126,7 +144,7 @@ class DecodeModel {
   Arena plain_, batch_;
   TensorView batch_ids_, all_logits_, batch_logits_, batch_work_;
   HostBuffer host_batch_;
-  std::map<int64_t, LaunchGraph> graphs_;
+  std::map<int64_t, Batch> batches_;
 };
 
 }  // namespace rwkv

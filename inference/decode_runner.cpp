@@ -88,7 +88,10 @@ class DecodeRunner : public SequenceRunner {
     return std::min(options_.prefill_tokens,
                     static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(left))));
   }
-  bool exact() const override { return model_.options().buckets.size() <= 1; }
+  bool exact() const override {
+    const DecodeOptions& o = model_.options();
+    return o.buckets.empty() || (options_.exact && (!o.vendor || o.buckets.size() == 1));
+  }
   size_t pool_bytes() const override { return model_.state_bytes() * static_cast<size_t>(slots()); }
   size_t workspace_bytes() const override {
     return logits_.bytes() + (prefill_ ? prefill_->work_bytes() : 0) +
@@ -155,7 +158,7 @@ class DecodeRunner : public SequenceRunner {
     const size_t all = slots.size(), vocab = static_cast<size_t>(config_.vocab_size);
     if (all * vocab * sizeof(float) > logits_.bytes())
       logits_ = HostBuffer(Device::kCuda, all * vocab * sizeof(float));
-    const bool alone = buckets.empty() || (all == 1 && buckets.size() > 1);
+    const bool alone = buckets.empty() || (all == 1 && !options_.exact);
     for (size_t at = 0; at < all;) {
       const size_t n = alone ? 1 : std::min(all - at, static_cast<size_t>(buckets.back()));
       if (alone)

@@ -16,6 +16,9 @@ struct DecodeRunnerOptions {
   /// Prefill pieces below this length go token by token through the decoding kernels; 0: below 4,
   /// with an engine below 64.
   int64_t least_parallel = 0;
+  /// All decoding is in batches, whose results do not depend on the bucket. False: one sequence
+  /// alone goes through the kernel for one, which is faster and differs by rounding.
+  bool exact = true;
 };
 
 /// Decodes with `model`. Prefill is in the parallel form on the same weights (decode_prefill.h) if
@@ -23,9 +26,9 @@ struct DecodeRunnerOptions {
 /// of the same weights on CUDA, whose WKV states have the type of the model's: variant
 /// fp16-dithered where they are f16 (decode_engine_options). Neither: prefill is token by token.
 ///
-/// exact() with at most one bucket: without any, every sequence is decoded by itself; with one, all
-/// decoding is in batches of it. With more, one sequence is decoded by itself and several in the
-/// smallest bucket that holds them, which is faster and differs by rounding.
+/// exact() unless DecodeRunnerOptions::exact is false or the model's products are cuBLASLt's
+/// (DecodeOptions::vendor) in more than one bucket. Without buckets every sequence is decoded by
+/// itself, which is exact too.
 ///
 /// Prefill runs one sequence at a time, in pieces that depend on the prompt's length alone.
 ///

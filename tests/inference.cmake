@@ -15,6 +15,7 @@ if(RWKV_HAVE_CUDA)
   rwkv_test(cuda_decode_runner_test LABEL gpu SOURCES unit/cuda_decode_runner_test.cpp
     DEPS rwkv_inference)
   rwkv_test(cuda_prefill_test LABEL gpu SOURCES unit/cuda_prefill_test.cpp DEPS rwkv_inference)
+  rwkv_test(cuda_products_test LABEL gpu SOURCES unit/cuda_products_test.cpp DEPS rwkv_inference)
   rwkv_test(cuda_decode_test LABEL gpu SOURCES unit/cuda_decode_test.cpp DEPS rwkv_inference)
 endif()
 rwkv_test(wkv_compare_test LABEL unit SOURCES unit/wkv_compare_test.cpp DEPS rwkv_inference)

@@ -107,12 +107,19 @@ TEST_F(CudaDecodeRunner, PrefillOnTheSameWeights) {
 
 TEST_F(CudaDecodeRunner, NeighboursChangeNothing) {
   const TestModel m = random_model(2);
-  for (const std::vector<int64_t>& buckets :
-       {std::vector<int64_t>{}, std::vector<int64_t>{4}, std::vector<int64_t>{2, 8}}) {
+  struct Mode {
+    std::vector<int64_t> buckets;
+    bool vendor, exact, is_exact;
+  };
+  for (const Mode& mode : {Mode{{}, false, true, true}, Mode{{4}, false, true, true},
+                           Mode{{1, 2, 8}, false, true, true}, Mode{{2, 8}, false, false, false},
+                           Mode{{8}, true, true, true}, Mode{{2, 8}, true, true, false}}) {
     Context ctx(Device::kCuda);
-    DecodeModel model(ctx, *m.model, *m.weights, {.slots = 12, .buckets = buckets});
-    const auto runner = make_decode_runner(model, m.model->config(), nullptr);
-    EXPECT_EQ(runner->exact(), buckets.size() <= 1);
+    DecodeModel model(ctx, *m.model, *m.weights,
+                      {.slots = 12, .buckets = mode.buckets, .vendor = mode.vendor});
+    const auto runner =
+        make_decode_runner(model, m.model->config(), nullptr, {.exact = mode.exact});
+    EXPECT_EQ(runner->exact(), mode.is_exact);
     const auto run = [&](const std::vector<int64_t>& slots, size_t which) {
       for (const int64_t s : slots) runner->reset(s);
       std::vector<float> mine;

@@ -194,23 +194,21 @@ TEST_F(CudaDecode, BatchesAreTheGraph) {
         want.push_back(by_engine(m, half ? "fp16-dithered" : "serial", s));
         if (half) noise = larger(noise, state_noise(m, s, want.back()));
       }
-      for (const auto& [type, own] : {std::pair{DType::kF16, 1}, std::pair{DType::kF16, 0},
-                                      std::pair{DType::kBF16, 1}, std::pair{DType::kBF16, 0}}) {
+      for (const auto& [type, own] :
+           {std::pair{DType::kF16, true}, std::pair{DType::kF16, false},
+            std::pair{DType::kBF16, true}, std::pair{DType::kBF16, false}}) {
         const double allowed = limit(type) + noise;
         Context ctx(Device::kCuda);
-        DecodeModel decoder(ctx, *m.model, *m.weights,
-                            {.dtype = type,
-                             .half_state = half,
-                             .slots = 8,
-                             .buckets = {4, 8, 80},
-                             .own_products = own});
+        DecodeModel decoder(
+            ctx, *m.model, *m.weights,
+            {.dtype = type, .half_state = half, .slots = 8, .buckets = {4, 8, 80}, .vendor = !own});
         const auto got = decode_batch(ctx, decoder, {0, 1, 2, 3, 4}, ids);  // bucket 8
         double error = 0;
         for (size_t i = 0; i < ids.size(); ++i) error = larger(error, worst(got[i], want[i]));
         std::printf("  batch, L%lld D%lld %s, %s state, products %s: worst %.2e (limit %.1e)\n",
                     static_cast<long long>(layers), static_cast<long long>(width),
                     std::string(dtype_name(type)).c_str(), half ? "f16" : "f32",
-                    own == 1 ? "ours" : "cuBLASLt", error, allowed);
+                    own ? "ours" : "cuBLASLt", error, allowed);
         std::fflush(stdout);
         EXPECT_LE(error, allowed);
         // Another place, other slots, other neighbours, more of them: the same bits.
@@ -225,7 +223,7 @@ TEST_F(CudaDecode, BatchesAreTheGraph) {
                              got[one].size() * sizeof(float)) == 0;
         };
         EXPECT_TRUE(same(2, 1) && same(0, 4) && same(1, 5));
-        // A larger bucket, and the kernel for one sequence going on from a batch's state.
+        // Another bucket, and the kernel for one sequence going on from a batch's state.
         decoder.reset(0);
         std::vector<float> mixed;
         for (size_t t = 0; t < 8; ++t) {
@@ -249,10 +247,10 @@ TEST_F(CudaDecode, LargeBuckets) {
   const auto ids = random_ids(5, 6, 300);
   const auto want = by_engine(m, "fp16-dithered", ids);
   const double allowed = limit(DType::kF16) + state_noise(m, ids, want);
-  for (const int own : {0, 1}) {
+  for (const bool own : {false, true}) {
     Context ctx(Device::kCuda);
     DecodeModel decoder(ctx, *m.model, *m.weights,
-                        {.slots = 200, .buckets = {200}, .own_products = own});
+                        {.slots = 200, .buckets = {200}, .vendor = !own});
     std::vector<int64_t> slots;
     for (int64_t s = 0; s < 130; ++s) slots.push_back((s * 7) % 200);
     const std::vector<std::vector<int32_t>> all(slots.size(), ids);
@@ -261,6 +259,85 @@ TEST_F(CudaDecode, LargeBuckets) {
       EXPECT_EQ(std::memcmp(got[0].data(), got[i].data(), got[0].size() * sizeof(float)), 0) << i;
       EXPECT_LE(worst(got[i], want), allowed) << i;
     }
+  }
+}
+
+/// All of a slot's state, as bytes.
+std::vector<std::byte> state_of(Context& ctx, DecodeModel& decoder, int64_t slot) {
+  std::vector<std::byte> all;
+  for (const TensorView& v :
+       {decoder.shift_of(slot), decoder.wkv_of(slot), decoder.elapsed_of(slot)}) {
+    std::vector<std::byte> part(v.bytes());
+    copy(ctx, TensorView(part.data(), v.spec), v);
+    ctx.synchronize("state");
+    all.insert(all.end(), part.begin(), part.end());
+  }
+  return all;
+}
+
+TEST_F(CudaDecode, NeitherBucketNorPlaceChangesABit) {
+  struct Size {
+    int64_t layers, width;
+    DType type;
+    bool half;
+  };
+  for (const Size& size : {Size{3, 128, DType::kF16, true}, Size{3, 320, DType::kBF16, false},
+                           Size{3, 768, DType::kF16, true}, Size{2, 2048, DType::kF16, false},
+                           Size{2, 4096, DType::kF16, true}}) {
+    constexpr int64_t kVocab = 520, kSlots = 1030, kTokens = 4;
+    const TestModel m = quick_model(size.layers, size.width, kVocab, 11);
+    Context ctx(Device::kCuda);
+    DecodeModel decoder(ctx, *m.model, *m.weights,
+                        {.dtype = size.type,
+                         .half_state = size.half,
+                         .slots = kSlots,
+                         .buckets = {1, 2, 4, 8, 16, 32, 64, 128, 256, 320, 512, 960, 1024}});
+    const auto ids = random_ids(3, kTokens, kVocab);
+    std::vector<float> want;
+    std::vector<std::byte> want_state;
+    int wrong = 0;
+    // Sequences in the call, and the row of the one that is looked at.
+    for (const auto& [sequences, row] : std::vector<std::pair<int64_t, int64_t>>{{1, 0},
+                                                                                 {2, 1},
+                                                                                 {3, 0},
+                                                                                 {7, 4},
+                                                                                 {16, 15},
+                                                                                 {27, 9},
+                                                                                 {64, 63},
+                                                                                 {100, 50},
+                                                                                 {128, 1},
+                                                                                 {200, 199},
+                                                                                 {300, 170},
+                                                                                 {500, 499},
+                                                                                 {960, 800},
+                                                                                 {961, 960},
+                                                                                 {1024, 3}}) {
+      std::vector<int64_t> slots;
+      std::vector<std::vector<int32_t>> all;
+      for (int64_t i = 0; i < sequences; ++i) {
+        slots.push_back((i * 37 + sequences) % kSlots);
+        all.push_back(i == row ? ids : random_ids(100 + static_cast<uint64_t>(i), kTokens, kVocab));
+      }
+      const int64_t slot = slots[static_cast<size_t>(row)];
+      decoder.reset(slot);
+      const auto got = decode_batch(ctx, decoder, slots, all)[static_cast<size_t>(row)];
+      const auto state = state_of(ctx, decoder, slot);
+      if (want.empty()) {
+        want = got;
+        want_state = state;
+      }
+      ASSERT_EQ(got.size(), want.size());
+      const bool same = std::memcmp(got.data(), want.data(), want.size() * sizeof(float)) == 0 &&
+                        state == want_state;
+      EXPECT_TRUE(same) << "width " << size.width << ", " << sequences << " sequences, row " << row
+                        << ", logits differ by " << worst(got, want);
+      wrong += same ? 0 : 1;
+    }
+    EXPECT_GE(deviation(want), 0.5);
+    std::printf("  L%lld D%lld %s: %d of 15 differ\n", static_cast<long long>(size.layers),
+                static_cast<long long>(size.width), std::string(dtype_name(size.type)).c_str(),
+                wrong);
+    std::fflush(stdout);
   }
 }
 

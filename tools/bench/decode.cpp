@@ -54,9 +54,17 @@ void print_stages(const std::vector<int64_t>& stamps, const decode::Layout& layo
   }
 }
 
-}  // namespace
-
-namespace {
+/// Columns, blocks that share x, blocks that share k; microseconds of all layers.
+void print_plans(DecodeModel& model, int64_t batch) {
+  int last = -1;
+  for (const auto& [kind, plan, seconds] : model.plan_times(batch)) {
+    if (kind != last)
+      std::printf("%s  %s:", last < 0 ? "" : "\n", decode::batch_product_name(kind));
+    last = kind;
+    std::printf(" %d/%d/%d %.0f;", plan.columns, plan.pair, plan.split, 1e6 * seconds);
+  }
+  std::printf("\n");
+}
 
 struct Run {
   Timing time;  ///< of all steps in a row
@@ -116,35 +124,42 @@ int run_decode(const DecodeBenchOptions& o) {
   auto doc = nlohmann::ordered_json::parse(record_head("decode", Device::kCuda));
   doc["copy_bytes_per_second"] = copied;
   doc["rows"] = nlohmann::ordered_json::array();
-  std::printf("%5s %6s %5s %5s %5s %11s %7s %11s %9s %7s %7s\n", "model", "batch", "type", "state",
-              "skip", "us/step", "spread", "tokens/s", "GB/s", "% copy", "zeros");
+  std::printf("%5s %6s %6s %5s %5s %5s %11s %7s %11s %9s %7s %7s\n", "model", "batch", "mode",
+              "type", "state", "skip", "us/step", "spread", "tokens/s", "GB/s", "% copy", "zeros");
   for (const std::string& size : o.sizes) {
     std::vector<int64_t> buckets;
     for (const int64_t b : batches)
-      if (b > 1) buckets.push_back(b);
+      if (b > 1 || o.exact) buckets.push_back(b);
     DecodeModel model(ctx, public_model(size), 1,
                       {.dtype = decode_dtype("dtype", o.dtype),
                        .half_state = state == DType::kF16,
                        .slots = batches.back(),
                        .buckets = buckets,
                        .skip = !o.no_skip,
-                       .own_products = o.own_products,
+                       .vendor = o.vendor,
+                       .plans_tried = o.plans,
                        .stream_value = o.stream_value,
                        .splits = o.splits,
                        .slice = o.slice,
                        .nap = o.nap,
                        .ring = o.ring,
                        .ahead_bytes = o.ahead_bytes});
-    for (const int64_t batch : batches) {
-      const bool one = batch == 1;
+    // (sequences, by the kernel for one)
+    std::vector<std::pair<int64_t, bool>> runs;
+    for (const int64_t b : batches) {
+      if (b == 1) runs.emplace_back(1, true);
+      if (b > 1 || o.exact) runs.emplace_back(b, false);
+    }
+    for (const auto& [batch, one] : runs) {
+      const char* const mode = one ? "one" : o.vendor ? "vendor" : "exact";
       const Run run = one ? run_one(ctx, model, o) : run_batch(ctx, model, o, batch);
       check_finite(ctx, one ? model.logits() : model.batch_logits(), size);
       const double seconds = run.time.median / run.steps;
       const double rate = static_cast<double>(batch) / seconds;
       const bool skip = one && !o.no_skip && model.options().stream_value == 0;
-      std::printf("%5s %6lld %5s %5s %5s %11.2f %6.1f%% %11.1f %9.1f %6.1f%% %6.1f%%\n",
-                  size.c_str(), static_cast<long long>(batch), o.dtype.c_str(), o.state.c_str(),
-                  skip ? "yes" : "no", 1e6 * seconds, 100 * run.time.spread, rate,
+      std::printf("%5s %6lld %6s %5s %5s %5s %11.2f %6.1f%% %11.1f %9.1f %6.1f%% %6.1f%%\n",
+                  size.c_str(), static_cast<long long>(batch), mode, o.dtype.c_str(),
+                  o.state.c_str(), skip ? "yes" : "no", 1e6 * seconds, 100 * run.time.spread, rate,
                   1e-9 * run.bytes / seconds, 100 * run.bytes / seconds / copied, 100 * run.zeros);
       if (o.stages && one) print_stages(model.stamps(), model.layout());
       if (o.stages && !one) {
@@ -153,9 +168,11 @@ int run_decode(const DecodeBenchOptions& o) {
           std::printf(" %s %.1f;", name.c_str(), 1e6 * s);
         std::printf("\n");
       }
+      if (o.plan_times && !one) print_plans(model, batch);
       std::fflush(stdout);
       doc["rows"].push_back({{"model", size},
                              {"batch", batch},
+                             {"mode", mode},
                              {"dtype", o.dtype},
                              {"state", o.state},
                              {"skip", skip},

@@ -22,8 +22,12 @@ void add_decode_flags(CLI::App* app, DecodeBenchOptions& o) {
   app->add_option("--ring", o.ring, "pieces of weights ahead; 0: what fits");
   app->add_option("--ahead-bytes", o.ahead_bytes,
                   "of a block's weights brought to the L2 cache, beyond the ring; -1: by size");
-  app->add_option("--own-products", o.own_products,
-                  "batches: our own products instead of cuBLASLt's: 1 or 0; -1: by size");
+  app->add_flag("--exact", o.exact,
+                "batch 1: also by the kernels of batches, which give the same bits for any batch");
+  app->add_flag("--vendor", o.vendor, "batches: cuBLASLt's products instead of our own");
+  app->add_option("--plans", o.plans, "ways to cut a product that are tried")
+      ->capture_default_str();
+  app->add_flag("--plan-times", o.plan_times, "what was tried, and how long it took");
   app->add_option("--stream-value", o.stream_value,
                   "the value matrix comes through the stream, all of it: 1 or 0; -1: by size");
 }

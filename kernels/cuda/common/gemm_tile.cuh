@@ -413,9 +413,10 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
   cluster_barrier();  // the other block may still write to this one's memory
 }
 
-/// A row-major matrix of 16-bit elements as boxes of 64 columns of swizzled rows.
+/// A row-major matrix of 16-bit elements as boxes of 64 columns of swizzled rows. `pitch`: elements
+/// from row to row, a multiple of 8; 0: as many as there are columns.
 inline cudaError_t describe_matrix(CUtensorMap& map, const void* data, int64_t rows,
-                                   int64_t columns, int box_rows) {
+                                   int64_t columns, int box_rows, int64_t pitch = 0) {
   using Encode =
       CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                    const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
@@ -428,7 +429,7 @@ inline cudaError_t describe_matrix(CUtensorMap& map, const void* data, int64_t r
     return e;
   if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[] = {2 * static_cast<cuuint64_t>(columns)};
+  const cuuint64_t strides[] = {2 * static_cast<cuuint64_t>(pitch > 0 ? pitch : columns)};
   const cuuint32_t box[] = {64, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
   const CUresult result = reinterpret_cast<Encode>(entry)(
       &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), sizes, strides, box,

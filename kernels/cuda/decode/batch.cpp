@@ -8,19 +8,23 @@
 #include "kernels/core/error.h"
 #include "kernels/core/gemm.h"
 #include "kernels/cuda/decode/batch_kernels.h"
+#include "kernels/cuda/decode/products.h"
+#include "kernels/decode/step.h"
 
 namespace rwkv::decode {
 namespace {
 
 using cuda::decode::Heads;
-using cuda::decode::launch_products;
 using cuda::decode::Mix;
 using cuda::decode::Product;
 using cuda::decode::ProductAct;
+using cuda::decode::ProductLaunch;
 
 constexpr int kInputs = 6;  ///< r, k, v, w, a, g
-/// Parts of k in our own products with W_o and the value matrix, so that more blocks have work.
-constexpr int kOutParts = 2, kValueParts = 4;
+/// What the low-rank maps w, a, v, g read of them.
+constexpr size_t kInputOf[kLowRanks] = {3, 4, 2, 5};
+constexpr ProductAct kAct[kLowRanks] = {ProductAct::kTanh, ProductAct::kNone, ProductAct::kNone,
+                                        ProductAct::kSigmoid};
 
 /// Places of the activations, bytes.
 struct Work {
@@ -39,234 +43,282 @@ struct Work {
     low = place(kLowRanks * b * d * e);
     v_first = place(b * d * e);
     gated = place(b * d * e);
-    added = place(std::max(kValueParts * b * d * sizeof(float), b * d * e));
+    added = place(b * d * e);
     hidden = place(b * static_cast<size_t>(l.shape.ffn) * e);
+    sums = bytes;
   }
-  size_t bytes = 0, residual, mixed, products, middle, low, v_first, gated, added, hidden;
+  size_t bytes = 0, residual, mixed, products, middle, low, v_first, gated, added, hidden, sums;
 };
 
 cudaStream_t stream_of(const Context& ctx) {
   return static_cast<cudaStream_t>(ctx.stream());
 }
 
-}  // namespace
-
-size_t batch_bytes(const Layout& layout, int rows) {
-  return Work(layout, rows).bytes;
+/// What the products of a kind read and write in a layer.
+std::vector<Product> products_of(const Layout& l, const PlainLayout& plain, const BatchCall& c,
+                                 int kind, int layer) {
+  const Work at(l, c.rows);
+  const auto d = static_cast<size_t>(l.shape.width), e = static_cast<size_t>(l.element),
+             matrix = static_cast<size_t>(c.rows) * d * e, index = static_cast<size_t>(layer);
+  const std::byte* const w = c.weights + index * l.layer_bytes;
+  const std::byte* const more = c.plain + index * plain.layer_bytes;
+  const int width = l.shape.width, ffn = l.shape.ffn, lows = l.in_rows() - l.section[3];
+  const auto one = [&](size_t x, const std::byte* from, size_t y, int n, int k, ProductAct act) {
+    return Product{.x = c.work + x,
+                   .w = from,
+                   .y = c.work + y,
+                   .ldx = k,
+                   .ldw = k,
+                   .ldy = n,
+                   .n = n,
+                   .k = k,
+                   .act = act};
+  };
+  std::vector<Product> all;
+  switch (kind) {
+    case kInProducts:
+    case kDown:
+      for (size_t i = 0; i < 3 && kind == kInProducts; ++i)
+        all.push_back(one(at.mixed + i * matrix, w + l.in_at + i * d * d * e,
+                          at.products + i * matrix, width, width, ProductAct::kNone));
+      for (int i = 0; i < kLowRanks; ++i) {
+        const auto first = static_cast<size_t>(l.section[3 + i] - l.section[3]);
+        all.push_back(one(at.mixed + kInputOf[i] * matrix,
+                          w + l.in_at + static_cast<size_t>(l.section[3 + i]) * d * e,
+                          at.middle + first * e, l.shape.rank[i], width, kAct[i]));
+        all.back().ldy = lows;
+      }
+      break;
+    case kUp:
+      for (int i = 0; i < kLowRanks; ++i) {
+        const auto first = static_cast<size_t>(l.section[3 + i] - l.section[3]);
+        all.push_back(one(at.middle + first * e, more + plain.low_at[i],
+                          at.low + static_cast<size_t>(i) * matrix, width, l.shape.rank[i],
+                          ProductAct::kNone));
+        all.back().ldx = lows;
+      }
+      break;
+    case kOut:
+      all.push_back(one(at.gated, w + l.out_at, at.added, width, width, ProductAct::kNone));
+      break;
+    case kKey:
+      all.push_back(one(at.mixed, w + l.key_at, at.hidden, ffn, width, ProductAct::kSquaredRelu));
+      break;
+    case kValue:
+      all.push_back(one(at.hidden, more + plain.value_at, at.added, width, ffn, ProductAct::kNone));
+      break;
+    default:
+      all.push_back(
+          one(at.mixed, c.weights + l.head_at, 0, l.shape.vocab, width, ProductAct::kNone));
+      all.back().y = c.logits;
+      all.back().wide = true;
+  }
+  return all;
 }
 
-void batch_step(Context& ctx, const Layout& l, const PlainLayout& plain, DType type,
-                const BatchCall& c, BatchEvents& events) {
-  RWKV_ASSERT(ctx.lanes() >= kBatchLanes, ctx.lanes(), " lanes");
-  const Work at(l, c.rows);
-  const auto d = static_cast<size_t>(l.shape.width), b = static_cast<size_t>(c.rows),
-             e = static_cast<size_t>(l.element);
-  const size_t matrix = b * d * e;
-  const int width = l.shape.width, lows = l.in_rows() - l.section[3];
-  /// y (rows, n) = x (rows, k) W^T.
-  const auto product = [&](Context& lane, const std::byte* x, const std::byte* w, void* y, int n,
-                           int k, DType out) {
-    gemm(lane, {.m = c.rows,
-                .n = n,
-                .k = k,
-                .a = x,
-                .b = w,
-                .c = y,
-                .lda = k,
-                .ldb = k,
-                .ldc = n,
+class Step {
+ public:
+  Step(Context& ctx, const Layout& layout, const PlainLayout& plain, DType type,
+       const BatchCall& call)
+      : ctx_(ctx),
+        l_(layout),
+        plain_(plain),
+        type_(type),
+        c_(call),
+        at_(layout, call.rows),
+        processors_(multiprocessors(ctx)) {}
+
+  void products(int kind, int layer) const {
+    const auto all = products_of(l_, plain_, c_, kind, layer);
+    launch_products({.type = type_,
+                     .rows = c_.rows,
+                     .pieces = product_pieces(all),
+                     .multiprocessors = processors_,
+                     .plan = c_.plans[static_cast<size_t>(kind)],
+                     .memory = c_.work + at_.sums,
+                     .overlap = overlap()},
+                    all, stream_of(ctx_));
+  }
+  /// By cuBLASLt, without activation.
+  void vendor(Context& lane, const Product& p) const {
+    gemm(lane, {.m = c_.rows,
+                .n = p.n,
+                .k = p.k,
+                .a = p.x,
+                .b = p.w,
+                .c = p.y,
+                .lda = p.ldx,
+                .ldb = p.ldw,
+                .ldc = p.ldy,
                 .trans_b = true,
-                .dtype = type,
-                .out_dtype = out});
-  };
+                .dtype = type_,
+                .out_dtype = p.wide ? DType::kF32 : type_});
+  }
+  void either(int kind, int layer) const {
+    if (c_.vendor)
+      vendor(ctx_, products_of(l_, plain_, c_, kind, layer).front());
+    else
+      products(kind, layer);
+  }
+  /// Kernels overlap unless events and libraries are between them.
+  bool overlap() const { return !c_.vendor; }
+
+  void layers(BatchEvents& events) const;
+
+ private:
+  void in(int layer, BatchEvents& events) const;
+  Heads heads(int layer) const;
+
+  Context& ctx_;
+  const Layout& l_;
+  const PlainLayout& plain_;
+  DType type_;
+  const BatchCall& c_;
+  Work at_;
+  int processors_;
+};
+
+void Step::in(int layer, BatchEvents& events) const {
+  if (!c_.vendor) {
+    products(kInProducts, layer);
+    products(kUp, layer);
+    return;
+  }
+  // r, k, v and the low-rank maps, side by side.
+  events.fork.record(ctx_);
+  for (int i = 1; i < kBatchLanes; ++i) events.fork.wait(ctx_.lane(i));
+  const auto all = products_of(l_, plain_, c_, kInProducts, layer);
+  for (int i = 0; i < 3; ++i) vendor(ctx_.lane(i), all[static_cast<size_t>(i)]);
+  const Step last(ctx_.lane(kBatchLanes - 1), l_, plain_, type_, c_);
+  last.products(kDown, layer);
+  last.products(kUp, layer);
+  for (int i = 1; i < kBatchLanes; ++i) {
+    events.join[i].record(ctx_.lane(i));
+    events.join[i].wait(ctx_);
+  }
+}
+
+Heads Step::heads(int layer) const {
+  const auto d = static_cast<size_t>(l_.shape.width),
+             matrix = static_cast<size_t>(c_.rows) * d * static_cast<size_t>(l_.element);
+  const size_t state = static_cast<size_t>(kHeadSize * kHeadSize) * (c_.half_state ? 2 : 4) *
+                       static_cast<size_t>(l_.shape.heads());
+  const auto index = static_cast<size_t>(layer);
+  Heads h;
+  h.rows = c_.rows;
+  h.heads = l_.shape.heads();
+  h.layer = layer;
+  h.all_slots = c_.all_slots;
+  h.multiprocessors = processors_;
+  h.r = c_.work + at_.products;
+  h.k = c_.work + at_.products + matrix;
+  h.v = c_.work + at_.products + 2 * matrix;
+  for (size_t i = 0; i < kLowRanks; ++i) h.low[i] = c_.work + at_.low + i * matrix;
+  h.v_first = c_.work + at_.v_first;
+  h.params = c_.params + index * kParams * d;
+  h.wkv = c_.wkv + index * state;
+  h.wkv_stride = static_cast<int64_t>(state) * l_.shape.layers;
+  h.half_state = c_.half_state;
+  h.scale = c_.state_scale;
+  h.inverse = 1 / c_.state_scale;
+  h.slots = c_.slots;
+  h.elapsed = c_.elapsed;
+  h.out = c_.work + at_.gated;
+  return h;
+}
+
+void Step::layers(BatchEvents& events) const {
+  const auto d = static_cast<size_t>(l_.shape.width), e = static_cast<size_t>(l_.element);
   const auto mark = [&](const char* stage) {
-    if (c.mark != nullptr) (*c.mark)(stage);
+    if (c_.mark != nullptr) (*c_.mark)(stage);
   };
   Mix mix;
-  mix.rows = c.rows;
-  mix.width = width;
-  mix.residual = reinterpret_cast<float*>(c.work + at.residual);
-  mix.slots = c.slots;
-  mix.elapsed = c.elapsed;
-  mix.shift_stride = static_cast<int64_t>(l.shape.layers) * 2 * width;
-  const size_t state = static_cast<size_t>(kHeadSize * kHeadSize) * (c.half_state ? 2 : 4) *
-                       static_cast<size_t>(l.shape.heads());
-  for (int layer = 0; layer < l.shape.layers; ++layer) {
+  mix.rows = c_.rows;
+  mix.width = l_.shape.width;
+  mix.residual = reinterpret_cast<float*>(c_.work + at_.residual);
+  mix.slots = c_.slots;
+  mix.elapsed = c_.elapsed;
+  mix.tokens = c_.tokens;
+  mix.shift_stride = static_cast<int64_t>(l_.shape.layers) * 2 * l_.shape.width;
+  mix.out = c_.work + at_.mixed;
+  for (int layer = 0; layer < l_.shape.layers; ++layer) {
     const auto index = static_cast<size_t>(layer);
-    const std::byte* const w = c.weights + index * l.layer_bytes;
-    const std::byte* const more = c.plain + index * plain.layer_bytes;
-    const float* const params = c.params + index * kParams * d;
+    const float* const params = c_.params + index * kParams * d;
     const auto param = [&](Param p) { return params + static_cast<size_t>(p) * d; };
-
-    mix.embedding = layer == 0 ? c.weights + l.embedding_at : nullptr;
-    mix.tokens = c.tokens;
-    mix.add = layer == 0 ? nullptr : c.work + at.added;
-    mix.add_parts = layer > 0 && c.own_products ? kValueParts : 0;
+    mix.embedding = layer == 0 ? c_.weights + l_.embedding_at : nullptr;
+    mix.add = layer == 0 ? nullptr : c_.work + at_.added;
     mix.weight = param(kLn1Weight);
     mix.bias = param(kLn1Bias);
     mix.mix = param(kMixR);
     mix.outputs = kInputs;
-    mix.shift = c.shift + index * 2 * d * e;
-    mix.out = c.work + at.mixed;
-    launch_mix(type, mix, stream_of(ctx));
-
+    mix.shift = c_.shift + index * 2 * d * e;
+    launch_mix(type_, mix, overlap(), stream_of(ctx_));
     mark("mix");
-
-    // Products with r, k, v and the low-rank maps, side by side.
-    if (!c.own_products) {
-      events.fork.record(ctx);
-      for (int i = 1; i < kBatchLanes; ++i) events.fork.wait(ctx.lane(i));
-    }
-    const std::byte* const mixed = c.work + at.mixed;
-    Product large[3];
-    for (int i = 0; i < 3; ++i) {
-      const auto n = static_cast<size_t>(i);
-      large[i] = {.a = mixed + n * matrix,
-                  .w = w + l.in_at + n * d * d * e,
-                  .out = c.work + at.products + n * matrix,
-                  .lda = width,
-                  .ldw = width,
-                  .ldo = width,
-                  .n = width,
-                  .k = width};
-      if (!c.own_products)
-        product(ctx.lane(i), mixed + n * matrix, w + l.in_at + n * d * d * e,
-                c.work + at.products + n * matrix, width, width, type);
-    }
-    Product down[kLowRanks], up[kLowRanks];
-    constexpr size_t kInputOf[kLowRanks] = {3, 4, 2, 5};
-    constexpr ProductAct kAct[kLowRanks] = {ProductAct::kTanh, ProductAct::kNone, ProductAct::kNone,
-                                            ProductAct::kSigmoid};
-    for (int i = 0; i < kLowRanks; ++i) {
-      const auto n = static_cast<size_t>(i);
-      const auto first = static_cast<size_t>(l.section[3 + i] - l.section[3]);
-      const int rank = l.shape.rank[i];
-      down[i] = {.a = mixed + kInputOf[i] * matrix,
-                 .w = w + l.in_at + static_cast<size_t>(l.section[3 + i]) * d * e,
-                 .out = c.work + at.middle + first * e,
-                 .lda = width,
-                 .ldw = width,
-                 .ldo = lows,
-                 .n = rank,
-                 .k = width,
-                 .act = kAct[i]};
-      up[i] = {.a = c.work + at.middle + first * e,
-               .w = more + plain.low_at[i],
-               .out = c.work + at.low + n * matrix,
-               .lda = lows,
-               .ldw = rank,
-               .ldo = width,
-               .n = width,
-               .k = rank};
-    }
-    if (c.own_products) {
-      launch_products(type, c.rows,
-                      {large[0], large[1], large[2], down[0], down[1], down[2], down[3]},
-                      stream_of(ctx));
-      launch_products(type, c.rows, {up[0], up[1], up[2], up[3]}, stream_of(ctx));
-    } else {
-      Context& last = ctx.lane(kBatchLanes - 1);
-      launch_products(type, c.rows, {down[0], down[1], down[2], down[3]}, stream_of(last));
-      launch_products(type, c.rows, {up[0], up[1], up[2], up[3]}, stream_of(last));
-      for (int i = 1; i < kBatchLanes; ++i) {
-        events.join[i].record(ctx.lane(i));
-        events.join[i].wait(ctx);
-      }
-    }
+    in(layer, events);
     mark("r, k, v, low ranks");
-
-    Heads heads;
-    heads.rows = c.rows;
-    heads.heads = l.shape.heads();
-    heads.layer = layer;
-    heads.r = c.work + at.products;
-    heads.k = c.work + at.products + matrix;
-    heads.v = c.work + at.products + 2 * matrix;
-    for (size_t i = 0; i < kLowRanks; ++i) heads.low[i] = c.work + at.low + i * matrix;
-    heads.v_first = c.work + at.v_first;
-    heads.params = params;
-    heads.wkv = c.wkv + index * state;
-    heads.wkv_stride = static_cast<int64_t>(state) * l.shape.layers;
-    heads.half_state = c.half_state;
-    heads.scale = c.state_scale;
-    heads.inverse = 1 / c.state_scale;
-    heads.slots = c.slots;
-    heads.elapsed = c.elapsed;
-    heads.out = c.work + at.gated;
-    launch_heads(type, heads, stream_of(ctx));
+    launch_heads(type_, heads(layer), overlap(), stream_of(ctx_));
     mark("heads");
-    if (c.own_products)
-      launch_products(type, c.rows,
-                      {{.a = c.work + at.gated,
-                        .w = w + l.out_at,
-                        .out = c.work + at.added,
-                        .lda = width,
-                        .ldw = width,
-                        .ldo = width,
-                        .n = width,
-                        .k = width,
-                        .parts = kOutParts}},
-                      stream_of(ctx));
-    else
-      product(ctx, c.work + at.gated, w + l.out_at, c.work + at.added, width, width, type);
+    either(kOut, layer);
     mark("output");
 
     mix.embedding = nullptr;
-    mix.add = c.work + at.added;
-    mix.add_parts = c.own_products ? kOutParts : 0;
+    mix.add = c_.work + at_.added;
     mix.weight = param(kLn2Weight);
     mix.bias = param(kLn2Bias);
     mix.mix = param(kMixFfn);
     mix.outputs = 1;
-    mix.shift = c.shift + (index * 2 + 1) * d * e;
-    launch_mix(type, mix, stream_of(ctx));
+    mix.shift = c_.shift + (index * 2 + 1) * d * e;
+    launch_mix(type_, mix, overlap(), stream_of(ctx_));
     mark("mix");
-    if (c.own_products) {
-      launch_products(type, c.rows,
-                      {{.a = c.work + at.mixed,
-                        .w = w + l.key_at,
-                        .out = c.work + at.hidden,
-                        .lda = width,
-                        .ldw = width,
-                        .ldo = l.shape.ffn,
-                        .n = l.shape.ffn,
-                        .k = width,
-                        .act = ProductAct::kSquaredRelu}},
-                      stream_of(ctx));
-      mark("key");
-      launch_products(type, c.rows,
-                      {{.a = c.work + at.hidden,
-                        .w = more + plain.value_at,
-                        .out = c.work + at.added,
-                        .lda = l.shape.ffn,
-                        .ldw = l.shape.ffn,
-                        .ldo = width,
-                        .n = width,
-                        .k = l.shape.ffn,
-                        .parts = kValueParts}},
-                      stream_of(ctx));
-    } else {
-      product(ctx, c.work + at.mixed, w + l.key_at, c.work + at.hidden, l.shape.ffn, width, type);
-      mark("key");
-      cuda::decode::launch_squared_relu(type, c.work + at.hidden,
-                                        static_cast<int64_t>(c.rows) * l.shape.ffn, stream_of(ctx));
-      mark("squared relu");
-      product(ctx, c.work + at.hidden, more + plain.value_at, c.work + at.added, width, l.shape.ffn,
-              type);
-    }
+    either(kKey, layer);
+    if (c_.vendor)
+      cuda::decode::launch_squared_relu(type_, c_.work + at_.hidden,
+                                        static_cast<int64_t>(c_.rows) * l_.shape.ffn,
+                                        stream_of(ctx_));
+    mark("key");
+    either(kValue, layer);
     mark("value");
   }
-  mix.embedding = nullptr;
-  mix.add = c.work + at.added;
-  mix.add_parts = c.own_products ? kValueParts : 0;
-  mix.weight = c.params + static_cast<size_t>(l.shape.layers) * kParams * d;
+  mix.weight = c_.params + static_cast<size_t>(l_.shape.layers) * kParams * d;
   mix.bias = mix.weight + d;
   mix.mix = nullptr;
-  mix.out = c.work + at.mixed;
-  launch_mix(type, mix, stream_of(ctx));
-  product(ctx, c.work + at.mixed, c.weights + l.head_at, c.logits, l.shape.vocab, width,
-          DType::kF32);
+  launch_mix(type_, mix, overlap(), stream_of(ctx_));
+  either(kHead, 0);
   mark("head");
+}
+
+}  // namespace
+
+const char* batch_product_name(int kind) {
+  static constexpr const char* kNames[kBatchProducts] = {
+      "r, k, v, low ranks", "low ranks", "low ranks up", "output", "key", "value", "head"};
+  RWKV_ASSERT(kind >= 0 && kind < kBatchProducts, "product ", kind);
+  return kNames[kind];
+}
+
+size_t batch_bytes(const Layout& layout, int rows, int multiprocessors) {
+  return Work(layout, rows).bytes +
+         cuda::decode::product_bytes(rows, cuda::decode::kMostPieces, multiprocessors);
+}
+
+std::vector<ProductPlan> batch_plans(const Layout& layout, const PlainLayout& plain, int kind,
+                                     int rows, int multiprocessors) {
+  const BatchCall sizes{.rows = rows};
+  const auto all = products_of(layout, plain, sizes, kind, 0);
+  return product_plans(all, rows, product_pieces(all), multiprocessors);
+}
+
+void batch_step(Context& ctx, const Layout& layout, const PlainLayout& plain, DType type,
+                const BatchCall& call, BatchEvents& events) {
+  RWKV_ASSERT(ctx.lanes() >= kBatchLanes || !call.vendor, ctx.lanes(), " lanes");
+  Step(ctx, layout, plain, type, call).layers(events);
+}
+
+void batch_products(Context& ctx, const Layout& layout, const PlainLayout& plain, DType type,
+                    const BatchCall& call, int kind) {
+  const Step step(ctx, layout, plain, type, call);
+  for (int layer = 0; layer < (kind == kHead ? 1 : layout.shape.layers); ++layer)
+    step.products(kind, layer);
 }
 
 }  // namespace rwkv::decode

@@ -1,8 +1,13 @@
 #include "kernels/cuda/decode/batch_kernels.h"
 
+#include <algorithm>
+
 #include "kernels/core/cuda/cuda_check.h"
 #include "kernels/core/error.h"
+#include "kernels/cuda/decode/dependent.cuh"
 #include "kernels/cuda/decode/weights.cuh"
+#include "kernels/wkv/cuda/tma.cuh"
+#include "kernels/wkv/cuda/wgmma.cuh"
 #include "kernels/wkv/cuda/wkv7_fp16.cuh"
 
 namespace rwkv::cuda::decode {
@@ -10,6 +15,7 @@ namespace {
 
 constexpr int kN = rwkv::decode::kHeadSize;
 constexpr int kMixThreads = 512;
+constexpr int kHeadBlocks = 12;  ///< of a multiprocessor, f16 states
 
 template <class T>
 struct alignas(16) Eight {
@@ -42,44 +48,38 @@ __device__ __forceinline__ float block_sum(float x, float* memory) {
   return all;
 }
 
-/// A block per row, a thread per 8 channels. Everything is asked for before anything is needed.
+/// A block per row, a thread per 8 channels; three blocks share a multiprocessor. What does not
+/// come from the kernel before is asked for before waiting for it.
 template <class T, int kOutputs>
-__global__ void __launch_bounds__(kMixThreads) mix_kernel(const Mix a) {
+__global__ void __launch_bounds__(kMixThreads, 3) mix_kernel(const Mix a) {
   __shared__ float memory[2][kMixThreads / 32];
+  let_next_kernel_start();
   const int row = static_cast<int>(blockIdx.x), d = a.width;
   const int slot = a.slots[row], e = 8 * static_cast<int>(threadIdx.x);
   const int64_t at = static_cast<int64_t>(row) * d + e;
   const bool mine = e < d;
-  float x[8] = {}, y[8] = {}, weight[8] = {}, bias[8] = {}, before[8] = {};
-  float mix[kOutputs > 0 ? kOutputs : 1][8] = {};
+  float x[8] = {};
+  uint4 before{};
   T* const shift = static_cast<T*>(a.shift) + slot * a.shift_stride + e;
   if (mine) {
+    if (kOutputs > 0) before = *reinterpret_cast<const uint4*>(shift);
     if (a.embedding != nullptr)
       load8(static_cast<const T*>(a.embedding) + static_cast<int64_t>(a.tokens[row]) * d + e, x);
-    else
-      load8f(a.residual + at, x);
-    if (a.add != nullptr && a.add_parts == 0) load8(static_cast<const T*>(a.add) + at, y);
-    for (int n = 0; n < a.add_parts; ++n) {
-      float part[8];
-      load8f(static_cast<const float*>(a.add) + static_cast<int64_t>(n) * a.rows * d + at, part);
+  }
+  wait_for_kernel_before();
+  if (mine) {
+    if (a.embedding == nullptr) load8f(a.residual + at, x);
+    if (a.add != nullptr) {
+      float y[8];
+      load8(static_cast<const T*>(a.add) + at, y);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) y[i] += part[i];
-    }
-    load8f(a.weight + e, weight);
-    load8f(a.bias + e, bias);
-    if constexpr (kOutputs > 0) {
-      load8(shift, before);
-#pragma unroll
-      for (int n = 0; n < kOutputs; ++n) load8f(a.mix + static_cast<int64_t>(n) * d + e, mix[n]);
+      for (int i = 0; i < 8; ++i) x[i] += y[i];
     }
   }
   float sum = 0;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    x[i] += y[i];
-    sum += x[i];
-  }
-  if (mine && (a.add != nullptr || a.embedding != nullptr)) {
+  for (int i = 0; i < 8; ++i) sum += x[i];
+  if (mine) {
     auto* const to = reinterpret_cast<float4*>(a.residual + at);
     to[0] = make_float4(x[0], x[1], x[2], x[3]);
     to[1] = make_float4(x[4], x[5], x[6], x[7]);
@@ -90,6 +90,9 @@ __global__ void __launch_bounds__(kMixThreads) mix_kernel(const Mix a) {
   for (int i = 0; i < 8; ++i) squares += mine ? (x[i] - mean) * (x[i] - mean) : 0.0f;
   const float scale = rsqrtf(block_sum(squares, memory[1]) / static_cast<float>(d) + 1e-5f);
   if (mine) {
+    float weight[8], bias[8];
+    load8f(a.weight + e, weight);
+    load8f(a.bias + e, bias);
 #pragma unroll
     for (int i = 0; i < 8; ++i) x[i] = (x[i] - mean) * scale * weight[i] + bias[i];
     T* const out = static_cast<T*>(a.out) + at;
@@ -97,10 +100,14 @@ __global__ void __launch_bounds__(kMixThreads) mix_kernel(const Mix a) {
       store8(out, x);
     } else {
       store8(shift, x);
+      float old[8];
+      Weights<T>::get(before, old);
 #pragma unroll
       for (int n = 0; n < kOutputs; ++n) {
+        float mix[8], y[8];
+        load8f(a.mix + static_cast<int64_t>(n) * d + e, mix);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) y[i] = x[i] + (before[i] - x[i]) * mix[n][i];
+        for (int i = 0; i < 8; ++i) y[i] = x[i] + (old[i] - x[i]) * mix[i];
         store8(out + static_cast<int64_t>(n) * a.rows * d, y);
       }
     }
@@ -109,14 +116,12 @@ __global__ void __launch_bounds__(kMixThreads) mix_kernel(const Mix a) {
 }
 
 template <class T>
-void mix_as(const Mix& a, unsigned threads, cudaStream_t stream) {
+cudaError_t mix_as(const Mix& a, unsigned threads, bool overlap, cudaStream_t stream) {
   const auto rows = static_cast<unsigned>(a.rows);
-  if (a.mix == nullptr)
-    mix_kernel<T, 0><<<rows, threads, 0, stream>>>(a);
-  else if (a.outputs == 6)
-    mix_kernel<T, 6><<<rows, threads, 0, stream>>>(a);
-  else
-    mix_kernel<T, 1><<<rows, threads, 0, stream>>>(a);
+  const auto kernel = a.mix == nullptr ? mix_kernel<T, 0>
+                      : a.outputs == 6 ? mix_kernel<T, 6>
+                                       : mix_kernel<T, 1>;
+  return launch_dependent(kernel, rows, threads, 0, 1, overlap, stream, a);
 }
 
 /// Two sums over the 64 threads of a block.
@@ -137,122 +142,260 @@ __device__ __forceinline__ int swizzled(int i, int q) {
   return i * fp16::kPacks + (q ^ (i & (fp16::kPacks - 1)));
 }
 
-/// A block per sequence and head, a thread per row of the state.
-template <class T, bool kHalf>
-__global__ void __launch_bounds__(kN, kHalf ? 14 : 8) heads_kernel(const Heads a) {
-  using rwkv::decode::Param;
-  __shared__ alignas(16) uint4 packs[kHalf ? fp16::kStatePacks : 1];
+/// What a head needs of kPer neighbouring channels, before the sums over the head.
+template <class T, int kPer>
+struct Channels {
+  template <class E>
+  struct alignas(sizeof(E) * kPer) Few {
+    E x[kPer];
+  };
+  float r[kPer], k[kPer], v[kPer], decay[kPer], rate[kPer], gate[kPer], u[kPer];
+  float squares = 0, bonus = 0;  ///< sums of u^2 and r k r_k
+
+  __device__ __forceinline__ static void get(const void* p, int64_t at, float (&x)[kPer]) {
+    const auto raw = *reinterpret_cast<const Few<T>*>(static_cast<const T*>(p) + at);
+#pragma unroll
+    for (int e = 0; e < kPer; ++e) x[e] = Weights<T>::to(raw.x[e]);
+  }
+  __device__ __forceinline__ static void put(void* p, int64_t at, const float (&x)[kPer]) {
+    Few<T> raw;
+#pragma unroll
+    for (int e = 0; e < kPer; ++e) raw.x[e] = Weights<T>::from(x[e]);
+    *reinterpret_cast<Few<T>*>(static_cast<T*>(p) + at) = raw;
+  }
+  __device__ __forceinline__ static Few<float> param(const Heads& a, rwkv::decode::Param which,
+                                                     int channel) {
+    return *reinterpret_cast<const Few<float>*>(
+        a.params + static_cast<int64_t>(which) * (a.heads * kN) + channel);
+  }
+  __device__ __forceinline__ Channels(const Heads& a, int64_t at, int channel) {
+    using namespace rwkv::decode;
+    float w[kPer], in[kPer], mix[kPer], first[kPer];
+    get(a.r, at, r);
+    get(a.k, at, k);
+    get(a.v, at, v);
+    get(a.low[0], at, w);
+    get(a.low[1], at, in);
+    get(a.low[3], at, gate);
+    if (a.layer > 0) {
+      get(a.low[2], at, mix);
+      get(a.v_first, at, first);
+    } else {
+      put(a.v_first, at, v);
+    }
+    const auto w0 = param(a, kW0, channel), a0 = param(a, kA0, channel),
+               v0 = param(a, kV0, channel), scale = param(a, kKeyScale, channel),
+               key_rate = param(a, kKeyRate, channel), r_k = param(a, kBonus, channel);
+#pragma unroll
+    for (int e = 0; e < kPer; ++e) {
+      decay[e] = w0.x[e] + w[e];
+      rate[e] = logistic_of(a0.x[e] + in[e]);
+      if (a.layer > 0) v[e] += (first[e] - v[e]) * logistic_of(v0.x[e] + mix[e]);
+      u[e] = k[e] * scale.x[e];
+      k[e] *= 1.0f + (rate[e] - 1.0f) * key_rate.x[e];
+      squares += u[e] * u[e];
+      bonus += r[e] * k[e] * r_k.x[e];
+    }
+  }
+  /// Group norm of y, bonus and gate. `variance` of the head's y - mean.
+  __device__ __forceinline__ void finish(const Heads& a, int64_t at, int channel,
+                                         const float (&centred)[kPer], float variance,
+                                         float all_bonus) const {
+    const auto weight = param(a, rwkv::decode::kLnXWeight, channel),
+               bias = param(a, rwkv::decode::kLnXBias, channel);
+    const float scale = rsqrtf(variance + 64e-5f);
+    float out[kPer];
+#pragma unroll
+    for (int e = 0; e < kPer; ++e)
+      out[e] = (centred[e] * scale * weight.x[e] + bias.x[e] + all_bonus * v[e]) * gate[e];
+    put(a.out, at, out);
+  }
+};
+
+/// f32 states: a block per sequence and head, a thread per row of the state.
+template <class T>
+__global__ void __launch_bounds__(kN, 8) heads_kernel(const Heads a) {
   __shared__ alignas(16) float fr[kN], fw[kN], fk[kN], fa[kN], fb[kN];
   __shared__ float2 memory[3][2];
+  let_next_kernel_start();
   const int i = static_cast<int>(threadIdx.x), head = static_cast<int>(blockIdx.x) % a.heads;
-  const int row = static_cast<int>(blockIdx.x) / a.heads;
-  const int d = a.heads * kN, channel = head * kN + i;
-  const int slot = a.slots[row];
-  std::byte* const state =
-      a.wkv + slot * a.wkv_stride + static_cast<int64_t>(head) * (kN * kN * (kHalf ? 2 : 4));
-  if constexpr (kHalf) {
-    const auto* from = reinterpret_cast<const uint4*>(state);
+  const int row = static_cast<int>(blockIdx.x) / a.heads, channel = head * kN + i;
+  const int64_t at = static_cast<int64_t>(row) * (a.heads * kN) + channel;
+  wait_for_kernel_before();
+  const Channels<T, 1> own(a, at, channel);
+  const float2 sums = pair_sum(own.squares, own.bonus, memory[0]);
+  const float z = own.u[0] * rsqrtf(fmaxf(sums.x, 1e-24f)), v = own.v[0];
+  constexpr float kScale = 0.6065306597126334f;
+  fr[i] = own.r[0];
+  fk[i] = own.k[0];
+  fa[i] = -z;
+  fb[i] = z * own.rate[0];
+  fw[i] = expf(-kScale / (1.0f + expf(-own.decay[0])));
+  __syncthreads();
+  auto* const state =
+      reinterpret_cast<float4*>(a.wkv + a.slots[row] * a.wkv_stride) + channel * (kN / 4);
+  float4 s[kN / 4];
+  float sum = 0;
 #pragma unroll
-    for (int n = 0; n < fp16::kPacks; ++n) {
-      const int at = n * kN + i;
-      const auto to = static_cast<uint32_t>(
-          __cvta_generic_to_shared(&packs[swizzled(at / fp16::kPacks, at % fp16::kPacks)]));
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from + at)
-                   : "memory");
-    }
-    asm volatile("cp.async.commit_group;\n" ::: "memory");
+  for (int q = 0; q < kN / 4; ++q) {
+    s[q] = state[q];
+    sum += s[q].x * fa[4 * q] + s[q].y * fa[4 * q + 1] + s[q].z * fa[4 * q + 2] +
+           s[q].w * fa[4 * q + 3];
   }
-  const int64_t at = static_cast<int64_t>(row) * d + channel;
-  const auto get = [&](const void* p) { return Weights<T>::to(static_cast<const T*>(p)[at]); };
-  const auto param = [&](Param p) {
-    return __ldg(a.params + static_cast<int64_t>(p) * d + channel);
+  float y = 0;
+  const auto next = [&](float old, int j) {
+    const float now = old * fw[j] + sum * fb[j] + v * fk[j];
+    y += now * fr[j];
+    return now;
   };
-  const float r = get(a.r), k0 = get(a.k), v0 = get(a.v);
-  const float decay = param(rwkv::decode::kW0) + get(a.low[0]);
-  const float rate = logistic_of(param(rwkv::decode::kA0) + get(a.low[1]));
-  const float gate = get(a.low[3]);
-  float v = v0;
-  if (a.layer == 0)
-    static_cast<T*>(a.v_first)[at] = static_cast<const T*>(a.v)[at];
-  else
-    v += (get(a.v_first) - v0) * logistic_of(param(rwkv::decode::kV0) + get(a.low[2]));
-  const float u = k0 * param(rwkv::decode::kKeyScale);
-  const float k = k0 * (1.0f + (rate - 1.0f) * param(rwkv::decode::kKeyRate));
-  const float2 sums = pair_sum(u * u, r * k * param(rwkv::decode::kBonus), memory[0]);
-  const float z = u / fmaxf(sqrtf(sums.x), 1e-12f);
-  float y;
-  if constexpr (kHalf) {
-    auto* const hr = reinterpret_cast<__half*>(fr);
-    auto* const hw = reinterpret_cast<__half*>(fw);
-    auto* const hk = reinterpret_cast<__half*>(fk);
-    auto* const ha = reinterpret_cast<__half*>(fa);
-    auto* const hb = reinterpret_cast<__half*>(fb);
-    const auto elapsed = static_cast<uint32_t>(a.elapsed[slot]);
-    hr[i] = __float2half_rn(r);
-    hk[i] = __float2half_rn(k);
-    ha[i] = __float2half_rn(-z);
-    hb[i] = __float2half_rn(z * rate);
-    hw[i] = __float2half_rn(fp16::decay_of<true>(
-        decay, dither_phase(elapsed, static_cast<uint32_t>(head), static_cast<uint32_t>(i))));
-    asm volatile("cp.async.wait_all;\n" ::: "memory");
-    __syncthreads();
-    fp16::Row own;
 #pragma unroll
-    for (int q = 0; q < fp16::kPacks; ++q)
-      *reinterpret_cast<fp16::Pack*>(&own.s[4 * q]) = fp16::load_pack(&packs[swizzled(i, q)]);
-    const __half sum = fp16::dot(own, ha);
-    __half half_y;
-    fp16::advance<true>(own, sum, __float2half_rn(v * a.scale), hw, hk, hb, hr, ha, &half_y);
-    y = __half2float(half_y) * a.inverse;
-#pragma unroll
-    for (int q = 0; q < fp16::kPacks; ++q)
-      fp16::store_pack(&packs[swizzled(i, q)], *reinterpret_cast<const fp16::Pack*>(&own.s[4 * q]));
-  } else {
-    constexpr float kScale = 0.6065306597126334f;
-    fr[i] = r;
-    fk[i] = k;
-    fa[i] = -z;
-    fb[i] = z * rate;
-    fw[i] = expf(-kScale / (1.0f + expf(-decay)));
-    __syncthreads();
-    auto* const own = reinterpret_cast<float4*>(state) + i * (kN / 4);
-    float4 s[kN / 4];
-    float sum = 0;
-#pragma unroll
-    for (int q = 0; q < kN / 4; ++q) {
-      s[q] = own[q];
-      sum += s[q].x * fa[4 * q] + s[q].y * fa[4 * q + 1] + s[q].z * fa[4 * q + 2] +
-             s[q].w * fa[4 * q + 3];
-    }
-    y = 0;
-    const auto next = [&](float old, int j) {
-      const float now = old * fw[j] + sum * fb[j] + v * fk[j];
-      y += now * fr[j];
-      return now;
-    };
-#pragma unroll
-    for (int q = 0; q < kN / 4; ++q) {
-      s[q].x = next(s[q].x, 4 * q);
-      s[q].y = next(s[q].y, 4 * q + 1);
-      s[q].z = next(s[q].z, 4 * q + 2);
-      s[q].w = next(s[q].w, 4 * q + 3);
-      own[q] = s[q];
-    }
+  for (int q = 0; q < kN / 4; ++q) {
+    s[q].x = next(s[q].x, 4 * q);
+    s[q].y = next(s[q].y, 4 * q + 1);
+    s[q].z = next(s[q].z, 4 * q + 2);
+    s[q].w = next(s[q].w, 4 * q + 3);
+    state[q] = s[q];
   }
   const float mean = pair_sum(y, 0.0f, memory[1]).x * (1.0f / kN);
-  if constexpr (kHalf) {  // the barrier of the sum was also that of the state
-    auto* const to = reinterpret_cast<uint4*>(state);
+  const float centred[1] = {y - mean};
+  const float variance = pair_sum(centred[0] * centred[0], 0.0f, memory[2]).x * (1.0f / kN);
+  own.finish(a, at, channel, centred, variance, sums.y);
+}
+
+/// Two rows of a state.
+struct TwoRows {
+  fp16::Row of[2];
+
+  /// The chains of u = S a, one per row, as in fp16::dot; x is read once for both.
+  __device__ __forceinline__ void dot(const __half* x, __half (&u)[2]) const {
+    __half2 sums[2] = {__float2half2_rn(0.0f), __float2half2_rn(0.0f)};
 #pragma unroll
-    for (int n = 0; n < fp16::kPacks; ++n) {
-      const int pack = n * kN + i;
-      to[pack] = packs[swizzled(pack / fp16::kPacks, pack % fp16::kPacks)];
+    for (int q = 0; q < fp16::kPacks; ++q) {
+      const fp16::Pack p = fp16::load_pack(x + 8 * q);
+#pragma unroll
+      for (int m = 0; m < 4; ++m)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) sums[e] = __hfma2(p.pair[m], of[e].s[4 * q + m], sums[e]);
     }
+    u[0] = fp16::joined(sums[0]);
+    u[1] = fp16::joined(sums[1]);
   }
-  const float variance = pair_sum((y - mean) * (y - mean), 0.0f, memory[2]).x * (1.0f / kN);
-  const float normal = (y - mean) * rsqrtf(variance + 64e-5f);
-  const float mixed =
-      normal * param(rwkv::decode::kLnXWeight) + param(rwkv::decode::kLnXBias) + sums.y * v;
-  static_cast<T*>(a.out)[at] = Weights<T>::from(mixed * gate);
+  /// One token, as fp16::advance.
+  __device__ __forceinline__ void advance(const __half (&u)[2], const __half (&v)[2],
+                                          const __half* w, const __half* k, const __half* b,
+                                          const __half* r, __half (&y)[2]) {
+    const __half2 uu[2] = {__half2half2(u[0]), __half2half2(u[1])};
+    const __half2 vv[2] = {__half2half2(v[0]), __half2half2(v[1])};
+    __half2 out[2] = {__float2half2_rn(0.0f), __float2half2_rn(0.0f)};
+#pragma unroll
+    for (int q = 0; q < fp16::kPacks; ++q) {
+      const fp16::Pack pw = fp16::load_pack(w + 8 * q), pk = fp16::load_pack(k + 8 * q),
+                       pb = fp16::load_pack(b + 8 * q), pr = fp16::load_pack(r + 8 * q);
+#pragma unroll
+      for (int m = 0; m < 4; ++m)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const __half2 old = of[e].s[4 * q + m];
+          const __half2 now =
+              __hfma2(old, pw.pair[m], __hfma2(pk.pair[m], vv[e], __hfma2(uu[e], pb.pair[m], old)));
+          of[e].s[4 * q + m] = now;
+          out[e] = __hfma2(pr.pair[m], now, out[e]);
+        }
+    }
+    y[0] = fp16::joined(out[0]);
+    y[1] = fp16::joined(out[1]);
+  }
+};
+
+/// f16 states: a warp per head, a lane for two channels and two rows. Warps stay for many heads;
+/// while they work on one, the copy engine brings the state of the next and takes that of the one
+/// before away. States do not come from the kernel before.
+template <class T>
+__global__ void __launch_bounds__(32, kHeadBlocks)
+    half_heads_kernel(const Heads a, const __grid_constant__ CUtensorMap states) {
+  __shared__ alignas(1024) uint4 packs[2][fp16::kStatePacks];
+  __shared__ alignas(16) __half2 vectors[5][kN / 2];
+  __shared__ uint64_t barriers[2];
+  let_next_kernel_start();
+  const int items = a.rows * a.heads, step = static_cast<int>(gridDim.x);
+  const int lane = static_cast<int>(threadIdx.x);
+  const auto load = [&](int item, int n) {
+    if (item >= items) return;
+    const uint32_t full = shared_address(&barriers[n & 1]);
+    expect(full, static_cast<int>(sizeof packs[0]));
+    load_tile(shared_address(packs[n & 1]), states, 0, item % a.heads * kN, a.slots[item / a.heads],
+              full);
+  };
+  int item = static_cast<int>(blockIdx.x);
+  if (lane == 0) {
+    make_barrier(shared_address(&barriers[0]));
+    make_barrier(shared_address(&barriers[1]));
+    load(item, 0);
+  }
+  __syncwarp();
+  wait_for_kernel_before();
+  // Its rows in an order in which no eight lanes meet in a bank: 0 2 4 6 9 11 13 15 ... first.
+  const int swap = (lane >> 2) & 1;
+  for (int n = 0; item < items; item += step, ++n) {
+    const int head = item % a.heads, row = item / a.heads, channel = head * kN + 2 * lane;
+    const int64_t at = static_cast<int64_t>(row) * (a.heads * kN) + channel;
+    const int slot = a.slots[row];
+    const auto elapsed = static_cast<uint32_t>(a.elapsed[slot]);
+    const Channels<T, 2> own(a, at, channel);
+    const float squares = warp_sum(own.squares), bonus = warp_sum(own.bonus);
+    const float inverse = rsqrtf(fmaxf(squares, 1e-24f));
+    float w[2], z[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      z[e] = own.u[e] * inverse;
+      w[e] = fp16::decay_of<true>(own.decay[e], dither_phase(elapsed, static_cast<uint32_t>(head),
+                                                             static_cast<uint32_t>(2 * lane + e)));
+    }
+    vectors[0][lane] = __floats2half2_rn(own.r[0], own.r[1]);
+    vectors[1][lane] = __floats2half2_rn(w[0], w[1]);
+    vectors[2][lane] = __floats2half2_rn(own.k[0], own.k[1]);
+    vectors[3][lane] = __floats2half2_rn(-z[0], -z[1]);
+    vectors[4][lane] = __floats2half2_rn(z[0] * own.rate[0], z[1] * own.rate[1]);
+    const auto vector = [&](int i) { return reinterpret_cast<const __half*>(vectors[i]); };
+    wait_barrier(shared_address(&barriers[n & 1]), static_cast<uint32_t>(n >> 1 & 1));
+    if (lane == 0) {
+      wait_tiles_read();
+      load(item + step, n + 1);
+    }
+    __syncwarp();
+    TwoRows rows;
+    uint4* const tile = packs[n & 1];
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+#pragma unroll
+      for (int q = 0; q < fp16::kPacks; ++q)
+        *reinterpret_cast<fp16::Pack*>(&rows.of[e].s[4 * q]) =
+            fp16::load_pack(&tile[swizzled(2 * lane + (e ^ swap), q)]);
+    const __half v[2] = {__float2half_rn((swap != 0 ? own.v[1] : own.v[0]) * a.scale),
+                         __float2half_rn((swap != 0 ? own.v[0] : own.v[1]) * a.scale)};
+    __half u[2], half_y[2];
+    rows.dot(vector(3), u);
+    rows.advance(u, v, vector(1), vector(2), vector(4), vector(0), half_y);
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+#pragma unroll
+      for (int q = 0; q < fp16::kPacks; ++q)
+        fp16::store_pack(&tile[swizzled(2 * lane + (e ^ swap), q)],
+                         *reinterpret_cast<const fp16::Pack*>(&rows.of[e].s[4 * q]));
+    publish_shared();
+    __syncwarp();
+    if (lane == 0) {
+      store_tile(states, false, shared_address(tile), 0, head * kN, slot);
+      commit_tiles();
+    }
+    const float y[2] = {__half2float(half_y[0]) * a.inverse, __half2float(half_y[1]) * a.inverse};
+    const float mean = warp_sum(y[0] + y[1]) * (1.0f / kN);
+    const float centred[2] = {(swap != 0 ? y[1] : y[0]) - mean, (swap != 0 ? y[0] : y[1]) - mean};
+    const float variance =
+        warp_sum(centred[0] * centred[0] + centred[1] * centred[1]) * (1.0f / kN);
+    own.finish(a, at, channel, centred, variance, bonus);
+  }
+  if (lane == 0) wait_tiles();
 }
 
 template <class T>
@@ -269,6 +412,11 @@ __global__ void squared_relu_kernel(T* x, int64_t packs) {
   store8(x + 8 * i, v);
 }
 
+/// f16 states of a layer: boxes of a head's 64 rows of 64, (column, row of all heads, slot).
+cudaError_t describe_states(CUtensorMap& map, const Heads& a) {
+  return describe_vector(map, a.wkv, a.all_slots, a.heads * kN, kN, kN, a.wkv_stride);
+}
+
 template <class Fn>
 void by_half(DType type, const Fn& fn) {
   RWKV_ASSERT(type == DType::kF16 || type == DType::kBF16, "batch of ", dtype_name(type));
@@ -280,20 +428,25 @@ void by_half(DType type, const Fn& fn) {
 
 }  // namespace
 
-void launch_mix(DType type, const Mix& a, cudaStream_t stream) {
+void launch_mix(DType type, const Mix& a, bool overlap, cudaStream_t stream) {
   RWKV_ASSERT(a.width % 8 == 0 && a.width <= 8 * kMixThreads, "width ", a.width);
   const auto threads = static_cast<unsigned>((a.width / 8 + 31) / 32 * 32);
-  by_half(type, [&]<class T>(T) { mix_as<T>(a, threads, stream); });
+  by_half(type, [&]<class T>(T) { RWKV_CUDA(mix_as<T>(a, threads, overlap, stream)); });
   RWKV_LAUNCHED("mix of a batch", stream);
 }
 
-void launch_heads(DType type, const Heads& a, cudaStream_t stream) {
+void launch_heads(DType type, const Heads& a, bool overlap, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(a.rows * a.heads);
   by_half(type, [&]<class T>(T) {
-    if (a.half_state)
-      heads_kernel<T, true><<<blocks, kN, 0, stream>>>(a);
-    else
-      heads_kernel<T, false><<<blocks, kN, 0, stream>>>(a);
+    if (a.half_state) {
+      CUtensorMap states;
+      RWKV_CUDA(describe_states(states, a));
+      const unsigned most = static_cast<unsigned>(a.multiprocessors) * kHeadBlocks;
+      RWKV_CUDA(launch_dependent(half_heads_kernel<T>, std::min(blocks, most), 32, 0, 1, overlap,
+                                 stream, a, states));
+    } else {
+      RWKV_CUDA(launch_dependent(heads_kernel<T>, blocks, kN, 0, 1, overlap, stream, a));
+    }
   });
   RWKV_LAUNCHED("heads of a batch", stream);
 }

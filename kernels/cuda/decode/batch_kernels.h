@@ -6,7 +6,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 
 #include "kernels/core/dtype.h"
 #include "kernels/decode/layout.h"
@@ -16,9 +15,8 @@ namespace rwkv::cuda::decode {
 /// Residual stream, layer norm and token shift.
 struct Mix {
   int rows = 0, width = 0;
-  float* residual = nullptr;  ///< [rows][width], f32
-  const void* add = nullptr;  ///< [rows][width], joins the residual first; null: nothing
-  int add_parts = 0;          ///< not 0: `add` is that many f32 matrices, to be summed in order
+  float* residual = nullptr;        ///< [rows][width], f32
+  const void* add = nullptr;        ///< [rows][width], joins the residual first; null: nothing
   const void* embedding = nullptr;  ///< [vocab][width]: the residual begins with its rows; or null
   const int32_t* tokens = nullptr;  ///< with embedding
   const float *weight = nullptr, *bias = nullptr;  ///< of the norm
@@ -31,11 +29,13 @@ struct Mix {
   int32_t* elapsed = nullptr;
   void* out = nullptr;  ///< [outputs][rows][width]
 };
-void launch_mix(DType type, const Mix& mix, cudaStream_t stream);
+/// `overlap`: the kernel may start while the one before in the stream still runs.
+void launch_mix(DType type, const Mix& mix, bool overlap, cudaStream_t stream);
 
 /// Everything between the products of a head and the output product.
 struct Heads {
   int rows = 0, heads = 0, layer = 0;
+  int all_slots = 0, multiprocessors = 0;
   const void *r = nullptr, *k = nullptr, *v = nullptr;  ///< [rows][width]
   const void* low[rwkv::decode::kLowRanks] = {};        ///< w, a, v, g: [rows][width], no bias yet
   void* v_first = nullptr;                              ///< [rows][width]; written by layer 0
@@ -47,26 +47,9 @@ struct Heads {
   const int32_t *slots = nullptr, *elapsed = nullptr;
   void* out = nullptr;  ///< [rows][width]
 };
-void launch_heads(DType type, const Heads& heads, cudaStream_t stream);
+void launch_heads(DType type, const Heads& heads, bool overlap, cudaStream_t stream);
 
 /// x = max(x, 0)^2; n is a multiple of 8.
 void launch_squared_relu(DType type, void* x, int64_t n, cudaStream_t stream);
-
-/// out = f(a w^T) for several small products at once, by mma.sync; the sums of a row are in one
-/// order, whatever the number of rows.
-enum class ProductAct : int { kNone, kTanh, kSigmoid, kSquaredRelu };
-struct Product {
-  const void *a = nullptr, *w = nullptr;        ///< [rows][lda], [n][ldw]
-  void* out = nullptr;                          ///< [rows][ldo]
-  int lda = 0, ldw = 0, ldo = 0, n = 0, k = 0;  ///< all multiples of 8
-  ProductAct act = ProductAct::kNone;
-  /// 0: out is of the type of the operands. Else f32, and k is cut into so many parts: `parts`
-  /// matrices [rows][ldo], one behind the other, without act.
-  int parts = 0;
-};
-inline constexpr int kMostProducts = 8;
-/// What a launch makes; at most kMostProducts.
-void launch_products(DType type, int rows, std::initializer_list<Product> products,
-                     cudaStream_t stream);
 
 }  // namespace rwkv::cuda::decode

@@ -10,6 +10,7 @@
 #include "kernels/core/gemm.h"
 #include "kernels/cuda/decode/batch_kernels.h"
 #include "kernels/cuda/decode/prefill_kernels.h"
+#include "kernels/cuda/decode/small_products.h"
 #include "kernels/wkv/cuda/wkv7_cuda.h"
 
 namespace rwkv::decode {
@@ -184,7 +185,7 @@ class Prefill {
     constexpr ProductAct kAct[kLowRanks] = {ProductAct::kTanh, ProductAct::kNone, ProductAct::kNone,
                                             ProductAct::kSigmoid};
     const int width = l_.shape.width, lows = l_.in_rows() - l_.section[3];
-    Product down[kLowRanks], up[kLowRanks];
+    SmallProduct down[kLowRanks], up[kLowRanks];
     for (int i = 0; i < kLowRanks; ++i) {
       const int rank = l_.shape.rank[i], first = l_.section[3 + i] - l_.section[3];
       std::byte* const middle = work(at_.middle) + static_cast<size_t>(first) * e_;
@@ -207,19 +208,19 @@ class Prefill {
                .k = rank};
     }
     if (width <= kNarrow || prompts_.rows() <= 128) {
-      launch_products(type_, prompts_.rows(), {down[0], down[1], down[2], down[3]},
-                      stream_of(lane));
-      launch_products(type_, prompts_.rows(), {up[0], up[1], up[2], up[3]}, stream_of(lane));
+      launch_small_products(type_, prompts_.rows(), {down[0], down[1], down[2], down[3]},
+                            stream_of(lane));
+      launch_small_products(type_, prompts_.rows(), {up[0], up[1], up[2], up[3]}, stream_of(lane));
       return;
     }
-    const auto multiply = [&](const Product& p) {
+    const auto multiply = [&](const SmallProduct& p) {
       product(lane, p.a, static_cast<const std::byte*>(p.w), p.out, prompts_.rows(), p.n, p.k,
               type_, p.lda, p.ldo);
     };
-    for (const Product& p : down) multiply(p);
+    for (const SmallProduct& p : down) multiply(p);
     launch_prompt_activations(type_, work(at_.middle), prompts_.rows(), lows, l_.shape.rank[0],
                               l_.section[6] - l_.section[3], stream_of(lane));
-    for (const Product& p : up) multiply(p);
+    for (const SmallProduct& p : up) multiply(p);
   }
 
   void time_mix(int layer, bool ends) {

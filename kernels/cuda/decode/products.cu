@@ -1,175 +1,144 @@
-/// Small products, several in one launch. A block makes 64 x 32 results
-/// with four warps; operands come in pieces of 64 k through a ring of six stages in shared memory,
-/// rows of 128 bytes whose 16-byte packs are swizzled.
+// Host side of the decoding products: how they are cut, tensor maps, launch.
 
-#include <algorithm>
+#include "kernels/cuda/decode/products.cuh"
+
+#include <bit>
 
 #include "kernels/core/cuda/cuda_check.h"
 #include "kernels/core/error.h"
-#include "kernels/cuda/decode/batch_kernels.h"
-#include "kernels/cuda/decode/weights.cuh"
 
 namespace rwkv::cuda::decode {
 namespace {
 
-constexpr int kTile = 64, kColumns = 32, kDepth = 64, kStages = 6, kBlock = 128;
-constexpr int kTileBytes = kTile * kDepth * 2, kStageBytes = kTileBytes + kColumns * kDepth * 2;
-constexpr int kShared = kStages * kStageBytes;
+constexpr int kColumnsOf[] = {16, 32, 64, 128, 160, 240, 256};
+constexpr int kMostColumns = 256;
+/// Blocks that pieces are meant for, and the fewest steps of 64 that a piece has. Constants, not
+/// the GPU's: results must not depend on it.
+constexpr int kBlocksWanted = 64, kLeastSteps = 3;
+constexpr int kMostBlocksOfCluster = 8;
 
-struct Products {
-  Product of[kMostProducts];
-  int first[kMostProducts + 1];  ///< tiles of columns, times parts, of the products before
-  int rows;
-};
-
-/// Byte offset of pack q (16 bytes) of a row in a tile.
-__device__ __forceinline__ uint32_t pack_at(int row, int q) {
-  return static_cast<uint32_t>(row * 128 + ((q ^ (row & 7)) << 4));
+int up(int n, int unit) {
+  return (n + unit - 1) / unit;
+}
+int levels_of(int pieces) {
+  return std::countr_zero(static_cast<unsigned>(pieces));
+}
+int items_of(std::span<const Product> products, int rows, const ProductPlan& plan) {
+  int items = 0;
+  for (const Product& p : products)
+    items += up(up(p.n, kTileRows), plan.pair) * up(rows, plan.columns);
+  return items;
+}
+/// Blocks of a launch; those that have one tile only are not limited by the multiprocessors.
+int blocks_of(int items, const ProductPlan& plan, int multiprocessors) {
+  return plan.split > 1 ? items * plan.pair * plan.split
+                        : std::min(items, multiprocessors / plan.pair) * plan.pair;
 }
 
-/// kRows rows from `first` on and 64 columns from `k` on, zeros beyond.
-template <int kRows>
-__device__ __forceinline__ void fetch_tile(uint32_t to, const void* from, int ld, int first,
-                                           int rows, int k, int columns) {
-#pragma unroll
-  for (int n = 0; n < kRows * 8 / kBlock; ++n) {
-    const int i = n * kBlock + static_cast<int>(threadIdx.x), row = i / 8, q = i % 8;
-    const bool there = first + row < rows && k + 8 * q < columns;
-    const auto* const p = static_cast<const uint16_t*>(from) +
-                          (there ? static_cast<int64_t>(first + row) * ld + k + 8 * q : 0);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to + pack_at(row, q)),
-                 "l"(p), "r"(there ? 16 : 0)
-                 : "memory");
+/// A rough forecast, in clocks.
+double forecast(std::span<const Product> products, int rows, int pieces, const ProductPlan& plan,
+                int multiprocessors) {
+  constexpr double kMemory = 4.1e12 / 1.75e9, kLink = 48;  // bytes per clock: all; of one block
+  constexpr double kStart = 2500, kExchange = 1500, kWait = 900;
+  double bytes = 0, steps = 0;
+  for (const Product& p : products) {
+    bytes += 2.0 * p.n * p.k;
+    steps = std::max(steps, static_cast<double>(up(p.k, kDepth)));
   }
-}
-
-__device__ __forceinline__ void load_matrices(uint32_t (&x)[4], uint32_t from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"(from)
-               : "memory");
-}
-
-template <class T>
-__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                             uint32_t b1) {
-  if constexpr (std::is_same_v<T, __half>)
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ float activate(ProductAct act, float x) {
-  if (act == ProductAct::kTanh) return tanhf(x);
-  if (act == ProductAct::kSquaredRelu) return fmaxf(x, 0.0f) * fmaxf(x, 0.0f);
-  return act == ProductAct::kSigmoid ? 1.0f / (1.0f + expf(-x)) : x;
-}
-
-template <class T>
-__global__ void __launch_bounds__(kBlock) products_kernel(const __grid_constant__ Products all) {
-  extern __shared__ __align__(128) std::byte shared[];
-  const auto memory = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  int which = 0;
-  while (static_cast<int>(blockIdx.x) >= all.first[which + 1]) ++which;
-  const Product& p = all.of[which];
-  const int row0 = static_cast<int>(blockIdx.y) * kTile,
-            tile = static_cast<int>(blockIdx.x) - all.first[which];
-  const int parts = max(p.parts, 1), part = tile % parts, column0 = tile / parts * kColumns;
-  const int all_pieces = (p.k + kDepth - 1) / kDepth, before = all_pieces * part / parts;
-  const int pieces = all_pieces * (part + 1) / parts - before;
-  const auto fetch = [&](int piece) {
-    if (piece < pieces) {
-      const uint32_t to = memory + static_cast<uint32_t>(piece % kStages * kStageBytes);
-      fetch_tile<kTile>(to, p.a, p.lda, row0, all.rows, (before + piece) * kDepth, p.k);
-      fetch_tile<kColumns>(to + kTileBytes, p.w, p.ldw, column0, p.n, (before + piece) * kDepth,
-                           p.k);
-    }
-    asm volatile("cp.async.commit_group;\n" ::: "memory");
-  };
-#pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) fetch(i);
-
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp_row = warp * 16;
-  float sums[4][4] = {};
-  for (int piece = 0; piece < pieces; ++piece) {
-    asm volatile("cp.async.wait_group %0;\n" ::"n"(kStages - 2) : "memory");
-    __syncthreads();  // the piece is there for all, and all are done with the one before
-    fetch(piece + kStages - 1);
-    const uint32_t a_tile = memory + static_cast<uint32_t>(piece % kStages * kStageBytes),
-                   w_tile = a_tile + kTileBytes;
-#pragma unroll
-    for (int step = 0; step < kDepth / 16; ++step) {
-      uint32_t a[4], w[2][4];
-      load_matrices(a, a_tile + pack_at(warp_row + lane % 16, 2 * step + lane / 16));
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-        load_matrices(w[m],
-                      w_tile + pack_at(16 * m + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
-#pragma unroll
-      for (int n = 0; n < 4; ++n)
-        multiply_add<T>(sums[n], a, w[n / 2][n % 2 * 2], w[n / 2][n % 2 * 2 + 1]);
-    }
-  }
-#pragma unroll
-  for (int n = 0; n < 4; ++n)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = row0 + warp_row + 8 * half + lane / 4,
-                column = column0 + 8 * n + lane % 4 * 2;
-      if (row >= all.rows || column >= p.n) continue;
-      if (p.parts > 0) {
-        float* const to = static_cast<float*>(p.out) +
-                          (static_cast<int64_t>(part) * all.rows + row) * p.ldo + column;
-        to[0] = sums[n][2 * half];
-        to[1] = sums[n][2 * half + 1];
-        continue;
-      }
-      T* const to = static_cast<T*>(p.out) + static_cast<int64_t>(row) * p.ldo + column;
-      to[0] = Weights<T>::from(activate(p.act, sums[n][2 * half]));
-      to[1] = Weights<T>::from(activate(p.act, sums[n][2 * half + 1]));
-    }
-}
-
-template <class T>
-void launch_as(const Products& all, cudaStream_t stream) {
-  RWKV_CUDA(cudaFuncSetAttribute(products_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 kShared));
-  const dim3 grid(static_cast<unsigned>(all.first[kMostProducts]),
-                  static_cast<unsigned>((all.rows + kTile - 1) / kTile));
-  products_kernel<T><<<grid, kBlock, kShared, stream>>>(all);
-  RWKV_LAUNCHED("products of a batch", stream);
+  const int items = items_of(products, rows, plan), cluster = plan.pair * plan.split;
+  // Large clusters do not fill a GPU up.
+  const int at_once =
+      std::max(1, (multiprocessors - (cluster > 2 ? multiprocessors / 8 : 0)) / cluster);
+  const double turns = up(items, at_once);
+  const double multiply = std::max(4.0 * plan.columns, 128 + 2.0 * plan.columns);
+  const double load = (kWeightBytes + 128.0 * plan.columns / plan.pair) / kLink;
+  double tile = steps / plan.split * std::max(multiply, load) + 8.0 * plan.columns / plan.split;
+  if (plan.split > 1) tile += kExchange + 4.0 * plan.columns;
+  tile += (pieces / plan.split - 1) * (kWait + 6.0 * plan.columns);
+  return kStart + std::max(turns * tile, bytes / kMemory);
 }
 
 }  // namespace
 
-void launch_products(DType type, int rows, std::initializer_list<Product> products,
+int product_pieces(std::span<const Product> products) {
+  int tiles = 0, steps = INT_MAX;
+  for (const Product& p : products) {
+    tiles += up(p.n, kTileRows);
+    steps = std::min(steps, up(p.k, kDepth));
+  }
+  int pieces = 1;
+  while (2 * pieces <= kMostPieces && tiles * 2 * pieces <= kBlocksWanted &&
+         steps / (2 * pieces) >= kLeastSteps)
+    pieces *= 2;
+  return pieces;
+}
+
+std::vector<ProductPlan> product_plans(std::span<const Product> products, int rows, int pieces,
+                                       int multiprocessors) {
+  std::vector<std::pair<double, ProductPlan>> all;
+  for (const int columns : kColumnsOf) {
+    if (rows > 4 * columns && columns < kMostColumns) continue;
+    for (int pair = 1; pair <= 2; ++pair)
+      for (int split = 1; split <= pieces && pair * split <= kMostBlocksOfCluster; split *= 2) {
+        const ProductPlan plan{columns, pair, split};
+        const int blocks = blocks_of(items_of(products, rows, plan), plan, multiprocessors);
+        // Sums that wait have a place per multiprocessor.
+        if (split < pieces && blocks > multiprocessors) continue;
+        all.emplace_back(forecast(products, rows, pieces, plan, multiprocessors), plan);
+      }
+    if (columns >= rows) break;
+  }
+  std::ranges::stable_sort(all, {}, &std::pair<double, ProductPlan>::first);
+  std::vector<ProductPlan> plans;
+  for (const auto& [time, plan] : all) plans.push_back(plan);
+  return plans;
+}
+
+size_t product_bytes(int rows, int pieces, int multiprocessors) {
+  int columns = kMostColumns;
+  for (const int c : kColumnsOf)
+    if (c >= rows) columns = std::min(columns, c);
+  return static_cast<size_t>(multiprocessors) * static_cast<size_t>(levels_of(pieces)) *
+         static_cast<size_t>(columns / 8 * kMultiplyingThreads) * sizeof(float4);
+}
+
+void launch_products(const ProductLaunch& l, std::span<const Product> products,
                      cudaStream_t stream) {
   RWKV_ASSERT(products.size() <= kMostProducts, products.size(), " products");
-  Products all{};
-  all.rows = rows;
-  int i = 0;
+  RWKV_ASSERT(l.type == DType::kF16 || l.type == DType::kBF16, "products of ", dtype_name(l.type));
+  RWKV_ASSERT(l.plan.split >= 1 && l.pieces % l.plan.split == 0, l.plan.split, " of ", l.pieces);
+  ProductTasks all{};
+  all.rows = l.rows;
+  all.columns = up(l.rows, l.plan.columns);
+  all.pieces = l.pieces;
+  all.pair = l.plan.pair;
+  all.split = l.plan.split;
+  all.levels = levels_of(l.pieces);
+  all.memory = static_cast<float4*>(l.memory);
+  size_t i = 0;
   for (const Product& p : products) {
-    RWKV_ASSERT(p.k % 8 == 0 && p.n % 8 == 0 && p.lda % 8 == 0 && p.ldw % 8 == 0, "product ", p.n,
-                " x ", p.k);
-    RWKV_ASSERT(p.parts == 0 || p.act == ProductAct::kNone, "parts of a product are not activated");
-    all.of[i] = p;
-    all.first[i + 1] = all.first[i] + (p.n + kColumns - 1) / kColumns * std::max(p.parts, 1);
+    RWKV_ASSERT(p.k % 8 == 0 && p.ldx % 8 == 0 && p.ldw % 8 == 0 && (p.wide || p.ldy % 8 == 0),
+                "product ", p.n, " x ", p.k);
+    RWKV_ASSERT(!p.wide || p.act == ProductAct::kNone, "f32 results are not activated");
+    RWKV_ASSERT(up(p.k, kDepth) >= l.pieces, "k ", p.k, " in ", l.pieces, " pieces");
+    RWKV_CUDA(tile::describe_matrix(all.w[i], p.w, p.n, p.k, kTileRows, p.ldw));
+    RWKV_CUDA(
+        tile::describe_matrix(all.x[i], p.x, l.rows, p.k, l.plan.columns / l.plan.pair, p.ldx));
+    if (!p.wide) RWKV_CUDA(tile::describe_matrix(all.y[i], p.y, l.rows, p.n, 16, p.ldy));
+    all.of[i] = {.n = p.n,
+                 .steps = up(p.k, kDepth),
+                 .act = static_cast<int>(p.act),
+                 .ld = p.ldy,
+                 .wide = p.wide ? static_cast<float*>(p.y) : nullptr};
+    all.first[i + 1] = all.first[i] + up(up(p.n, kTileRows), l.plan.pair) * all.columns;
     ++i;
   }
   for (; i < kMostProducts; ++i) all.first[i + 1] = all.first[i];
-  if (type == DType::kF16)
-    launch_as<__half>(all, stream);
-  else
-    launch_as<__nv_bfloat16>(all, stream);
+  const int blocks = blocks_of(all.first[kMostProducts], l.plan, l.multiprocessors);
+  const auto launch = l.type == DType::kF16 ? launch_products_f16 : launch_products_bf16;
+  RWKV_CUDA(launch(all, l.plan.columns, static_cast<unsigned>(blocks),
+                   static_cast<unsigned>(l.plan.pair * l.plan.split), l.overlap, stream));
+  RWKV_LAUNCHED("products of a batch", stream);
 }
 
 }  // namespace rwkv::cuda::decode

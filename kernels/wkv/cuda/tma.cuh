@@ -10,9 +10,11 @@
 
 namespace rwkv::cuda {
 
-/// Describes a bf16 vector (batch, tokens, channels) to the copy engine. channels % 8 == 0.
+/// Describes a vector (batch, tokens, channels) of 16-bit elements to the copy engine. channels % 8
+/// == 0. `stride`: bytes from one element of the batch to the next, a multiple of 16; 0: without
+/// gaps.
 inline cudaError_t describe_vector(CUtensorMap& map, void* data, int batch, int tokens,
-                                   int channels, int tile_tokens) {
+                                   int channels, int tile_tokens, int64_t stride = 0) {
   using Encode =
       CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                    const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
@@ -26,7 +28,7 @@ inline cudaError_t describe_vector(CUtensorMap& map, void* data, int batch, int 
   if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
   const auto c = static_cast<cuuint64_t>(channels), t = static_cast<cuuint64_t>(tokens);
   const cuuint64_t sizes[] = {c, t, static_cast<cuuint64_t>(batch)};
-  const cuuint64_t strides[] = {2 * c, 2 * c * t};
+  const cuuint64_t strides[] = {2 * c, stride > 0 ? static_cast<cuuint64_t>(stride) : 2 * c * t};
   const cuuint32_t box[] = {64, static_cast<cuuint32_t>(tile_tokens), 1}, steps[] = {1, 1, 1};
   const CUresult result = reinterpret_cast<Encode>(entry)(
       &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, data, sizes, strides, box, steps,
