@@ -39,11 +39,11 @@ if(RWKV_HAVE_CUDA)
     cuda/decode/batch_kernels.cu
     cuda/decode/prefill.cpp
     cuda/decode/prefill_kernels.cu
+    cuda/decode/prefill_heads.cu
     cuda/decode/prefill_key.cu
     cuda/decode/products.cu
     cuda/decode/products_bf16.cu
     cuda/decode/products_f16.cu
-    cuda/decode/small_products.cu
     cuda/decode/step.cu
     cuda/decode/step_bf16.cu
     cuda/decode/step_f16.cu

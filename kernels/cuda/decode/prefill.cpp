@@ -10,7 +10,6 @@
 #include "kernels/core/gemm.h"
 #include "kernels/cuda/decode/batch_kernels.h"
 #include "kernels/cuda/decode/prefill_kernels.h"
-#include "kernels/cuda/decode/small_products.h"
 #include "kernels/wkv/cuda/wkv7_cuda.h"
 
 namespace rwkv::decode {
@@ -22,6 +21,8 @@ constexpr int kInputs = 6;  ///< r, k, v, w, a, g
 /// Up to this many rows x width, r, k and v are multiplied side by side: one alone would not fill
 /// the GPU.
 constexpr int64_t kSideBySide = int64_t{1} << 22;
+/// Low-rank products of up to this many rows are our own.
+constexpr int kFewRows = 128;
 /// From this many results on, the squared ReLU is part of the product with the key matrix.
 constexpr int64_t kFusedKey = int64_t{2048} * 3072;
 /// Losses: rows whose logits exist at a time.
@@ -29,14 +30,23 @@ constexpr int kLossRows = 256;
 /// Sequences are cut into segments, worked on side by side, from this length on and below this
 /// many streams (kernels/wkv/auto_table.h).
 constexpr int kScanTokens = 192, kScanStreams = 199;
+/// So many that two blocks have work on every processor, but no more than this: they are joined
+/// one after the other. Measured: docs/prefill.md.
+constexpr int kMostSegments = 11;
+/// From here on a single sequence whose heads are walked whole goes through the recurrence in two
+/// parts, so that one part's recurrence, which leaves most of the GPU idle, meets the other part's
+/// work around it.
+constexpr int kPartTokens = 1024, kWholeHeads = 64;
 /// In f16, v enters the recurrence times this, so that states up to 10^6 have a place in the
 /// operands (kernels/wkv/cuda/wkv7_chunk.cuh). A power of two: nothing is rounded.
 constexpr float kHalfValueScale = 1.0f / 16;
 
 cuda::Wkv7Shape recurrence(const Layout& l, int batch, int tokens) {
   cuda::Wkv7Shape s{batch, tokens, l.shape.heads(), kHeadSize, 1};
-  if (tokens >= kScanTokens && batch * s.heads < kScanStreams)
-    s.segments = cuda::wkv7_scan_segments(s, cuda::kWkv7PlannedProcessors);
+  const int streams = batch * s.heads;
+  if (tokens >= kScanTokens && streams < kScanStreams)
+    s.segments = std::max(
+        2, std::min({2 * cuda::kWkv7PlannedProcessors / streams, tokens / 128, kMostSegments}));
   return s;
 }
 
@@ -180,47 +190,113 @@ class Prefill {
     mark("mix");
   }
 
-  void low_ranks(Context& lane, int layer) const {
+  /// The first product of low-rank map i.
+  PromptDown down(int layer, int i) const {
     constexpr size_t kInputOf[kLowRanks] = {3, 4, 2, 5};
-    constexpr ProductAct kAct[kLowRanks] = {ProductAct::kTanh, ProductAct::kNone, ProductAct::kNone,
-                                            ProductAct::kSigmoid};
-    const int width = l_.shape.width, lows = l_.in_rows() - l_.section[3];
-    SmallProduct down[kLowRanks], up[kLowRanks];
-    for (int i = 0; i < kLowRanks; ++i) {
-      const int rank = l_.shape.rank[i], first = l_.section[3 + i] - l_.section[3];
-      std::byte* const middle = work(at_.middle) + static_cast<size_t>(first) * e_;
-      down[i] = {.a = work(at_.mixed) + kInputOf[i] * matrix_,
-                 .w = weights(layer) + l_.in_at + static_cast<size_t>(l_.section[3 + i]) * d_ * e_,
-                 .out = middle,
-                 .lda = width,
-                 .ldw = width,
-                 .ldo = lows,
-                 .n = rank,
-                 .k = width,
-                 .act = kAct[i]};
-      up[i] = {.a = middle,
-               .w = plain(layer) + plain_.low_at[i],
-               .out = work(at_.low) + static_cast<size_t>(i) * matrix_,
-               .lda = lows,
-               .ldw = rank,
-               .ldo = width,
-               .n = width,
-               .k = rank};
-    }
-    if (width <= kNarrow || prompts_.rows() <= 128) {
-      launch_small_products(type_, prompts_.rows(), {down[0], down[1], down[2], down[3]},
-                            stream_of(lane));
-      launch_small_products(type_, prompts_.rows(), {up[0], up[1], up[2], up[3]}, stream_of(lane));
+    constexpr PromptAct kAct[kLowRanks] = {PromptAct::kTanh, PromptAct::kNone, PromptAct::kNone,
+                                           PromptAct::kSigmoid};
+    return {.x = work(at_.mixed) + kInputOf[i] * matrix_,
+            .w = weights(layer) + l_.in_at + static_cast<size_t>(l_.section[3 + i]) * d_ * e_,
+            .out = middle(i),
+            .rank = l_.shape.rank[i],
+            .act = kAct[i]};
+  }
+  std::byte* middle(int i) const {
+    return work(at_.middle) + static_cast<size_t>(l_.section[3 + i] - l_.section[3]) * e_;
+  }
+  int middle_ld() const { return l_.in_rows() - l_.section[3]; }
+  /// Small ones in one launch of our own.
+  void downs(Context& lane, bool own, std::initializer_list<PromptDown> all) const {
+    const int rows = prompts_.rows(), width = l_.shape.width;
+    if (own) {
+      launch_prompt_downs(type_, rows, width, middle_ld(), all, stream_of(lane));
       return;
     }
-    const auto multiply = [&](const SmallProduct& p) {
-      product(lane, p.a, static_cast<const std::byte*>(p.w), p.out, prompts_.rows(), p.n, p.k,
-              type_, p.lda, p.ldo);
-    };
-    for (const SmallProduct& p : down) multiply(p);
-    launch_prompt_activations(type_, work(at_.middle), prompts_.rows(), lows, l_.shape.rank[0],
-                              l_.section[6] - l_.section[3], stream_of(lane));
-    for (const SmallProduct& p : up) multiply(p);
+    for (const PromptDown& p : all) {
+      product(lane, p.x, static_cast<const std::byte*>(p.w), p.out, rows, p.rank, width, type_,
+              width, middle_ld());
+      if (p.act != PromptAct::kNone)
+        launch_prompt_activation(type_, p, rows, middle_ld(), stream_of(lane));
+    }
+  }
+
+  /// Rows from `first` on of matrix n of `at`.
+  std::byte* rows_of(size_t at, size_t n, int first) const {
+    return work(at) + n * matrix_ + static_cast<size_t>(first) * d_ * e_;
+  }
+  /// `tokens` rows of every sequence; with one sequence, from `first` on.
+  Prompts part(int first, int tokens) const {
+    Prompts p = prompts_;
+    p.first = first;
+    p.tokens = tokens;
+    return p;
+  }
+  float* bonus(int first) const {
+    return reinterpret_cast<float*>(work(at_.bonus)) +
+           static_cast<size_t>(first) * static_cast<size_t>(l_.shape.heads());
+  }
+
+  void heads(int layer, int first, int tokens) const {
+    const size_t skipped = static_cast<size_t>(first) * static_cast<size_t>(middle_ld()) * e_;
+    const std::byte* const up = plain(layer);
+    launch_prompt_heads(
+        type_,
+        {.prompts = part(first, tokens),
+         .heads = l_.shape.heads(),
+         .layer = layer,
+         .r = rows_of(at_.products, 0, first),
+         .k = rows_of(at_.products, 1, first),
+         .v = rows_of(at_.products, 2, first),
+         .middle = {middle(0) + skipped, middle(1) + skipped, middle(2) + skipped},
+         .up = {up + plain_.low_at[0], up + plain_.low_at[1], up + plain_.low_at[2]},
+         .middle_ld = middle_ld(),
+         .rank = {l_.shape.rank[0], l_.shape.rank[1], l_.shape.rank[2]},
+         .w = rows_of(at_.low, 0, first),
+         .a = rows_of(at_.low, 1, first),
+         .b = rows_of(at_.low, 2, first),
+         .v_first = rows_of(at_.v_first, 0, first),
+         .bonus = bonus(first),
+         .params = param(layer, 0),
+         .value_scale = value_scale_},
+        stream_of(ctx_));
+  }
+
+  /// The recurrence, from and to the layer's states; y goes where the first mix was.
+  void walk(const Context& lane, int layer, int first, int tokens) const {
+    const cuda::Wkv7Shape shape = recurrence(l_, c_.batch, tokens);
+    float* const state = states_.states + static_cast<size_t>(layer) *
+                                              static_cast<size_t>(c_.batch * l_.shape.heads()) *
+                                              (kHeadSize * kHeadSize);
+    const cuda::Wkv7Forward io{.r = rows_of(at_.products, 0, first),
+                               .w = rows_of(at_.low, 0, first),
+                               .k = rows_of(at_.products, 1, first),
+                               .v = rows_of(at_.products, 2, first),
+                               .a = rows_of(at_.low, 1, first),
+                               .b = rows_of(at_.low, 2, first),
+                               .s0 = state,
+                               .y = rows_of(at_.mixed, 0, first),
+                               .s_out = state,
+                               .saved = nullptr,
+                               .workspace = work(at_.scan)};
+    RWKV_CUDA(type_ == DType::kF16 ? cuda::wkv7_chunk_forward_f16(shape, io, stream_of(lane))
+                                   : cuda::wkv7_chunk_forward(shape, io, stream_of(lane)));
+    RWKV_LAUNCHED("recurrence of a prompt", stream_of(lane));
+  }
+
+  /// Group norm, bonus, gate: to where the second mix was.
+  void gated(int layer, int first, int tokens, bool ends) const {
+    launch_prompt_output(type_,
+                         {.prompts = part(first, tokens),
+                          .heads = l_.shape.heads(),
+                          .y = rows_of(at_.mixed, 0, first),
+                          .v = rows_of(at_.products, 2, first),
+                          .gate = rows_of(at_.low, 3, first),
+                          .bonus = bonus(first),
+                          .params = param(layer, 0),
+                          .value_scale = value_scale_,
+                          .out = rows_of(at_.mixed, 1, first),
+                          .ends = ends},
+                         stream_of(ctx_));
   }
 
   void time_mix(int layer, bool ends) {
@@ -236,64 +312,56 @@ class Prefill {
               weights(layer) + l_.in_at + n * d_ * d_ * e_, work(at_.products) + n * matrix_, rows,
               width, width, type_);
     }
-    low_ranks(ctx_.lane(kBatchLanes - 1), layer);
+    // The gate is not needed before the recurrence is over.
+    Context& last = ctx_.lane(kBatchLanes - 1);
+    const bool few = rows <= kFewRows;
+    downs(last, few || width <= kNarrow, {down(layer, 0), down(layer, 1), down(layer, 2)});
     for (int i = 1; i < kBatchLanes; ++i) {
       events_.join[i].record(ctx_.lane(i));
       events_.join[i].wait(ctx_);
     }
+    downs(last, few, {down(layer, 3)});
+    product(last, middle(3), plain(layer) + plain_.low_at[3], rows_of(at_.low, 3, 0), rows, width,
+            l_.shape.rank[3], type_, middle_ld());
+    events_.join[0].record(last);
     mark("r, k, v, low ranks");
 
-    std::byte *const r = work(at_.products), *const k = r + matrix_, *const v = k + matrix_;
-    std::byte *const w = work(at_.low), *const b = w + matrix_, *const a = b + matrix_,
-                     *const gate = a + matrix_;
-    auto* const bonus = reinterpret_cast<float*>(work(at_.bonus));
-    launch_prompt_heads(type_,
-                        {.prompts = prompts_,
-                         .heads = l_.shape.heads(),
-                         .layer = layer,
-                         .r = r,
-                         .k = k,
-                         .v = v,
-                         .low = {w, b, a},
-                         .v_first = work(at_.v_first),
-                         .bonus = bonus,
-                         .params = param(layer, 0),
-                         .value_scale = value_scale_},
-                        stream_of(ctx_));
-    mark("heads");
-
-    const cuda::Wkv7Shape shape = recurrence(l_, c_.batch, c_.tokens);
-    float* const state = states_.states + static_cast<size_t>(layer) *
-                                              static_cast<size_t>(c_.batch * l_.shape.heads()) *
-                                              (kHeadSize * kHeadSize);
-    const cuda::Wkv7Forward io{.r = r,
-                               .w = w,
-                               .k = k,
-                               .v = v,
-                               .a = a,
-                               .b = b,
-                               .s0 = state,
-                               .y = mixed,
-                               .s_out = state,
-                               .saved = nullptr,
-                               .workspace = work(at_.scan)};
-    RWKV_CUDA(type_ == DType::kF16 ? cuda::wkv7_chunk_forward_f16(shape, io, stream_of(ctx_))
-                                   : cuda::wkv7_chunk_forward(shape, io, stream_of(ctx_)));
-    RWKV_LAUNCHED("recurrence of a prompt", stream_of(ctx_));
-    mark("recurrence");
-
-    launch_prompt_output(type_,
-                         {.prompts = prompts_,
-                          .heads = l_.shape.heads(),
-                          .y = mixed,
-                          .v = v,
-                          .gate = gate,
-                          .bonus = bonus,
-                          .params = param(layer, 0),
-                          .value_scale = value_scale_,
-                          .out = mixed + matrix_,
-                          .ends = ends},
-                         stream_of(ctx_));
+    const bool two = c_.batch == 1 && c_.tokens >= kPartTokens && l_.shape.heads() >= kWholeHeads;
+    if (two) {
+      // The second lane has the recurrence; this one what comes before and after.
+      Context& lane = ctx_.lane(1);
+      const int half = c_.tokens / 2 / kPromptRows * kPromptRows;
+      heads(layer, 0, half);
+      events_.fork.record(ctx_);
+      events_.fork.wait(lane);
+      walk(lane, layer, 0, half);
+      events_.join[1].record(lane);
+      heads(layer, half, c_.tokens - half);
+      events_.fork.record(ctx_);
+      mark("heads");
+      events_.fork.wait(lane);
+      walk(lane, layer, half, c_.tokens - half);
+      events_.join[2].record(lane);
+      events_.join[0].wait(ctx_);
+      if (ends) {
+        events_.join[2].wait(ctx_);
+        mark("recurrence");
+        gated(layer, 0, c_.tokens, true);
+      } else {
+        events_.join[1].wait(ctx_);
+        gated(layer, 0, half, false);
+        events_.join[2].wait(ctx_);
+        mark("recurrence");
+        gated(layer, half, c_.tokens - half, false);
+      }
+    } else {
+      heads(layer, 0, c_.tokens);
+      mark("heads");
+      walk(ctx_, layer, 0, c_.tokens);
+      events_.join[0].wait(ctx_);
+      mark("recurrence");
+      gated(layer, 0, c_.tokens, ends);
+    }
     mark("norm and gate");
     product(ctx_, mixed + matrix_, weights(layer) + l_.out_at, work(at_.added),
             ends ? 2 * c_.batch : rows, width, width, type_);

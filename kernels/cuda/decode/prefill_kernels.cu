@@ -2,7 +2,7 @@
 
 #include "kernels/core/cuda/cuda_check.h"
 #include "kernels/core/error.h"
-#include "kernels/cuda/decode/weights.cuh"
+#include "kernels/cuda/decode/prefill_common.cuh"
 
 namespace rwkv::cuda::decode {
 namespace {
@@ -11,35 +11,9 @@ using rwkv::decode::Param;
 
 constexpr int kN = rwkv::decode::kHeadSize;
 constexpr int kMixThreads = 512;  ///< the most: a thread has 8 channels
-constexpr int kMixRows = 4;       ///< of a block, and the one before them
+constexpr int kMixRows = 2;       ///< of a block, and the one before them
 constexpr int kHeadThreads = 256, kHeadTokens = 8;
 constexpr int kMaxWarps = kMixThreads / 32;
-/// A decay logit that means: keep everything. Finite in f16.
-constexpr float kNoDecay = -6e4f;
-
-template <class T>
-struct alignas(16) Eight {
-  T x[8];
-};
-template <class T>
-__device__ __forceinline__ void get8(const T* p, float (&x)[8]) {
-  Weights<T>::get(*reinterpret_cast<const uint4*>(p), x);
-}
-__device__ __forceinline__ void get8(const float* p, float (&x)[8]) {
-  const float4 a = *reinterpret_cast<const float4*>(p), b = *reinterpret_cast<const float4*>(p + 4);
-  x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
-}
-template <class T>
-__device__ __forceinline__ void put8(T* p, const float (&x)[8]) {
-  Eight<T> y;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) y.x[i] = Weights<T>::from(x[i]);
-  *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(&y);
-}
-__device__ __forceinline__ void put8(float* p, const float (&x)[8]) {
-  reinterpret_cast<float4*>(p)[0] = make_float4(x[0], x[1], x[2], x[3]);
-  reinterpret_cast<float4*>(p)[1] = make_float4(x[4], x[5], x[6], x[7]);
-}
 
 /// Several sums over the block at once; `memory` is free again at the next barrier but one.
 template <int kSums>
@@ -83,8 +57,9 @@ __device__ __forceinline__ void norms(const float (&x)[kRows][8], bool mine, int
 /// A block per kMixRows rows of a sequence; or with kEnds per sequence, for its last row. Place 0
 /// of the arrays is the row before.
 template <class T, int kOutputs, bool kEnds>
-__global__ void __launch_bounds__(kMixThreads) mix_kernel(const PromptMix a) {
-  constexpr int kRows = (kEnds ? 1 : kMixRows) + 1;
+__global__ void __launch_bounds__(kMixThreads, 2) mix_kernel(const PromptMix a) {
+  constexpr int kOwn = kEnds ? 1 : kMixRows;
+  constexpr int kRows = kOwn + 1;
   __shared__ float memory[2][kMaxWarps][kRows];
   const int d = a.width, e = 8 * static_cast<int>(threadIdx.x),
             block = static_cast<int>(blockIdx.x);
@@ -166,102 +141,20 @@ __global__ void __launch_bounds__(kMixThreads) norm_kernel(const PromptNorm a) {
   put8(static_cast<T*>(a.out) + at, y);
 }
 
-__device__ __forceinline__ float logistic_of(float x) {
-  return __fdividef(1.0f, 1.0f + __expf(-x));
-}
-
 template <class T>
-__global__ void activations_kernel(T* x, int64_t packs, int columns, int tanhs, int sigmoids) {
+__global__ void activation_kernel(PromptDown p, int64_t packs, int ld) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= packs) return;
-  const auto column = static_cast<int>(i % (columns / 8)) * 8;
-  if (column >= tanhs && column < sigmoids) return;
-  float v[8];
-  get8(x + 8 * i, v);
+  const int row_packs = p.rank / 8;
+  T* const at = static_cast<T*>(p.out) + i / row_packs * ld + i % row_packs * 8;
+  float x[8];
+  get8(at, x);
 #pragma unroll
-  for (int c = 0; c < 8; ++c) v[c] = column < tanhs ? tanhf(v[c]) : logistic_of(v[c]);
-  put8(x + 8 * i, v);
+  for (int c = 0; c < 8; ++c) x[c] = activated(p.act, x[c]);
+  put8(at, x);
 }
 
-/// Sum over the 8 lanes of a head.
-__device__ __forceinline__ float head_sum(float x) {
-#pragma unroll
-  for (int o = 4; o > 0; o >>= 1) x += __shfl_xor_sync(0xffffffffu, x, o);
-  return x;
-}
-
-/// A thread has 8 channels of kHeadTokens tokens of one sequence.
-template <class T>
-__global__ void __launch_bounds__(kHeadThreads) heads_kernel(const PromptHeads p) {
-  const int d = p.heads * kN;
-  int e = 8 * static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
-  const bool mine = e < d;
-  if (!mine) e = 0;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kHeadTokens;
-  const auto sequence = static_cast<int>(first / p.prompts.tokens);
-  const int count = p.prompts.counts[sequence], token = static_cast<int>(first % p.prompts.tokens);
-  float w0[8], a0[8], v0[8], key_scale[8], key_rate[8], bonus[8];
-  const auto param = [&](Param which, float(&x)[8]) {
-    get8(p.params + static_cast<int64_t>(which) * d + e, x);
-  };
-  param(rwkv::decode::kW0, w0);
-  param(rwkv::decode::kA0, a0);
-  param(rwkv::decode::kV0, v0);
-  param(rwkv::decode::kKeyScale, key_scale);
-  param(rwkv::decode::kKeyRate, key_rate);
-  param(rwkv::decode::kBonus, bonus);
-#pragma unroll 2
-  for (int i = 0; i < kHeadTokens; ++i) {
-    const int64_t at = (first + i) * d + e;
-    float r[8], k[8], v[8], w[8], a[8], b[8];
-    get8(static_cast<const T*>(p.r) + at, r);
-    get8(static_cast<const T*>(p.k) + at, k);
-    get8(static_cast<const T*>(p.v) + at, v);
-    get8(static_cast<const T*>(p.low[0]) + at, w);
-    get8(static_cast<const T*>(p.low[1]) + at, a);
-    if (p.layer == 0) {
-      if (mine) put8(static_cast<T*>(p.v_first) + at, v);
-    } else {
-      float mix[8], before[8];
-      get8(static_cast<const T*>(p.low[2]) + at, mix);
-      get8(static_cast<const T*>(p.v_first) + at, before);
-#pragma unroll
-      for (int c = 0; c < 8; ++c) v[c] += (before[c] - v[c]) * logistic_of(v0[c] + mix[c]);
-    }
-    float squares = 0, sum = 0;
-#pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      w[c] += w0[c];
-      b[c] = k[c] * key_scale[c];
-      squares += b[c] * b[c];
-      a[c] = logistic_of(a0[c] + a[c]);
-      k[c] *= 1.0f + (a[c] - 1.0f) * key_rate[c];
-      sum += r[c] * k[c] * bonus[c];
-      v[c] *= p.value_scale;
-    }
-    const float inverse = 1.0f / fmaxf(sqrtf(head_sum(squares)), 1e-12f);
-    sum = head_sum(sum);
-    const bool there = token + i < count;
-#pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      const float z = b[c] * inverse;
-      b[c] = there ? z * a[c] : 0.0f;
-      a[c] = there ? -z : 0.0f;
-      if (!there) {
-        w[c] = kNoDecay;
-        k[c] = v[c] = 0;
-      }
-    }
-    if (!mine) continue;
-    put8(static_cast<T*>(p.k) + at, k);
-    put8(static_cast<T*>(p.v) + at, v);
-    put8(static_cast<T*>(p.low[0]) + at, w);
-    put8(static_cast<T*>(p.low[1]) + at, b);
-    put8(static_cast<T*>(p.low[2]) + at, a);
-    if (e % kN == 0) p.bonus[(first + i) * p.heads + e / kN] = sum;
-  }
-}
-
+/// A thread has 8 channels of kHeadTokens tokens.
 template <class T, bool kEnds>
 __global__ void __launch_bounds__(kHeadThreads) output_kernel(const PromptOutput p) {
   constexpr int kTokens = kEnds ? 2 : kHeadTokens;
@@ -374,15 +267,6 @@ __global__ void __launch_bounds__(1024)
   losses[blockIdx.x] = target < 0 ? 0.0f : most + logf(sum) - row[target];
 }
 
-template <class Fn>
-void by_half(DType type, const Fn& fn) {
-  RWKV_ASSERT(type == DType::kF16 || type == DType::kBF16, "prefill in ", dtype_name(type));
-  if (type == DType::kF16)
-    fn(__half());
-  else
-    fn(__nv_bfloat16());
-}
-
 unsigned blocks_of(int64_t n, int64_t each) {
   return static_cast<unsigned>((n + each - 1) / each);
 }
@@ -395,10 +279,10 @@ unsigned row_threads(int width) {
 
 void launch_prompt_mix(DType type, const PromptMix& a, cudaStream_t stream) {
   RWKV_ASSERT(a.width % 8 == 0 && a.width <= 8 * kMixThreads, "width ", a.width);
-  RWKV_ASSERT(a.prompts.tokens % kMixRows == 0 && (a.outputs == 1 || (a.outputs == 6 && !a.ends)),
-              "mix of ", a.prompts.tokens, " tokens, ", a.outputs, " outputs");
-  const unsigned threads = row_threads(a.width), blocks = blocks_of(a.prompts.rows(), kMixRows);
+  RWKV_ASSERT(a.outputs == 1 || (a.outputs == 6 && !a.ends), a.outputs, " outputs of a mix");
+  const unsigned threads = row_threads(a.width);
   by_half(type, [&]<class T>(T) {
+    const unsigned blocks = blocks_of(a.prompts.rows(), kMixRows);
     if (a.ends)
       mix_kernel<T, 1, true><<<static_cast<unsigned>(a.prompts.batch), threads, 0, stream>>>(a);
     else if (a.outputs == 6)
@@ -409,22 +293,14 @@ void launch_prompt_mix(DType type, const PromptMix& a, cudaStream_t stream) {
   RWKV_LAUNCHED("mix of a prompt", stream);
 }
 
-void launch_prompt_activations(DType type, void* x, int64_t rows, int columns, int tanhs,
-                               int sigmoids, cudaStream_t stream) {
+void launch_prompt_activation(DType type, const PromptDown& down, int64_t rows, int ld,
+                              cudaStream_t stream) {
   constexpr int kThreads = 256;
-  const int64_t packs = rows * columns / 8;
+  const int64_t packs = rows * down.rank / 8;
   by_half(type, [&]<class T>(T) {
-    activations_kernel<<<blocks_of(packs, kThreads), kThreads, 0, stream>>>(
-        static_cast<T*>(x), packs, columns, tanhs, sigmoids);
+    activation_kernel<T><<<blocks_of(packs, kThreads), kThreads, 0, stream>>>(down, packs, ld);
   });
-  RWKV_LAUNCHED("activations of a prompt", stream);
-}
-
-void launch_prompt_heads(DType type, const PromptHeads& p, cudaStream_t stream) {
-  const unsigned threads = std::min<unsigned>(row_threads(p.heads * kN), kHeadThreads);
-  const dim3 grid(blocks_of(p.prompts.rows(), kHeadTokens), blocks_of(p.heads * kN / 8, threads));
-  by_half(type, [&]<class T>(T) { heads_kernel<T><<<grid, threads, 0, stream>>>(p); });
-  RWKV_LAUNCHED("heads of a prompt", stream);
+  RWKV_LAUNCHED("activation of a prompt", stream);
 }
 
 void launch_prompt_output(DType type, const PromptOutput& p, cudaStream_t stream) {

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 
 #include "kernels/core/dtype.h"
 #include "kernels/decode/layout.h"
@@ -18,6 +19,7 @@ struct Prompts {
   int batch = 0, tokens = 0;
   const int32_t* slots = nullptr;   ///< [batch]
   const int32_t* counts = nullptr;  ///< [batch]; 0: the sequence stays as it is
+  int first = 0;                    ///< rows of the sequence before these; heads only
   RWKV_HOST_DEVICE int rows() const { return batch * tokens; }
 };
 
@@ -45,24 +47,38 @@ struct PromptMix {
 };
 void launch_prompt_mix(DType type, const PromptMix& mix, cudaStream_t stream);
 
-/// x = tanh(x) in the first `tanhs` columns of [rows][columns], sigmoid(x) from column `sigmoids`
-/// on. All multiples of 8.
-void launch_prompt_activations(DType type, void* x, int64_t rows, int columns, int tanhs,
-                               int sigmoids, cudaStream_t stream);
+enum class PromptAct : int { kNone, kTanh, kSigmoid };
+/// A first low-rank product: out = act(x w^T), x [rows][width], w [rank][width], rows of out `ld`
+/// apart. Rank and ld are multiples of 8.
+struct PromptDown {
+  const void *x = nullptr, *w = nullptr;
+  void* out = nullptr;
+  int rank = 0;
+  PromptAct act = PromptAct::kNone;
+};
+inline constexpr int kMostDowns = 4;
+/// Several of them in one launch, at most kMostDowns: for narrow models and few rows.
+void launch_prompt_downs(DType type, int rows, int width, int ld,
+                         std::initializer_list<PromptDown> downs, cudaStream_t stream);
+/// The activation alone, in place.
+void launch_prompt_activation(DType type, const PromptDown& down, int64_t rows, int ld,
+                              cudaStream_t stream);
 
-/// What the WKV recurrence needs, from the products; most of it in their place.
+/// What the WKV recurrence needs, from the products, the second low-rank products included.
 struct PromptHeads {
   Prompts prompts;
   int heads = 0, layer = 0;
-  const void* r = nullptr;  ///< [rows][width]
-  void *k = nullptr,
-       *v = nullptr; /**< [rows][width]: key and value; v goes out times value_scale */
-  /// w, a, v: [rows][width], without biases; becomes: decay logit, b, a of the recurrence.
-  void* low[3] = {};
-  void* v_first = nullptr;        ///< [rows][width]; written by layer 0
-  float* bonus = nullptr;         ///< [rows][heads], f32: sum of r k r_k
-  const float* params = nullptr;  ///< of the layer
-  float value_scale = 1;          ///< a power of two
+  const void* r = nullptr;          ///< [rows][width]
+  void *k = nullptr, *v = nullptr;  ///< [rows][width], replaced; v goes out times value_scale
+  /// Results of the first low-rank products of w, a, v, activated: [rows][rank], rows `middle_ld`
+  /// apart; and the second matrices, [width][rank].
+  const void *middle[3] = {}, *up[3] = {};
+  int middle_ld = 0, rank[3] = {};
+  void *w = nullptr, *a = nullptr, *b = nullptr;  ///< [rows][width]: decay logit, a, b
+  void* v_first = nullptr;                        ///< [rows][width]; written by layer 0
+  float* bonus = nullptr;                         ///< [rows][heads], f32: sum of r k r_k
+  const float* params = nullptr;                  ///< of the layer
+  float value_scale = 1;                          ///< a power of two
 };
 void launch_prompt_heads(DType type, const PromptHeads& heads, cudaStream_t stream);
 
