@@ -9,6 +9,7 @@
 #include "kernels/core/backend.h"
 #include "kernels/core/error.h"
 #include "tools/cli_common.h"
+#include "trainer/comm/launch.h"
 #include "trainer/dry_run.h"
 #include "trainer/lr_range.h"
 #include "trainer/rwkv_lm_preset.h"
@@ -22,7 +23,7 @@ struct Flags {
   std::vector<std::string> settings;
   bool smoke = false, resume = false, dry_run = false, print_config = false, dump_plan = false;
   bool find_lr = false, quiet = false;
-  int threads = 0;
+  int threads = 0, gpus = 1;
   rwkv::LrRangeOptions range;
 };
 
@@ -54,6 +55,8 @@ void add_options(CLI::App& app, Flags& f) {
   app.add_flag("--dump-plan", f.dump_plan, "print every step of the plan");
   app.add_option("--wkv", f.wkv, "WKV variant, as --set kernels.wkv7=NAME or kernels.wkv4=NAME");
   app.add_option("--device", f.device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
+  app.add_option("--gpus", f.gpus, "start so many local ranks, one per GPU (see docs/multi-gpu.md)")
+      ->check(CLI::Range(1, 64));
   rwkv::add_threads_flag(app, f.threads);
   app.add_flag("--quiet", f.quiet, "nothing on stdout but errors on stderr");
 }
@@ -100,26 +103,37 @@ rwkv::TrainConfig load(Flags& f, std::vector<std::string> extras) {
   return config;
 }
 
-int run(Flags& f, const std::vector<std::string>& extras) {
+/// What this process does, as one of the ranks of the session.
+int run(Flags& f, const std::vector<std::string>& extras, rwkv::RankSession& ranks) {
   rwkv::use_threads(f.threads);
   // The model's architecture decides which of the two counts.
   if (!f.wkv.empty())
     for (const char* key : {"kernels.wkv7=", "kernels.wkv4="}) f.settings.push_back(key + f.wkv);
-  rwkv::TrainConfig config = load(f, extras);
+  if (ranks.rank() != 0) f.quiet = true;
+  const bool only_print = f.print_config || f.dry_run || f.dump_plan;
+  rwkv::TrainConfig config;
   rwkv::TrainerOptions options;
+  rwkv::agree(ranks.group(), [&] {
+    config = load(f, extras);
+    if (f.device == "cuda") {
+      RWKV_CHECK(rwkv::backend::has_cuda(), DeviceError,
+                 "--device cuda: this build has CPU kernels only; build with a CUDA toolkit (nvcc "
+                 "on the PATH), or use --device cpu");
+      options.device = rwkv::Device::kCuda;
+    }
+    RWKV_CHECK((ranks.size() == 1 && f.gpus == 1) || only_print || (!f.smoke && !f.find_lr),
+               ConfigError, "--smoke and --find-lr are for one process; found ", ranks.size(),
+               " ranks");
+    RWKV_CHECK(f.gpus == 1 || f.device == "cuda" || only_print, ConfigError, "--gpus ", f.gpus,
+               ": expected --device cuda; CPU ranks are started with mpirun");
+  });
   options.resume = f.resume;
   options.init_file = f.init;
   options.quiet = f.quiet;
-  if (f.device == "cuda") {
-    RWKV_CHECK(rwkv::backend::has_cuda(), DeviceError,
-               "--device cuda: this build has CPU kernels only; build with a CUDA toolkit (nvcc on "
-               "the PATH), or use --device cpu");
-    options.device = rwkv::Device::kCuda;
-  }
   options.sample = draw_sample;
   if (f.smoke) config = rwkv::smoke_config(config);
 
-  const bool only_print = f.print_config || f.dry_run || f.dump_plan;
+  config.ranks = only_print ? f.gpus : ranks.size();
   if (f.print_config) std::fputs(rwkv::print_config(config).c_str(), stdout);
   if (f.dry_run) std::fputs(rwkv::dry_run_report(config, options.device).c_str(), stdout);
   if (f.dump_plan) std::fputs(rwkv::dump_plan(config, options.device).c_str(), stdout);
@@ -146,6 +160,7 @@ int run(Flags& f, const std::vector<std::string>& extras) {
         r.tokens_per_s, 100 * r.mfu, r.first_loss, r.last_loss);
     return 0;
   }
+  options.comm = ranks.connect(options.device);
   rwkv::run_training(config, options);
   return 0;
 }
@@ -156,5 +171,10 @@ int main(int argc, char** argv) {
   CLI::App app{"Trains a model from a config", "rwkv-train"};
   Flags flags;
   add_options(app, flags);
-  return rwkv::run_program(app, argc, argv, [&] { return run(flags, app.remaining()); });
+  return rwkv::run_program(app, argc, argv, [&] {
+    const bool only_print = flags.print_config || flags.dry_run || flags.dump_plan;
+    return rwkv::run_ranks(only_print ? 1 : flags.gpus, app.get_name(), [&](rwkv::RankSession& r) {
+      return run(flags, app.remaining(), r);
+    });
+  });
 }

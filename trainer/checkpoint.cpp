@@ -70,7 +70,23 @@ void check_checkpoint(const Hdf5File& file) {
   }
 }
 
-std::string state_json(const TrainerState& s) {
+TrainerState read_state(const Hdf5File& file) {
+  TrainerState s = parse_trainer_state(file.read_string("trainer/state"), file.path());
+  if (file.exists("trainer/gemm_algorithms"))
+    s.gemm_algorithms = file.read_string("trainer/gemm_algorithms");
+  return s;
+}
+
+void check_same_model(const std::string& path, const ModelConfig& found,
+                      const ModelConfig& expected) {
+  RWKV_CHECK(found == expected, ConfigError, "loading ", path, ": it holds the model ",
+             model_config_json(found), ", the config asks for ", model_config_json(expected),
+             "; use the config that the run was started with, or another checkpoint.dir");
+}
+
+}  // namespace
+
+std::string trainer_state_json(const TrainerState& s) {
   Json j;
   j["step"] = s.step;
   j["updates"] = s.updates;
@@ -89,10 +105,11 @@ std::string state_json(const TrainerState& s) {
   j["data_tokens"] = s.data_tokens;
   j["wkv"] = s.wkv;
   j["code_version"] = s.code_version;
+  if (s.ranks != 1) j["ranks"] = s.ranks;
   return j.dump();
 }
 
-TrainerState parse_state(const std::string& text, const std::string& path) {
+TrainerState parse_trainer_state(const std::string& text, const std::string& path) {
   try {
     const Json j = Json::parse(text);
     TrainerState s;
@@ -113,27 +130,12 @@ TrainerState parse_state(const std::string& text, const std::string& path) {
     j.at("data_tokens").get_to(s.data_tokens);
     j.at("wkv").get_to(s.wkv);
     j.at("code_version").get_to(s.code_version);
+    s.ranks = j.value("ranks", int64_t{1});
     return s;
   } catch (const nlohmann::json::exception& e) {
     throw IoError(str("loading trainer/state from ", path, ": ", e.what()));
   }
 }
-
-TrainerState read_state(const Hdf5File& file) {
-  TrainerState s = parse_state(file.read_string("trainer/state"), file.path());
-  if (file.exists("trainer/gemm_algorithms"))
-    s.gemm_algorithms = file.read_string("trainer/gemm_algorithms");
-  return s;
-}
-
-void check_same_model(const std::string& path, const ModelConfig& found,
-                      const ModelConfig& expected) {
-  RWKV_CHECK(found == expected, ConfigError, "loading ", path, ": it holds the model ",
-             model_config_json(found), ", the config asks for ", model_config_json(expected),
-             "; use the config that the run was started with, or another checkpoint.dir");
-}
-
-}  // namespace
 
 void write_checkpoint(const std::string& path, const CheckpointContent& content,
                       const TrainerState& state, const std::string& config_json,
@@ -144,7 +146,7 @@ void write_checkpoint(const std::string& path, const CheckpointContent& content,
   write_param_group(file, "optimizer/m", content.params, content.m);
   write_param_group(file, "optimizer/v", content.params, content.v);
   file.write_string("trainer/format", kFormat);
-  file.write_string("trainer/state", state_json(state));
+  file.write_string("trainer/state", trainer_state_json(state));
   file.write_string("trainer/config", config_json);
   if (!state.gemm_algorithms.empty())
     file.write_string("trainer/gemm_algorithms", state.gemm_algorithms);

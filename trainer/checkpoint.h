@@ -41,8 +41,14 @@ struct TrainerState {
   int64_t data_tokens = 0;
   std::string wkv;  ///< variant that the run resolved to
   std::string code_version;
+  int64_t ranks = 1;  ///< processes that shared the last step
   std::string gemm_algorithms;  ///< of a CUDA run, see kernels/core/gemm.h; a dataset of its own
 };
+
+/// The state as the JSON of a checkpoint, without gemm_algorithms, and back; `where` names it in
+/// errors (IoError).
+std::string trainer_state_json(const TrainerState& state);
+TrainerState parse_trainer_state(const std::string& text, const std::string& where);
 
 /// "0.1.0 (b6d30e0)": what checkpoints and logs name.
 std::string code_version();

@@ -72,6 +72,11 @@ struct TrainConfig {
     int64_t every = 1, print_every = 10;
     bool tensorboard = true;
   } log;
+  /// Of runs on several ranks.
+  struct Dist {
+    int64_t zero = 1;
+    std::string exchange = "f32";
+  } dist;
   struct Limits {
     double peak_tflops = 0;
     int64_t memory_mib = 0;
@@ -82,7 +87,12 @@ struct TrainConfig {
   std::map<std::string, std::string> origin;
   bool set_by_user(std::string_view key) const;  ///< the value came from --set
 
-  int64_t tokens_per_step() const { return train.context * train.batch * train.micro_batches; }
+  /// Processes that share a step. Not a key: the launch says it.
+  int64_t ranks = 1;
+
+  int64_t tokens_per_step() const {
+    return train.context * train.batch * train.micro_batches * ranks;
+  }
   std::string run_dir() const;  ///< checkpoint.dir, or runs/NAME
   GradCheckpointing grad_checkpointing() const;
   /// Asks for a WKV variant, whatever the architecture.

@@ -34,7 +34,7 @@ void visit_fields(Config& c, F&& f) {
     "samples and checkpoints; empty: none");
 
   f("train.context", c.train.context, from(1, 1 << 20), "tokens per sequence");
-  f("train.batch", c.train.batch, from(1, 1 << 20), "sequences per micro-batch");
+  f("train.batch", c.train.batch, from(1, 1 << 20), "sequences per micro-batch, of each rank");
   f("train.micro_batches", c.train.micro_batches, from(1, 1 << 20),
     "micro-batches whose gradients are averaged for one optimiser step");
   f("train.steps", c.train.steps, from(0), "stop after this many steps; 0: no such limit");
@@ -102,6 +102,11 @@ void visit_fields(Config& c, F&& f) {
     "also write the numbers of the log as a TensorBoard event file");
   f("log.print_every", c.log.print_every, from(1),
     "steps between lines when the output is not a terminal");
+
+  f("dist.zero", c.dist.zero, from(0, 2),
+    "what several ranks divide: 0 nothing, 1 moments and f32 parameters, 2 gradients, too");
+  f("dist.exchange", c.dist.exchange, FieldRules{0, 0, {"f32", "bf16"}},
+    "type of gradients on their way between ranks");
 
   f("limits.peak_tflops", c.limits.peak_tflops, from(0, 1e6),
     "peak that the utilisation refers to; 0: measured on the CPU, 989 on CUDA");

@@ -91,12 +91,14 @@ std::unique_ptr<Sampler> train_sampler(const TrainData& data, const TrainConfig&
 }
 
 std::unique_ptr<BatchLoader> make_loader(const TrainData& data, const TrainConfig& config,
-                                         int64_t position) {
+                                         int64_t position, int rank) {
   std::shared_ptr<const Sampler> sampler = train_sampler(data, config);
   LoaderOptions o;
   o.rows = config.train.batch;
   o.length = config.train.context;
   o.position = static_cast<uint64_t>(position);
+  o.rank = rank;
+  o.world = static_cast<int>(config.ranks);
   return std::make_unique<BatchLoader>(data.source, std::move(sampler), o);
 }
 

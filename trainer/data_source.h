@@ -32,9 +32,10 @@ bool train_data_exists(const std::string& path);
 
 /// The order of config.data for this data. Throws ConfigError.
 std::unique_ptr<Sampler> train_sampler(const TrainData& data, const TrainConfig& config);
-/// Batches of config.train in the order of config.data.sampler, from sample `position` on.
+/// Batches of config.train in the order of config.data.sampler, from sample `position` on: those of
+/// rank `rank` of config.ranks.
 std::unique_ptr<BatchLoader> make_loader(const TrainData& data, const TrainConfig& config,
-                                         int64_t position);
+                                         int64_t position, int rank = 0);
 
 /// A fixed set of windows of T tokens, evenly spread over a stream: always the same ones, so that
 /// validation losses can be compared. If the stream has fewer than asked for, all of them (a

@@ -14,6 +14,8 @@ namespace {
 // to make the bookkeeping free.
 constexpr int64_t kPieceElements = int64_t{1} << 16;
 
+}  // namespace
+
 double sum_of_squares(const float* x, int64_t n) {
   // Independent sums, so that the compiler may use wide registers without reordering anything.
   std::array<double, 16> lane{};
@@ -29,14 +31,9 @@ double sum_of_squares(const float* x, int64_t n) {
   return sum;
 }
 
-struct Rates {
-  float beta1, beta2, one_minus_beta1, one_minus_beta2;
-  float correction1, correction2;  ///< 1 / (1 - beta^n)
-  float eps, scale, lr, decay;
-};
-
-void update(float* __restrict p, float* __restrict m, float* __restrict v,
-            const float* __restrict grad, int64_t n, const Rates& r) {
+void adamw_elements(float* __restrict p, float* __restrict m, float* __restrict v,
+                    const float* __restrict grad, int64_t n, const AdamWRates& r, float lr,
+                    float decay) {
   for (int64_t i = 0; i < n; ++i) {
     const float g = grad[i] * r.scale;
     const float mi = r.beta1 * m[i] + r.one_minus_beta1 * g;
@@ -44,11 +41,26 @@ void update(float* __restrict p, float* __restrict m, float* __restrict v,
     m[i] = mi;
     v[i] = vi;
     const float direction = (mi * r.correction1) / (std::sqrt(vi * r.correction2) + r.eps);
-    p[i] -= r.lr * (direction + r.decay * p[i]);
+    p[i] -= lr * (direction + decay * p[i]);
   }
 }
 
-}  // namespace
+AdamWRates adamw_rates(const AdamWOptions& options, int64_t updates, double norm) {
+  const auto n = static_cast<double>(updates);
+  AdamWRates rates{
+      .beta1 = static_cast<float>(options.beta1),
+      .beta2 = static_cast<float>(options.beta2),
+      .one_minus_beta1 = static_cast<float>(1 - options.beta1),
+      .one_minus_beta2 = static_cast<float>(1 - options.beta2),
+      .correction1 = static_cast<float>(1 / (1 - std::pow(options.beta1, n))),
+      .correction2 = static_cast<float>(1 / (1 - std::pow(options.beta2, n))),
+      .eps = static_cast<float>(options.eps),
+      .scale = 1,
+  };
+  if (options.clip > 0 && (norm + 1e-6) / options.clip > 1)
+    rates.scale = static_cast<float>(options.clip / (norm + 1e-6));
+  return rates;
+}
 
 AdamW::AdamW(Device device, const ParamRegistry& params, const AdamWOptions& options,
              const std::vector<bool>& trained)
@@ -84,31 +96,15 @@ void AdamW::step(ParamStore& values, const ParamStore& grads, double lr, double 
   RWKV_CHECK(std::isfinite(norm), NonFiniteError, "updating the parameters: the gradient norm is ",
              norm, "; skip this step");
   ++updates_;
-  const auto n = static_cast<double>(updates_);
-  Rates rates{
-      .beta1 = static_cast<float>(options_.beta1),
-      .beta2 = static_cast<float>(options_.beta2),
-      .one_minus_beta1 = static_cast<float>(1 - options_.beta1),
-      .one_minus_beta2 = static_cast<float>(1 - options_.beta2),
-      .correction1 = static_cast<float>(1 / (1 - std::pow(options_.beta1, n))),
-      .correction2 = static_cast<float>(1 / (1 - std::pow(options_.beta2, n))),
-      .eps = static_cast<float>(options_.eps),
-      .scale = 1,
-      .lr = 0,
-      .decay = 0,
-  };
-  if (options_.clip > 0 && (norm + 1e-6) / options_.clip > 1)
-    rates.scale = static_cast<float>(options_.clip / (norm + 1e-6));
+  const AdamWRates rates = adamw_rates(options_, updates_, norm);
   float *p = values.flat().data(), *m = m_.flat().data(), *v = v_.flat().data();
   const float* g = grads.flat().data();
   parallel_for(static_cast<int64_t>(pieces_.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const Piece& piece = pieces_[static_cast<size_t>(k)];
-      Rates r = rates;
-      r.lr = static_cast<float>(lr * piece.lr_scale);
-      r.decay = piece.decay;
       const int64_t o = piece.begin;
-      update(p + o, m + o, v + o, g + o, piece.end - o, r);
+      adamw_elements(p + o, m + o, v + o, g + o, piece.end - o, rates,
+                     static_cast<float>(lr * piece.lr_scale), piece.decay);
     }
   });
 }

@@ -14,6 +14,20 @@ struct AdamWOptions {
   double clip = 1;          ///< limit of the global gradient norm, 0: none
 };
 
+/// The numbers of one update, equal for all parameters.
+struct AdamWRates {
+  float beta1, beta2, one_minus_beta1, one_minus_beta2;
+  float correction1, correction2;  ///< 1 / (1 - beta^n)
+  float eps, scale;                ///< scale: of the gradients, by the clip rule
+};
+/// Update number n (from 1) with gradients of this global norm.
+AdamWRates adamw_rates(const AdamWOptions& options, int64_t n, double norm);
+/// The update of n elements on the CPU; lr and decay are those of their parameter.
+void adamw_elements(float* p, float* m, float* v, const float* grad, int64_t n,
+                    const AdamWRates& rates, float lr, float decay);
+/// In double, in a fixed order.
+double sum_of_squares(const float* x, int64_t n);
+
 /// AdamW with bias correction and decoupled decay; f32 moments, f32 arithmetic, bias corrections
 /// and norm in double. With n = number of updates including this one:
 ///   g = grad * s,  s = 1 / (norm + 1e-6) * clip  if (norm + 1e-6) / clip > 1, else 1

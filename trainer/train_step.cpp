@@ -66,16 +66,19 @@ std::vector<MemoryItem> TrainStep::memory() const {
   const size_t flat = elements * sizeof(float);
   const size_t workspace =
       std::max(plan_.workspace_bytes(), eval_plan_ ? eval_plan_->workspace_bytes() : size_t{0});
-  std::vector<MemoryItem> items = {
-      {"parameters", flat},
-      {"gradients", flat},
-      {"optimizer moments", 2 * flat},
-      {"activations", plan_.activation_bytes()},
-      {"workspace", workspace},
-  };
+  std::vector<MemoryItem> items;
+  if (ranks() > 1) {
+    items = ShardedParams::memory(ShardLayout(model_->params(), ranks()), shard_options());
+    if (options_.device == Device::kCpu && leads())
+      items.push_back({"copies for checkpoints", 3 * flat});
+  } else {
+    items = {{"parameters", flat}, {"gradients", flat}, {"optimizer moments", 2 * flat}};
+  }
+  items.push_back({"activations", plan_.activation_bytes()});
+  items.push_back({"workspace", workspace});
   if (eval_plan_)
     items.push_back({"activations of the validation", eval_plan_->activation_bytes()});
-  if (options_.dtype == DType::kBF16)
+  if (options_.dtype == DType::kBF16 && ranks() == 1)
     items.push_back({"bf16 copies of the matrices", elements * sizeof(BF16)});
   if (options_.device == Device::kCuda) {
     items.push_back({"workspace of cuBLASLt",
@@ -89,23 +92,46 @@ std::vector<MemoryItem> TrainStep::memory() const {
   return items;
 }
 
+ShardOptions TrainStep::shard_options() const {
+  return {.zero = options_.zero,
+          .exchange = options_.exchange,
+          .activations = options_.dtype,
+          .accumulates = options_.micro_batches > 1,
+          .optimizer = options_.optimizer};
+}
+
 double TrainStep::flops_per_step() const {
   return plan_.model_flops() * static_cast<double>(options_.micro_batches);
 }
 
 void TrainStep::allocate() {
+  RWKV_ASSERT(options_.comm != nullptr || ranks() == 1, "memory of ", ranks(), " ranks without them");
   const ParamRegistry& params = model_->params();
   // What was recorded belongs to the context that goes.
   first_graph_ = LaunchGraph();
   later_graph_ = LaunchGraph();
+  last_graph_ = LaunchGraph();
   eval_graph_ = LaunchGraph();
-  prepared_ = false;
+  prepared_ = recorded_ = false;
+  shards_.reset();
+  device_.reset();
   ctx_ = std::make_unique<Context>(options_.device);
   const bool cuda = options_.device == Device::kCuda;
-  // On CUDA these are the host copies that initial values, checkpoints and samples go through.
-  values_ = ParamStore(Device::kCpu, params, "parameters");
-  optimizer_ =
-      std::make_unique<AdamW>(Device::kCpu, params, options_.optimizer, plan_.reached_params());
+  // On CUDA, and of several ranks, these are the host copies that initial values, checkpoints and
+  // samples go through.
+  const ParamRegistry& host = leads() ? params : nothing_;
+  values_ = ParamStore(Device::kCpu, host, "parameters");
+  optimizer_ = std::make_unique<AdamW>(Device::kCpu, host, options_.optimizer,
+                                       leads() ? plan_.reached_params() : std::vector<bool>());
+  if (ranks() > 1) {
+    shards_ = std::make_unique<ShardedParams>(*ctx_, *options_.comm, params, shard_options(),
+                                              plan_.reached_params());
+    plan_.bind(*ctx_, shards_->values(), shards_->grads());
+    shards_->attach(plan_);
+    if (eval_plan_) eval_plan_->bind(*ctx_, shards_->values(), {});
+    bind_ids();
+    return;
+  }
   if (cuda)
     device_ = std::make_unique<DeviceParams>(*ctx_, params, options_.dtype, options_.optimizer,
                                              plan_.reached_params());
@@ -153,21 +179,39 @@ double TrainStep::read_loss(Plan& plan) {
   return loss;
 }
 
-void TrainStep::forward_backward(bool first) {
+void TrainStep::forward_backward(bool first, bool last) {
+  const float scale = 1.0f / static_cast<float>(options_.micro_batches * ranks());
+  if (shards_) {
+    if (first) shards_->begin_step();
+    const PlanHooks& hooks = shards_->hooks(first, last);
+    plan_.forward(*ctx_, &hooks);
+    plan_.backward(*ctx_, scale, first, hooks);
+    shards_->end_backward();
+    shards_->add_loss(plan_.output("loss"), first ? Accum::kWrite : Accum::kAdd);
+    return;
+  }
   plan_.forward(*ctx_);
-  plan_.backward(*ctx_, 1.0f / static_cast<float>(options_.micro_batches), first);
+  plan_.backward(*ctx_, scale, first);
   if (device_) device_->add_loss(*ctx_, plan_.output("loss"), first ? Accum::kWrite : Accum::kAdd);
 }
 
 void TrainStep::prepare() {
   RWKV_ASSERT(ctx_ != nullptr, "TrainStep::prepare before allocate");
-  if (prepared_ || !device_) return;
+  if (prepared_ || options_.device == Device::kCpu) return;
   const bool more = options_.micro_batches > 1;
   // Products that add spoil the gradients while they are measured; the first real micro-batch
   // overwrites them.
   measure_gemm_algorithms(*ctx_, options_.measure_gemms);
-  forward_backward(true);
-  if (more) forward_backward(false);
+  const float scale = 1.0f / static_cast<float>(options_.micro_batches * ranks());
+  for (const bool first : {true, false}) {
+    if (!first && !more) continue;
+    if (device_) {
+      forward_backward(first, !more);
+      continue;
+    }
+    plan_.forward(*ctx_);  // ranks do this at different times: nothing is exchanged
+    plan_.backward(*ctx_, scale, first);
+  }
   if (eval_plan_) eval_plan_->forward(*ctx_);
   measure_gemm_algorithms(*ctx_, false);
   ctx_->synchronize("warm-up");
@@ -176,18 +220,32 @@ void TrainStep::prepare() {
     ctx_->open_lanes(options_.lanes);
     plan_.use_lanes(options_.lanes);
   }
+  if (device_) record_graphs();
+}
+
+void TrainStep::record_graphs() {
+  recorded_ = true;
   if (!options_.launch_graphs) return;
-  first_graph_ = LaunchGraph(*ctx_, [&] { forward_backward(true); });
-  if (more) later_graph_ = LaunchGraph(*ctx_, [&] { forward_backward(false); });
+  const int64_t n = options_.micro_batches;
+  first_graph_ = LaunchGraph(*ctx_, [&] { forward_backward(true, n == 1); });
+  if (n > (shards_ ? 2 : 1))
+    later_graph_ = LaunchGraph(*ctx_, [&] { forward_backward(false, false); });
+  if (n > 1 && shards_) last_graph_ = LaunchGraph(*ctx_, [&] { forward_backward(false, true); });
   if (eval_plan_) eval_graph_ = LaunchGraph(*ctx_, [&] { eval_plan_->forward(*ctx_); });
   recorded_workspace_ = ctx_->workspace_bytes();
 }
 
+void TrainStep::gather() {
+  if (shards_) shards_->gather();
+}
+
 void TrainStep::upload() {
+  if (shards_) shards_->upload(values_, optimizer_->m(), optimizer_->v());
   if (device_) device_->upload(*ctx_, values_, optimizer_->m(), optimizer_->v());
 }
 
 void TrainStep::download() {
+  if (shards_) shards_->download(values_, optimizer_->m(), optimizer_->v());
   if (device_) device_->download(*ctx_, values_, optimizer_->m(), optimizer_->v());
 }
 
@@ -198,29 +256,51 @@ void TrainStep::replay(const LaunchGraph& graph) {
 
 void TrainStep::accumulate(int64_t i) {
   RWKV_ASSERT(ctx_ != nullptr, "TrainStep::accumulate before allocate");
-  if (!device_) {
-    if (i == 0) loss_sum_ = 0;
-    forward_backward(i == 0);
+  const bool first = i == 0, last = i + 1 == options_.micro_batches;
+  if (options_.device == Device::kCpu) {
+    if (first) loss_sum_ = 0;
+    forward_backward(first, last);
     loss_sum_ += read_loss(plan_);
     return;
   }
   prepare();
+  if (!recorded_) {
+    // Ranks record in step, after each collective has run once: NCCL connects on first use.
+    shards_->warm_up();
+    record_graphs();
+  }
   send_ids(plan_, host_slot(i));
   // A traced step shows its ops.
-  if (const LaunchGraph& graph = i == 0 ? first_graph_ : later_graph_;
-      graph && !ctx_->tracer().enabled()) {
+  const LaunchGraph& graph = first             ? first_graph_
+                             : last && shards_ ? last_graph_
+                                               : later_graph_;
+  if (graph && !ctx_->tracer().enabled())
     replay(graph);
-  } else {
-    forward_backward(i == 0);
-  }
+  else
+    forward_backward(first, last);
   const int64_t n = options_.batch * options_.tokens, next = (i + 1) % options_.micro_batches;
   tokens_ = ids(host_slot(next), 0, n);
   targets_ = ids(host_slot(next), n, n);
 }
 
-TrainStep::Result TrainStep::finish(double lr) {
+TrainStep::Result TrainStep::finish(double lr, bool stop) {
   Result s;
-  const auto micro_batches = static_cast<double>(options_.micro_batches);
+  const auto micro_batches = static_cast<double>(options_.micro_batches * ranks());
+  if (shards_) {
+    const int64_t update = optimizer_->updates() + 1;
+    {
+      const TraceScope trace(ctx_->tracer(), "clip and AdamW");
+      shards_->update(lr, update, stop);
+    }
+    const RankOutcome outcome = shards_->read_outcome();
+    s.loss = outcome.loss_sum / micro_batches;
+    s.grad_norm = outcome.norm;
+    s.finite = std::isfinite(s.loss) && std::isfinite(s.grad_norm);
+    s.stop = outcome.stops > 0;
+    if (s.finite) optimizer_->set_updates(update);
+    return s;
+  }
+  s.stop = stop;
   if (device_) {
     const int64_t update = optimizer_->updates() + 1;
     {
@@ -244,7 +324,7 @@ TrainStep::Result TrainStep::finish(double lr) {
 
 double TrainStep::evaluate() {
   RWKV_ASSERT(eval_plan_ && ctx_ != nullptr, "TrainStep::evaluate without an eval plan");
-  if (device_) {
+  if (options_.device == Device::kCuda) {
     prepare();
     send_ids(*eval_plan_, host_slot(options_.micro_batches));
   }

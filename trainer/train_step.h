@@ -16,6 +16,7 @@
 #include "model/rwkv.h"
 #include "trainer/device_params.h"
 #include "trainer/optimizer.h"
+#include "trainer/sharded_params.h"
 
 namespace rwkv {
 
@@ -34,17 +35,17 @@ struct TrainStepOptions {
   bool launch_graphs = true;  ///< CUDA: forward and backward are recorded once and replayed
   int lanes =
       0;  ///< CUDA: independent steps run side by side on so many streams; 0: chosen by size
+  /// The ranks that share the work, or null; must outlive the step. `batch` and `micro_batches` are
+  /// those of one rank, gradients and losses are means over all of them.
+  Communicator* comm = nullptr;
+  int planned_ranks = 1;  ///< without comm: what sizes are planned for; allocate() wants 1
+  ZeroStage zero = ZeroStage::kOptimizer;  ///< what several ranks divide among them
+  DType exchange = DType::kF32;            ///< type of gradients on their way between ranks
 };
 
 /// What CUDA takes on the device for the code of kernels and of cuBLASLt, graphs, and rounding of
 /// allocations, with room to spare.
 inline constexpr size_t kDeviceOverheadBytes = size_t{256} << 20;
-
-/// One consumer of memory, for the estimate before the first step.
-struct MemoryItem {
-  std::string name;
-  size_t bytes;
-};
 
 /// Plans at construction, which needs next to no memory; allocate() makes it ready to run. After
 /// the first step nothing is allocated any more. One thread drives it.
@@ -71,7 +72,8 @@ class TrainStep {
   /// launches. The first step does it if nobody did. Nothing to do on the CPU.
   void prepare();
   /// CUDA: the host copies (values(), optimizer().m() and v()) to the device, after they were set,
-  /// and back, before they are read. Nothing to do on the CPU.
+  /// and back, before they are read. Nothing to do on the CPU. With several ranks, on either
+  /// device: from rank 0's host copies to all ranks and back; the others' are empty. All ranks call.
   void upload();
   void download();
   Context& context() { return *ctx_; }
@@ -88,11 +90,15 @@ class TrainStep {
     double loss = 0;       ///< mean over the step's tokens, before the update
     double grad_norm = 0;  ///< before clipping
     bool finite = true;    ///< false: the update was left out
+    bool stop = false;     ///< a rank was asked to stop
   };
   /// Forward and backward of micro-batch i of the step; gradients are averaged over the step.
   void accumulate(int64_t i);
   /// Norm, clipping and update with learning rate lr, if loss and gradients are finite.
-  Result finish(double lr);
+  /// `stop` reaches the result on all ranks.
+  Result finish(double lr, bool stop = false);
+  /// Several ranks: makes all parameters present before evaluate(). All ranks call.
+  void gather();
   /// Mean loss of the batch in eval_tokens, eval_targets; gradients are not touched.
   double evaluate();
   std::span<int32_t> eval_tokens() const { return eval_tokens_; }
@@ -101,7 +107,13 @@ class TrainStep {
  private:
   Plan build_plan(bool training) const;
   void bind_ids();
-  void forward_backward(bool first);
+  void forward_backward(bool first, bool last);
+  void record_graphs();
+  int ranks() const {
+    return options_.comm == nullptr ? options_.planned_ranks : options_.comm->size();
+  }
+  bool leads() const { return options_.comm == nullptr || options_.comm->rank() == 0; }
+  ShardOptions shard_options() const;
   void replay(const LaunchGraph& graph);
   void send_ids(Plan& plan, const TensorView& host);
   double read_loss(Plan& plan);
@@ -117,11 +129,13 @@ class TrainStep {
   std::unique_ptr<Context> ctx_;
   ParamStore values_, grads_;
   std::unique_ptr<AdamW> optimizer_;
-  std::unique_ptr<DeviceParams> device_;                ///< CUDA only
+  std::unique_ptr<DeviceParams> device_;                ///< CUDA, one rank
+  std::unique_ptr<ShardedParams> shards_;               ///< several ranks
+  ParamRegistry nothing_;                               ///< what ranks other than 0 keep on the host
   HostBuffer host_ids_;                                 ///< CUDA only: a slot for every micro-batch
-  LaunchGraph first_graph_, later_graph_, eval_graph_;  ///< CUDA only
+  LaunchGraph first_graph_, later_graph_, last_graph_, eval_graph_;  ///< CUDA only
   size_t recorded_workspace_ = 0;  ///< the graphs' addresses hold while it has this size
-  bool prepared_ = false;
+  bool prepared_ = false, recorded_ = false;
   std::span<int32_t> tokens_, targets_, eval_tokens_, eval_targets_;
   double loss_sum_ = 0;  ///< CPU only
 };

@@ -33,7 +33,9 @@ std::string changed_keys(const std::string& before_json, const std::string& now_
   std::string out;
   for (const auto& [section, keys] : now.items()) {
     if (section == "checkpoint" || section == "log" || section == "limits") continue;
+    if (section == "dist" && before.find(section) == before.end()) continue;
     for (const auto& [key, value] : keys.items()) {
+      if (section == "dist" && key == "zero") continue;
       const auto old_section = before.find(section);
       const auto old = old_section == before.end() ? nlohmann::json()
                                                    : old_section->value(key, nlohmann::json());
@@ -50,44 +52,54 @@ class Run {
   Run(const TrainConfig& config, const TrainerOptions& options)
       : config_(config),
         options_(options),
-        line_(options.quiet),
+        comm_(options.comm),
+        line_(options.quiet || !leads()),
         data_(open_train_data(config.data.train, config)),
         schedule_(config.schedule(data_.source->size())),
         total_steps_(config.total_steps(data_.source->size())),
-        step_(config.model, step_options(config, options.device)),
+        step_(config.model, step_options(config, options.device, options.comm)),
         dir_(config.run_dir()) {}
 
   RunResult run() {
     StopSignals stop;
-    train_sampler(data_, config_);  // an order that cannot be is told before memory is taken
-    require_memory(step_, config_.limits.memory_mib);
-    lock_.emplace(dir_);
-    check_folder();
-    open_validation();
-    step_.allocate();
+    stop_ = &stop;
+    if (comm_ != nullptr) check_ranks();
+    together([&] {
+      train_sampler(data_, config_);  // an order that cannot be is told before memory is taken
+      require_memory(step_, config_.limits.memory_mib);
+    });
+    on_rank_0([&] {
+      lock_.emplace(dir_);
+      check_folder();
+    });
+    together([&] {
+      open_validation();
+      step_.allocate();
+    });
     start();
-    begin_log();
-    const auto loader = make_loader(data_, config_, state_.samples);
+    on_rank_0([&] { begin_log(); });
+    const auto loader =
+        make_loader(data_, config_, state_.samples, comm_ == nullptr ? 0 : comm_->rank());
     started_ = last_record_ = now_seconds();
     const int64_t first = state_.step;
-    while (state_.step < total_steps_ && stop.received() == 0) {
+    while (state_.step < total_steps_ && !stopping()) {
       one_step(*loader);
       // Not within a row of non-finite steps: if the weights are what is broken, a checkpoint of
       // them would push out a good one.
-      if (stop.received() == 0 && due(config_.checkpoint.every) && state_.step < total_steps_ &&
+      if (!stopping() && due(config_.checkpoint.every) && state_.step < total_steps_ &&
           state_.nonfinite_in_a_row == 0)
         save();
     }
     if (state_.step > first || result_.last_checkpoint.empty()) save();
     result_.steps = state_.step;
     result_.valid_loss = state_.last_valid_loss;
-    if (stop.received() != 0 && state_.step < total_steps_) {
+    if (stopping() && state_.step < total_steps_) {
       result_.stopped_by = stop.name();
-      log_->end(state_.step, result_.stopped_by);
+      if (log_) log_->end(state_.step, result_.stopped_by);
       line_.message(str("stopped by ", result_.stopped_by, " after step ", state_.step,
                         "; checkpoint ", result_.last_checkpoint, " written, --resume continues"));
     } else {
-      log_->end(state_.step, "complete");
+      if (log_) log_->end(state_.step, "complete");
       line_.message(str("complete after ", state_.step, " steps in ",
                         format_duration(now_seconds() - started_), "; last checkpoint ",
                         result_.last_checkpoint));
@@ -96,6 +108,28 @@ class Run {
   }
 
  private:
+  bool leads() const { return comm_ == nullptr || comm_->rank() == 0; }
+  HostGroup* group() const { return comm_ == nullptr ? nullptr : &comm_->group(); }
+  /// Work of every rank, or of rank 0, that may fail: then all ranks fail.
+  void together(const std::function<void()>& work) { agree(group(), work); }
+  void on_rank_0(const std::function<void()>& work) {
+    agree(group(), [&] {
+      if (leads()) work();
+    });
+  }
+  /// Several ranks agree on it in every step.
+  bool stopping() const { return comm_ == nullptr ? stop_->received() != 0 : stop_agreed_; }
+
+  void check_ranks() {
+    require_same(*group(), "the build (--version)", code_version());
+    require_same(*group(), "the device (--device)", std::string(device_name(options_.device)));
+    require_same(*group(), "the configuration (--print-config shows it)", config_json(config_));
+    require_same(*group(), "the training data", data_.hash);
+    require_same(*group(), "the WKV variant", step_.wkv_name());
+    line_.message(str("ranks: ", comm_->size(), ", ", comm_->description(), ", dist.zero ",
+                      config_.dist.zero, ", gradients travel as ", config_.dist.exchange));
+  }
+
   CheckpointContent content() {
     return {config_.model, step_.model().params(), step_.values(), step_.optimizer().m(),
             step_.optimizer().v()};
@@ -123,6 +157,33 @@ class Run {
   }
 
   void start() {
+    on_rank_0([&] { load(); });
+    if (comm_ != nullptr) share_state();
+    step_.optimizer().set_updates(state_.updates);
+    step_.upload();
+    state_.wkv = step_.wkv_name();
+    state_.code_version = code_version();
+    state_.ranks = config_.ranks;
+    const auto say = [&](const std::string& text) { line_.message(text); };
+    // Rank 0 chooses the algorithms of products for all, so that ranks do not differ.
+    on_rank_0([&] { state_.gemm_algorithms = prepare_step(step_, state_.gemm_algorithms, say); });
+    if (comm_ == nullptr) return;
+    state_.gemm_algorithms = group()->broadcast(state_.gemm_algorithms);
+    together([&] {
+      if (!leads()) state_.gemm_algorithms = prepare_step(step_, state_.gemm_algorithms, say);
+    });
+  }
+
+  /// What rank 0 loaded is where all ranks stand.
+  void share_state() {
+    const std::string algorithms = group()->broadcast(state_.gemm_algorithms);
+    state_ = parse_trainer_state(group()->broadcast(trainer_state_json(state_)), "rank 0");
+    state_.gemm_algorithms = algorithms;
+    result_.last_checkpoint = group()->broadcast(result_.last_checkpoint);
+  }
+
+  /// Parameters, moments and state on the host of rank 0.
+  void load() {
     if (resuming_) {
       std::string path, old_config;
       state_ = read_newest_checkpoint(
@@ -132,27 +193,20 @@ class Run {
       check_same_run(path, old_config);
       const size_t aside = set_aside_newer_checkpoints(dir_, path);
       if (aside > 0) line_.message(str("renamed ", aside, " damaged checkpoints to *.damaged"));
-      step_.optimizer().set_updates(state_.updates);
-      step_.upload();
       result_.last_checkpoint = path;
       line_.message(str("resuming from ", path));
       if (!options_.init_file.empty())
         line_.message(str("--init ", options_.init_file, " is for new runs and was not read"));
-    } else {
-      step_.model().init_params(step_.values(), init_options(config_));
-      if (!options_.init_file.empty())
-        read_initial_weights(options_.init_file, config_.model, step_.model().params(),
-                             step_.values());
-      step_.upload();
-      state_.seed = static_cast<uint64_t>(config_.train.seed);
-      state_.sampler = config_.data.sampler;
-      state_.data_hash = data_.hash;
-      state_.data_tokens = data_.source->size();
+      return;
     }
-    state_.wkv = step_.wkv_name();
-    state_.code_version = code_version();
-    state_.gemm_algorithms = prepare_step(step_, state_.gemm_algorithms,
-                                          [&](const std::string& text) { line_.message(text); });
+    step_.model().init_params(step_.values(), init_options(config_));
+    if (!options_.init_file.empty())
+      read_initial_weights(options_.init_file, config_.model, step_.model().params(),
+                           step_.values());
+    state_.seed = static_cast<uint64_t>(config_.train.seed);
+    state_.sampler = config_.data.sampler;
+    state_.data_hash = data_.hash;
+    state_.data_tokens = data_.source->size();
   }
 
   /// A resumed run goes on with the same data in the same order; the rest may change, loudly.
@@ -178,6 +232,10 @@ class Run {
                "; use that of the run");
     const std::string changes = changed_keys(old_config, config_json(config_));
     if (!changes.empty()) line_.message("changed since that checkpoint: " + changes);
+    if (state_.ranks != config_.ranks)
+      line_.message(str("the number of ranks changed from ", state_.ranks, " to ", config_.ranks,
+                        ": the order of sums, and with the same train.batch the tokens per step (",
+                        config_.tokens_per_step(), ") are others"));
     if (state_.wkv != step_.wkv_name())
       line_.message(str("the WKV variant changed from ", state_.wkv, " to ", step_.wkv_name(),
                         ": results are no longer those of the undisturbed run, bit for bit"));
@@ -191,7 +249,7 @@ class Run {
     d.parameters_total = count.total;
     d.total_steps = total_steps_;
     d.tokens_per_step = config_.tokens_per_step();
-    d.flops_per_step = step_.flops_per_step();
+    d.flops_per_step = step_.flops_per_step() * static_cast<double>(config_.ranks);
     d.peak_tflops = peak_tflops_ = config_.limits.peak_tflops > 0
                                        ? config_.limits.peak_tflops
                                        : measure_peak_tflops(step_.context());
@@ -224,7 +282,8 @@ class Run {
       step_.accumulate(i);
     }
     if (options_.on_gradients) options_.on_gradients(state_.step + 1, step_.grads());
-    const TrainStep::Result r = step_.finish(lr);
+    const TrainStep::Result r = step_.finish(lr, stop_->received() != 0);
+    stop_agreed_ = r.stop;
     ++state_.step;
     state_.updates = step_.optimizer().updates();
     state_.samples = static_cast<int64_t>(loader.position());
@@ -240,7 +299,8 @@ class Run {
     }
     const bool last = state_.step == total_steps_;
     record(r, lr, last);
-    if (state_.nonfinite_in_a_row >= config_.train.max_nonfinite) give_up();
+    if (state_.nonfinite_in_a_row >= config_.train.max_nonfinite)
+      on_rank_0([&] { give_up(); });
     if (valid_ && (due(config_.eval.every) || last)) validate();
     if (options_.sample && data_.tokenizer && config_.sample.every > 0 &&
         (due(config_.sample.every) || last))
@@ -248,6 +308,7 @@ class Run {
   }
 
   void record(const TrainStep::Result& r, double lr, bool last) {
+    if (!leads()) return;
     ++steps_since_record_;
     const bool logs = due(config_.log.every) || last || !r.finite;
     const bool prints = due(config_.log.print_every) || last || !r.finite;
@@ -283,13 +344,23 @@ class Run {
   // take themselves.
   void validate() {
     const double begin = now_seconds();
+    // Batch i is the work of rank i mod ranks; losses are added in the order of batches, so that
+    // their mean does not depend on the number of ranks.
+    step_.gather();
+    const int64_t ranks = config_.ranks, rank = comm_ == nullptr ? 0 : comm_->rank();
     double sum = 0;
-    for (int64_t i = 0; i < valid_->batches(); ++i) {
-      valid_->fill(i, step_.eval_tokens(), step_.eval_targets());
-      sum += step_.evaluate();
+    for (int64_t first = 0; first < valid_->batches(); first += ranks) {
+      double mine = 0;
+      if (first + rank < valid_->batches()) {
+        valid_->fill(first + rank, step_.eval_tokens(), step_.eval_targets());
+        mine = step_.evaluate();
+      }
+      valid_losses_.assign(static_cast<size_t>(ranks), mine);
+      if (comm_ != nullptr) group()->all_gather(&mine, sizeof mine, valid_losses_.data());
+      for (const double loss : valid_losses_) sum += loss;  // 0 where there was no batch
     }
     const double loss = sum / static_cast<double>(valid_->batches());
-    log_->valid(state_.step, loss);
+    if (log_) log_->valid(state_.step, loss);
     if (events_) events_->valid(state_.step, loss);
     if (std::isfinite(loss)) {
       state_.last_valid_loss = loss;
@@ -306,6 +377,11 @@ class Run {
   void sample() {
     const double begin = now_seconds();
     step_.download();
+    on_rank_0([&] { draw_sample(); });
+    last_record_ += now_seconds() - begin;
+  }
+
+  void draw_sample() {
     const std::string text =
         options_.sample({step_.model(), step_.values(), *data_.tokenizer, config_.sample.prompt,
                          config_.sample.tokens, config_.sample.temperature, config_.sample.top_p,
@@ -313,18 +389,19 @@ class Run {
     log_->sample(state_.step, text);
     if (events_) events_->sample(state_.step, text);
     line_.message(str("step ", state_.step, ", sample: ", text));
-    last_record_ += now_seconds() - begin;
   }
 
   void save() {
     const double begin = now_seconds();
     const std::string path = checkpoint_path(dir_, state_.step);
     step_.download();
-    TrainConfig stored = config_;
-    stored.checkpoint.dir.clear();  // so that equal runs write equal files wherever they lie
-    write_checkpoint(path, content(), state_, config_json(stored), data_.blob);
+    on_rank_0([&] {
+      TrainConfig stored = config_;
+      stored.checkpoint.dir.clear();  // so that equal runs write equal files wherever they lie
+      write_checkpoint(path, content(), state_, config_json(stored), data_.blob);
+      prune_checkpoints(dir_, config_.checkpoint.keep_last, config_.checkpoint.keep_every);
+    });
     result_.last_checkpoint = path;
-    prune_checkpoints(dir_, config_.checkpoint.keep_last, config_.checkpoint.keep_every);
     last_record_ += now_seconds() - begin;
   }
 
@@ -349,6 +426,7 @@ class Run {
 
   const TrainConfig& config_;
   const TrainerOptions& options_;
+  Communicator* comm_;
   StatusLine line_;
   TrainData data_;
   Schedule schedule_;
@@ -364,11 +442,14 @@ class Run {
   bool resuming_ = false;
   double peak_tflops_ = 1, started_ = 0, last_record_ = 0, step_seconds_ = 0;
   int64_t steps_since_record_ = 0;
+  const StopSignals* stop_ = nullptr;
+  bool stop_agreed_ = false;
+  std::vector<double> valid_losses_;
 };
 
 }  // namespace
 
-TrainStepOptions step_options(const TrainConfig& config, Device device) {
+TrainStepOptions step_options(const TrainConfig& config, Device device, Communicator* comm) {
   TrainStepOptions o;
   o.batch = config.train.batch;
   o.tokens = config.train.context;
@@ -388,6 +469,10 @@ TrainStepOptions step_options(const TrainConfig& config, Device device) {
   o.measure_gemms = config.kernels.gemm == "measured";
   o.launch_graphs = config.kernels.launch_graphs;
   o.lanes = static_cast<int>(config.kernels.lanes);
+  o.comm = comm;
+  o.planned_ranks = static_cast<int>(config.ranks);
+  o.zero = static_cast<ZeroStage>(config.dist.zero);
+  o.exchange = config.dist.exchange == "bf16" ? DType::kBF16 : DType::kF32;
   return o;
 }
 
@@ -410,7 +495,12 @@ double measure_peak_tflops(Context& ctx) {
 }
 
 RunResult run_training(const TrainConfig& config, const TrainerOptions& options) {
-  return Run(config, options).run();
+  RWKV_ASSERT(config.ranks == (options.comm == nullptr ? 1 : options.comm->size()), config.ranks,
+              " ranks");
+  std::optional<Run> run;
+  agree(options.comm == nullptr ? nullptr : &options.comm->group(),
+        [&] { run.emplace(config, options); });
+  return run->run();
 }
 
 }  // namespace rwkv

@@ -28,10 +28,13 @@ struct TrainerOptions {
   bool resume = false;
   std::string init_file;  ///< weights to start from (a model file or checkpoint); empty: random
   Device device = Device::kCpu;
+  /// The ranks of the run, or null for one process. All of them call run_training alike; config.ranks
+  /// is their number. Rank 0 owns the run folder, reads and writes checkpoints, and reports.
+  Communicator* comm = nullptr;
   bool quiet = false;  ///< nothing on stdout
   /// Draws text (generation belongs to inference/, which the trainer does not know).
   std::function<std::string(const SampleRequest&)> sample;
-  /// Sees the gradients of every step before the update: probes and tests. (On CUDA they are on the
+  /// One rank only. Sees the gradients of every step before the update: probes and tests. (On CUDA they are on the
   /// device and the store is empty.)
   std::function<void(int64_t step, ParamStore& grads)> on_gradients;
 };
@@ -57,7 +60,8 @@ struct RunResult {
 RunResult run_training(const TrainConfig& config, const TrainerOptions& options);
 
 /// How a config becomes a step: shared by training, smoke runs, --find-lr and --dry-run.
-TrainStepOptions step_options(const TrainConfig& config, Device device);
+TrainStepOptions step_options(const TrainConfig& config, Device device,
+                              Communicator* comm = nullptr);
 InitOptions init_options(const TrainConfig& config);
 
 /// Rate of one large f32 matrix product on this machine with the current threads, in TFLOP/s: what

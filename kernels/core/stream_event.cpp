@@ -18,12 +18,20 @@ StreamEvent& StreamEvent::operator=(StreamEvent&& o) noexcept {
 }
 
 void StreamEvent::record(const Context& ctx) {
-  if (event_ == nullptr) event_ = backend::cuda_event_create();
-  backend::cuda_event_record(event_, ctx.stream());
+  record_on(ctx.stream());
 }
 
 void StreamEvent::wait(const Context& ctx) const {
-  if (event_ != nullptr) backend::cuda_stream_wait(ctx.stream(), event_);
+  wait_on(ctx.stream());
+}
+
+void StreamEvent::record_on(Stream stream) {
+  if (event_ == nullptr) event_ = backend::cuda_event_create();
+  backend::cuda_event_record(event_, stream);
+}
+
+void StreamEvent::wait_on(Stream stream) const {
+  if (event_ != nullptr) backend::cuda_stream_wait(stream, event_);
 }
 
 }  // namespace rwkv

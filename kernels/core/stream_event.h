@@ -19,6 +19,9 @@ class StreamEvent {
   void record(const Context& ctx);
   /// What is queued on ctx from now on waits for the latest record; nothing if there was none.
   void wait(const Context& ctx) const;
+  /// The same for a stream that belongs to no context.
+  void record_on(Stream stream);
+  void wait_on(Stream stream) const;
 
  private:
   void* event_ = nullptr;

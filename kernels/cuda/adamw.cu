@@ -55,6 +55,16 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) *norm = loss_sum == nullptr || isfinite(*loss_sum) ? sqrt(sum) : nan("");
 }
 
+__global__ void __launch_bounds__(kThreads)
+    sum_kernel(const double* partials, int64_t count, double* out) {
+  __shared__ double fold[kThreads / 32];
+  double sum = 0;
+#pragma unroll 8
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += partials[i];
+  sum = block_sum(sum, fold);
+  if (threadIdx.x == 0) *out = sum;
+}
+
 __global__ void loss_kernel(const float* loss, double* sum, bool add) {
   *sum = (add ? *sum : 0.0) + static_cast<double>(*loss);
 }
@@ -87,6 +97,8 @@ __global__ void __launch_bounds__(kThreads)
       r.clip > 0 && (norm + 1e-6) / r.clip > 1 ? static_cast<float>(r.clip / (norm + 1e-6)) : 1.0f;
   const AdamWPiece piece = pieces[blockIdx.x];
   const float lr = static_cast<float>(r.lr * static_cast<double>(piece.lr_scale));
+  b.m += piece.shift, b.v += piece.shift, b.master += piece.shift;
+  if (b.shifted_grad) b.grad += piece.shift;
 #pragma unroll 2
   for (int64_t i = piece.begin + threadIdx.x * kWide; i < piece.end; i += kThreads * kWide) {
     if (i + kWide <= piece.end) {
@@ -134,6 +146,18 @@ void grad_norm(Context& ctx, const float* grad, const AdamWPiece* pieces, size_t
   norm_kernel<<<1, kThreads, 0, stream_of(ctx)>>>(partials, static_cast<int64_t>(count), loss_sum,
                                                   norm);
   RWKV_LAUNCHED("gradient norm, sum", stream_of(ctx));
+}
+
+void grad_squares(Context& ctx, const float* grad, const AdamWPiece* pieces, size_t count,
+                  double* sum) {
+  auto* partials = reinterpret_cast<double*>(ctx.workspace(grad_norm_workspace_bytes(count)));
+  if (count > 0) {
+    squares_kernel<<<static_cast<unsigned>(count), kThreads, 0, stream_of(ctx)>>>(grad, pieces,
+                                                                                  partials);
+    RWKV_LAUNCHED("gradient squares", stream_of(ctx));
+  }
+  sum_kernel<<<1, kThreads, 0, stream_of(ctx)>>>(partials, static_cast<int64_t>(count), sum);
+  RWKV_LAUNCHED("gradient squares, sum", stream_of(ctx));
 }
 
 void adamw_update(Context& ctx, const AdamWBuffers& buffers, const AdamWPiece* pieces, size_t count,

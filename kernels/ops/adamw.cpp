@@ -27,6 +27,12 @@ void grad_norm(Context& ctx, const float* grad, const AdamWPiece* pieces, size_t
   cuda::grad_norm(ctx, grad, pieces, count, loss_sum, norm);
 }
 
+void grad_squares(Context& ctx, const float* grad, const AdamWPiece* pieces, size_t count,
+                  double* sum) {
+  want_cuda(ctx);
+  cuda::grad_squares(ctx, grad, pieces, count, sum);
+}
+
 void adamw_update(Context& ctx, const AdamWBuffers& buffers, const AdamWPiece* pieces, size_t count,
                   const AdamWStep& step, const double* norm) {
   want_cuda(ctx);

@@ -22,6 +22,9 @@ struct AdamWPiece {
   int64_t begin, end;
   float lr_scale;  ///< multiplies the learning rate
   float decay;     ///< weight decay, 0 for parameters without
+  /// Added to an index to find its element among moments and masters, where these hold less than
+  /// the gradients do (the shard of one rank). A multiple of 8.
+  int64_t shift = 0;
 };
 inline constexpr int64_t kAdamWPieceElements = int64_t{1} << 14;
 
@@ -33,11 +36,13 @@ struct AdamWStep {
   int64_t update = 1;  ///< number of updates including this one, for the bias corrections
 };
 
-/// Flat device buffers of equal layout: element i of each belongs to the same parameter element.
+/// Flat device buffers: element i of grad and copy and element i + shift of the others belong to the
+/// same parameter element.
 struct AdamWBuffers {
   float *master, *m, *v;
   const float* grad;
   BF16* copy = nullptr;  ///< receives the updated masters rounded to bf16; may be null
+  bool shifted_grad = false;  ///< the shift of pieces counts for grad, too
 };
 
 /// Device memory for `pieces` pieces: one double of partial sums each.
@@ -52,6 +57,10 @@ void add_loss(Context& ctx, const float* loss, double* sum, Accum mode);
 /// ctx.workspace(grad_norm_workspace_bytes(count)). Throws DeviceError on other devices than CUDA.
 void grad_norm(Context& ctx, const float* grad, const AdamWPiece* pieces, size_t count,
                const double* loss_sum, double* norm);
+
+/// sum[0] = sum of the squares over all pieces of grad: grad_norm without its root and its loss.
+void grad_squares(Context& ctx, const float* grad, const AdamWPiece* pieces, size_t count,
+                  double* sum);
 
 /// One update of all pieces, with `norm` as written by grad_norm:
 ///   g = grad * s,  s = clip / (norm + 1e-6) if that is below 1 and clip > 0, else 1

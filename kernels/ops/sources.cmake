@@ -1,6 +1,7 @@
 set(RWKV_OP_SOURCES
   decode/layout.cpp
   ops/adamw.cpp
+  ops/exchange.cpp
   ops/checks.cpp
   ops/op.cpp
   ops/op_table.cpp
@@ -34,6 +35,7 @@ set(RWKV_OP_SOURCES
 if(RWKV_HAVE_CUDA)
   list(APPEND RWKV_OP_SOURCES
     cuda/adamw.cu
+    cuda/exchange.cu
     cuda/elementwise.cu
     cuda/decode/batch.cpp
     cuda/decode/batch_kernels.cu

@@ -157,12 +157,52 @@ Plan::Lanes Plan::lane_schedule(size_t begin, size_t end, int count) const {
   return {count, schedule_lanes(steps, count)};
 }
 
-void Plan::forward(Context& ctx) {
-  run(ctx, 0, forward_exec_, true, nullptr);
+void Plan::use_groups(const std::vector<int32_t>& group_of_param) {
+  RWKV_ASSERT(group_of_param.size() == graph_->params().size(), group_of_param.size(), " groups");
+  const int32_t groups = group_of_param.empty() ? 0 : std::ranges::max(group_of_param) + 1;
+  std::vector<ExecStep*> first(static_cast<size_t>(groups)), last(first.size());
+  gradient_spans_.assign(first.size(), {});
+  for (size_t i = 0; i < exec_.size(); ++i) {
+    ExecStep& e = exec_[i];
+    e.uses.clear();
+    e.completes.clear();
+    if (e.kind == PlanStep::Kind::kZero) continue;
+    for (size_t k = 0; k < e.node->params.size(); ++k) {
+      const auto p = static_cast<size_t>(e.node->params[k]);
+      const auto g = static_cast<size_t>(group_of_param[p]);
+      if (i < forward_exec_ && first[g] == nullptr) first[g] = &e;
+      if (i >= forward_exec_ && e.kind == PlanStep::Kind::kBackward &&
+          e.first_mode[k] != Accum::kSkip) {
+        if (last[g] == nullptr) gradient_spans_[g].first = i;
+        gradient_spans_[g].last = i;
+        last[g] = &e;
+      }
+    }
+  }
+  for (int32_t g = 0; g < groups; ++g) {
+    if (ExecStep* e = first[static_cast<size_t>(g)]) e->uses.push_back(g);
+    if (ExecStep* e = last[static_cast<size_t>(g)]) e->completes.push_back(g);
+  }
+}
+
+void Plan::forward(Context& ctx, const PlanHooks* hooks) {
+  run(ctx, 0, forward_exec_, true, nullptr, hooks);
 }
 
 void Plan::backward(Context& ctx, float scale, bool first_micro_batch,
                     const std::function<void(int32_t)>& grads_ready) {
+  set_loss_scale(ctx, scale);
+  run(ctx, forward_exec_, exec_.size(), first_micro_batch, grads_ready ? &grads_ready : nullptr,
+      nullptr);
+  if (grads_ready) grads_ready(-1);
+}
+
+void Plan::backward(Context& ctx, float scale, bool first_micro_batch, const PlanHooks& hooks) {
+  set_loss_scale(ctx, scale);
+  run(ctx, forward_exec_, exec_.size(), first_micro_batch, nullptr, &hooks);
+}
+
+void Plan::set_loss_scale(Context& ctx, float scale) {
   RWKV_ASSERT(training_);
   if (loss_scale_ != scale || ctx.device() == Device::kCpu) {
     // Stays in its buffer: later steps with the same scale copy nothing. A recording must not
@@ -171,8 +211,16 @@ void Plan::backward(Context& ctx, float scale, bool first_micro_batch,
     copy(ctx, view(loss_grad_), TensorView(&scale, TensorSpec{}));
     loss_scale_ = scale;
   }
-  run(ctx, forward_exec_, exec_.size(), first_micro_batch, grads_ready ? &grads_ready : nullptr);
-  if (grads_ready) grads_ready(-1);
+}
+
+void Plan::before_step(const ExecStep& e, const PlanHooks* hooks) {
+  if (hooks == nullptr || !hooks->before_use) return;
+  for (const int32_t g : e.uses) hooks->before_use(g);
+}
+
+void Plan::after_step(const ExecStep& e, const PlanHooks* hooks) {
+  if (hooks == nullptr || !hooks->grads_ready) return;
+  for (const int32_t g : e.completes) hooks->grads_ready(g);
 }
 
 void Plan::run_step(Context& ctx, ExecStep& e, bool first_micro_batch) {
@@ -186,22 +234,25 @@ void Plan::run_step(Context& ctx, ExecStep& e, bool first_micro_batch) {
 }
 
 void Plan::run(Context& ctx, size_t begin, size_t end, bool first_micro_batch,
-               const std::function<void(int32_t)>* grads_ready) {
+               const std::function<void(int32_t)>* grads_ready, const PlanHooks* hooks) {
   RWKV_ASSERT(exec_.size() >= steps_.size(), "the plan was not bound");
   const Lanes& lanes = begin == 0 ? forward_lanes_ : backward_lanes_;
   if (lanes.count > 1 && grads_ready == nullptr && !check_finite_ && !ctx.tracer().enabled()) {
-    run_lanes(ctx, begin, lanes, first_micro_batch);
+    run_lanes(ctx, begin, lanes, first_micro_batch, hooks);
     return;
   }
   for (size_t i = begin; i < end; ++i) {
     ExecStep& e = exec_[i];
+    before_step(e, hooks);
     run_step(ctx, e, first_micro_batch);
+    after_step(e, hooks);
     if (check_finite_ && e.kind != PlanStep::Kind::kZero) check_step(ctx, e);
     if (grads_ready != nullptr && e.finishes_block >= 0) (*grads_ready)(e.finishes_block);
   }
 }
 
-void Plan::run_lanes(Context& ctx, size_t begin, const Lanes& lanes, bool first_micro_batch) {
+void Plan::run_lanes(Context& ctx, size_t begin, const Lanes& lanes, bool first_micro_batch,
+                     const PlanHooks* hooks) {
   RWKV_ASSERT(ctx.lanes() >= lanes.count, "open_lanes was not called");
   fork_.record(ctx);
   for (int l = 1; l < lanes.count; ++l) fork_.wait(ctx.lane(l));
@@ -209,9 +260,12 @@ void Plan::run_lanes(Context& ctx, size_t begin, const Lanes& lanes, bool first_
   for (size_t i = 0; i < lanes.slots.size(); ++i) {
     const LaneSlot& slot = lanes.slots[i];
     Context& lane = ctx.lane(slot.lane);
+    ExecStep& e = exec_[begin + i];
     for (const int32_t j : slot.waits) lane_events_[begin + static_cast<size_t>(j)].wait(lane);
-    run_step(lane, exec_[begin + i], first_micro_batch);
+    before_step(e, hooks);
+    run_step(lane, e, first_micro_batch);
     if (slot.awaited) lane_events_[begin + i].record(lane);
+    after_step(e, hooks);
   }
   for (int l = 1; l < lanes.count; ++l) {
     join_.record(ctx.lane(l));

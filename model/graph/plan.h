@@ -35,6 +35,14 @@ struct PlanOptions {
   int32_t linger_steps = 0;
 };
 
+/// Called while the steps of a forward or backward are queued; see Plan::use_groups.
+struct PlanHooks {
+  /// Before the first step of a forward that reads parameters of the group.
+  std::function<void(int32_t group)> before_use;
+  /// After the last step of a backward that adds to a gradient of the group.
+  std::function<void(int32_t group)> grads_ready;
+};
+
 /// One buffer of the activation arena.
 struct PlanBuffer {
   std::string label;
@@ -74,12 +82,27 @@ class Plan {
   /// The gradient of a differentiable input after backward().
   TensorView input_grad(std::string_view name) const;
 
-  void forward(Context& ctx);
+  void forward(Context& ctx, const PlanHooks* hooks = nullptr);
   /// Gradients of loss * scale. first_micro_batch: parameter gradients are overwritten, otherwise
   /// added to. grads_ready(block) is called as soon as all parameter gradients of that block are
   /// complete; block -1 stands for parameters outside of all blocks and comes last.
   void backward(Context& ctx, float scale, bool first_micro_batch,
                 const std::function<void(int32_t block)>& grads_ready = {});
+
+  /// The same, told of groups of parameters as they are complete.
+  void backward(Context& ctx, float scale, bool first_micro_batch, const PlanHooks& hooks);
+
+  /// Puts every parameter into a group (by ParamId), for PlanHooks: this is where an exchange of
+  /// gradients and parameters between processes starts and ends without the model knowing of it.
+  /// Hooks are called in the order of steps. Whatever a hook queues on other streams waits for all
+  /// lanes of the context, and the other way round. Call after bind().
+  void use_groups(const std::vector<int32_t>& group_of_param);
+  /// By group, after use_groups: the first and the last step that writes one of its gradients
+  /// (first > last: none does).
+  struct GradientSpan {
+    size_t first = 1, last = 0;
+  };
+  std::span<const GradientSpan> gradient_spans() const { return gradient_spans_; }
 
   /// CUDA: from now on steps that do not depend on each other run on up to `count` lanes, which
   /// ctx.open_lanes() must have opened, except where results are watched (tracer, check_finite,
@@ -117,6 +140,7 @@ class Plan {
     std::vector<TensorView> in, out, saved, dout, din, param, dparam;
     std::vector<Accum> din_mode, first_mode, later_mode;
     int32_t finishes_block;
+    std::vector<int32_t> uses, completes;  ///< groups: first use in a forward, last gradient
     OpCall call;
   };
   struct NamedBuffer {
@@ -126,7 +150,8 @@ class Plan {
   Plan() = default;
   TensorView view(int32_t buffer) const;
   void run(Context& ctx, size_t begin, size_t end, bool first_micro_batch,
-           const std::function<void(int32_t)>* grads_ready);
+           const std::function<void(int32_t)>* grads_ready, const PlanHooks* hooks);
+  void set_loss_scale(Context& ctx, float scale);
   void check_step(Context& ctx, const ExecStep& step) const;
 
   const Graph* graph_ = nullptr;
@@ -146,13 +171,17 @@ class Plan {
     std::vector<LaneSlot> slots;  ///< by step, indices within the run
   };
   Lanes lane_schedule(size_t begin, size_t end, int count) const;
-  void run_lanes(Context& ctx, size_t begin, const Lanes& lanes, bool first_micro_batch);
+  void run_lanes(Context& ctx, size_t begin, const Lanes& lanes, bool first_micro_batch,
+                 const PlanHooks* hooks);
   void run_step(Context& ctx, ExecStep& e, bool first_micro_batch);
+  static void before_step(const ExecStep& e, const PlanHooks* hooks);
+  static void after_step(const ExecStep& e, const PlanHooks* hooks);
 
   Arena arena_;
   std::vector<ExecStep> exec_;
   size_t forward_exec_ = 0;  ///< of exec_, as forward_steps_ is of steps_
   Lanes forward_lanes_, backward_lanes_;
+  std::vector<GradientSpan> gradient_spans_;
   std::vector<StreamEvent> lane_events_;  ///< by exec_ step
   StreamEvent fork_, join_;
 };

@@ -1,0 +1,97 @@
+#include "trainer/comm/comm.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "data/io/sha256.h"
+
+namespace rwkv {
+namespace {
+
+/// What a rank says about a piece of work.
+struct Verdict {
+  int32_t code = -1;  ///< -1: it went well
+  std::array<char, 1020> message{};
+};
+
+/// "rank 1", "ranks 1, 3"; the first few of many.
+std::string ranks_text(const std::vector<int>& ranks) {
+  constexpr size_t kMost = 8;
+  std::string out = ranks.size() == 1 ? "rank " : "ranks ";
+  for (size_t i = 0; i < std::min(ranks.size(), kMost); ++i)
+    out += str(i == 0 ? "" : ", ", ranks[i]);
+  return ranks.size() > kMost ? str(out, " and ", ranks.size() - kMost, " more") : out;
+}
+
+}  // namespace
+
+void HostGroup::barrier() {
+  const char nothing = 0;
+  std::vector<char> all(static_cast<size_t>(size()));
+  all_gather(&nothing, 1, all.data());
+}
+
+std::string HostGroup::broadcast(const std::string& text) {
+  uint64_t bytes = text.size();
+  broadcast(&bytes, sizeof bytes);
+  std::string out = text;
+  out.resize(bytes);
+  if (bytes > 0) broadcast(out.data(), bytes);
+  return out;
+}
+
+void agree(HostGroup* group, const std::function<void()>& work) {
+  if (group == nullptr) {
+    work();
+    return;
+  }
+  Verdict mine;
+  const auto failed = [&](int code, const char* what) {
+    mine.code = code;
+    std::strncpy(mine.message.data(), what, mine.message.size() - 1);
+  };
+  try {
+    work();
+  } catch (const Error& e) {
+    failed(e.exit_code(), e.what());
+  } catch (const std::bad_alloc&) {
+    failed(4, "out of memory");
+  } catch (const std::exception& e) {
+    failed(1, e.what());
+  }
+  std::vector<Verdict> all(static_cast<size_t>(group->size()));
+  group->all_gather(&mine, sizeof mine, all.data());
+  const auto first = std::ranges::find_if(all, [](const Verdict& v) { return v.code >= 0; });
+  if (first == all.end()) return;
+  std::vector<int> alike;
+  for (size_t r = 0; r < all.size(); ++r)
+    if (all[r].code == first->code && all[r].message == first->message)
+      alike.push_back(static_cast<int>(r));
+  const std::string text(first->message.data());
+  if (group->rank() != 0) throw ReportedError(text, first->code);
+  throw AgreedError(alike.size() == all.size() ? text : str(ranks_text(alike), ": ", text),
+                    first->code);
+}
+
+void require_same(HostGroup& group, std::string_view what, const std::string& value) {
+  Sha256 sha;
+  sha.update(value);
+  const std::string hash = sha.hex();
+  std::vector<char> all(hash.size() * static_cast<size_t>(group.size()));
+  group.all_gather(hash.data(), hash.size(), all.data());
+  std::vector<int> other;
+  for (int r = 1; r < group.size(); ++r)
+    if (std::memcmp(all.data() + static_cast<size_t>(r) * hash.size(), all.data(), hash.size()) !=
+        0)
+      other.push_back(r);
+  if (other.empty()) return;
+  const std::string text =
+      str("starting on ", group.size(), " ranks: ", what, " of ", ranks_text(other),
+          " differs from that of rank 0; give every rank the same program, flags and files");
+  const int code = ConfigError("").exit_code();
+  if (group.rank() != 0) throw ReportedError(text, code);
+  throw AgreedError(text, code);
+}
+
+}  // namespace rwkv

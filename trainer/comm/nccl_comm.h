@@ -1,0 +1,21 @@
+#pragma once
+/// NCCL: the collectives of GPU ranks. The library is loaded when the first communicator is opened,
+/// so that programs start where it is not installed. In builds without NCCL or CUDA it throws
+/// ConfigError.
+
+#include <memory>
+
+#include "trainer/comm/comm.h"
+
+namespace rwkv {
+
+/// This build knows NCCL.
+bool has_nccl();
+/// Makes GPU number `local_rank` current, or the only visible one, and connects all ranks of the
+/// group. The collectives run on a stream of high priority, so that kernels of the model, which
+/// fill the GPU, do not hold them up. Throws DeviceError on rank 0 (ReportedError elsewhere) if a
+/// GPU is missing, two ranks share one, or NCCL fails.
+std::unique_ptr<Communicator> open_nccl_communicator(std::unique_ptr<HostGroup> group,
+                                                     int local_rank);
+
+}  // namespace rwkv

@@ -1,0 +1,95 @@
+#include "trainer/shard_layout.h"
+
+#include <algorithm>
+
+#include "kernels/core/error.h"
+
+namespace rwkv {
+namespace {
+
+constexpr int64_t kAlign = static_cast<int64_t>(kArenaAlignment / sizeof(float));
+
+int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+}  // namespace
+
+ShardLayout::ShardLayout(const ParamRegistry& params, int ranks)
+    : params_(&params),
+      ranks_(ranks),
+      offsets_(params.size()),
+      segment_of_param_(params.size()),
+      group_of_param_(params.size()) {
+  RWKV_ASSERT(ranks >= 1, ranks, " ranks");
+  for (const Bucket& bucket : params.buckets()) {
+    first_segment_.push_back(static_cast<int32_t>(segments_.size()));
+    for (const bool matrices : {true, false}) {
+      Segment s{.group = groups_, .matrices = matrices, .offset = elements_};
+      int64_t n = 0;
+      for (ParamId id = bucket.begin; id < bucket.end; ++id) {
+        if (params[id].matrix != matrices) continue;
+        const auto i = static_cast<size_t>(id);
+        offsets_[i] = elements_ + n;
+        segment_of_param_[i] = static_cast<int32_t>(segments_.size());
+        group_of_param_[i] = groups_;
+        n += round_up(params[id].spec.numel(), kAlign);
+      }
+      if (n == 0) continue;
+      s.elements = round_up(n, kAlign * ranks);
+      s.shard = s.elements / ranks;
+      s.state = elements_ / ranks;
+      s.vectors = vector_elements_;
+      if (!matrices) vector_elements_ += s.elements;
+      elements_ += s.elements;
+      segments_.push_back(s);
+    }
+    ++groups_;
+  }
+  first_segment_.push_back(static_cast<int32_t>(segments_.size()));
+}
+
+std::span<const ShardLayout::Segment> ShardLayout::group(int32_t g) const {
+  const auto begin = static_cast<size_t>(first_segment_[static_cast<size_t>(g)]);
+  const auto end = static_cast<size_t>(first_segment_[static_cast<size_t>(g) + 1]);
+  return std::span(segments_).subspan(begin, end - begin);
+}
+
+int64_t ShardLayout::largest_segment() const {
+  int64_t most = 0;
+  for (const Segment& s : segments_) most = std::max(most, s.elements);
+  return most;
+}
+
+int64_t ShardLayout::largest_group() const {
+  int64_t most = 0;
+  for (int32_t g = 0; g < groups_; ++g) {
+    int64_t n = 0;
+    for (const Segment& s : group(g)) n += s.elements;
+    most = std::max(most, n);
+  }
+  return most;
+}
+
+std::vector<AdamWPiece> ShardLayout::pieces(int rank, const AdamWOptions& options,
+                                            const std::vector<bool>& trained, bool sharded) const {
+  std::vector<AdamWPiece> out;
+  for (size_t i = 0; i < params_->size(); ++i) {
+    if (!trained.empty() && !trained[i]) continue;
+    const ParamSpec& spec = params_->specs()[i];
+    const Segment& s = segments_[static_cast<size_t>(segment_of_param_[i])];
+    const int64_t shard_begin = s.offset + rank * s.shard;
+    const int64_t begin = std::max(offsets_[i], shard_begin);
+    const int64_t end = std::min(offsets_[i] + spec.spec.numel(), shard_begin + s.shard);
+    const float decay = spec.weight_decay ? static_cast<float>(options.weight_decay) : 0.0f;
+    for (int64_t b = begin; b < end; b += kAdamWPieceElements)
+      out.push_back({.begin = b,
+                     .end = std::min(end, b + kAdamWPieceElements),
+                     .lr_scale = spec.lr_scale,
+                     .decay = decay,
+                     .shift = sharded ? s.state - shard_begin : 0});
+  }
+  return out;
+}
+
+}  // namespace rwkv

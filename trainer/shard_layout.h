@@ -1,0 +1,65 @@
+#pragma once
+/// Where parameters lie when several ranks share the optimizer's work.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/ops/adamw.h"
+#include "model/params.h"
+#include "trainer/optimizer.h"
+
+namespace rwkv {
+
+/// One flat memory of all parameters in segments: for every bucket of the registry (the embedding,
+/// a block, the head) its matrices, then its vectors. Every segment is padded so that it divides
+/// into equal shards, one per rank, whose bounds are multiples of 256 bytes; collectives work on
+/// whole segments. Matrices and vectors are apart because products read copies of matrices in
+/// another type.
+class ShardLayout {
+ public:
+  struct Segment {
+    int32_t group;  ///< the bucket
+    bool matrices;
+    int64_t offset, elements;  ///< in the flat memory
+    int64_t shard;             ///< elements / ranks
+    int64_t state;             ///< where this rank's part begins in memory of one shard per segment
+    int64_t vectors;           ///< where a segment of vectors begins in memory of those only
+  };
+
+  /// The registry must outlive this.
+  ShardLayout(const ParamRegistry& params, int ranks);
+
+  std::span<const Segment> segments() const { return segments_; }
+  int32_t groups() const { return groups_; }
+  const std::vector<int32_t>& group_of_param() const { return group_of_param_; }
+  int ranks() const { return ranks_; }
+  int64_t elements() const { return elements_; }              ///< of the flat memory
+  int64_t shard_elements() const { return elements_ / ranks_; }
+  int64_t vector_elements() const { return vector_elements_; }
+  int64_t largest_segment() const;
+  int64_t largest_group() const;  ///< its segments together
+  int64_t offset(ParamId id) const { return offsets_[static_cast<size_t>(id)]; }
+  const Segment& segment_of(ParamId id) const {
+    return segments_[static_cast<size_t>(segment_of_param_[static_cast<size_t>(id)])];
+  }
+  /// The segments of a group, one after the other in memory.
+  std::span<const Segment> group(int32_t g) const;
+
+  /// What AdamW of `rank` is responsible for, at most kAdamWPieceElements each, in flat indices.
+  /// With `sharded` their shift leads into memory of one shard per segment.
+  std::vector<AdamWPiece> pieces(int rank, const AdamWOptions& options,
+                                 const std::vector<bool>& trained, bool sharded) const;
+
+ private:
+  const ParamRegistry* params_;
+  int ranks_;
+  int32_t groups_ = 0;
+  int64_t elements_ = 0, vector_elements_ = 0;
+  std::vector<Segment> segments_;
+  std::vector<int64_t> offsets_;
+  std::vector<int32_t> segment_of_param_, group_of_param_;
+  std::vector<int32_t> first_segment_;  ///< by group, and one more
+};
+
+}  // namespace rwkv

@@ -1,0 +1,452 @@
+#include "trainer/sharded_params.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/core/bf16.h"
+#include "kernels/core/error.h"
+#include "kernels/core/parallel.h"
+
+namespace rwkv {
+namespace {
+
+TensorSpec flat_spec(int64_t n, DType type = DType::kF32) {
+  return TensorSpec({n}, type);
+}
+
+size_t f32_bytes(int64_t n) {
+  return static_cast<size_t>(n) * sizeof(float);
+}
+
+float* floats(const Arena& arena) {
+  return reinterpret_cast<float*>(arena.data());
+}
+
+}  // namespace
+
+std::vector<MemoryItem> ShardedParams::memory(const ShardLayout& layout, const ShardOptions& o) {
+  const bool sharded = o.zero != ZeroStage::kPlain, half = o.activations == DType::kBF16;
+  const int64_t state = sharded ? layout.shard_elements() : layout.elements();
+  std::vector<MemoryItem> items;
+  const auto add = [&](const char* name, size_t bytes) {
+    if (bytes > 0) items.push_back({name, bytes});
+  };
+  const bool separate = sharded || half;  // masters are not what kernels read
+  add("parameters", separate ? 0 : f32_bytes(layout.elements()));
+  add("parameters that kernels read",
+      !separate ? 0
+      : half    ? static_cast<size_t>(layout.elements()) * sizeof(BF16) +
+                   (sharded ? f32_bytes(layout.vector_elements()) : 0)
+                : f32_bytes(layout.elements()));
+  add(sharded ? "f32 parameters of this rank" : "f32 parameters",
+      separate ? f32_bytes(state) : 0);
+  add(sharded ? "optimizer moments of this rank" : "optimizer moments", 2 * f32_bytes(state));
+  add(rotates(o) ? "gradients of two buckets" : "gradients",
+      f32_bytes(rotates(o) ? 2 * layout.largest_group() : layout.elements()));
+  add("gradients of this rank", rotates(o) ? f32_bytes(layout.shard_elements()) : 0);
+  add("bf16 gradients on their way", o.exchange == DType::kBF16
+                                         ? static_cast<size_t>(layout.largest_segment()) * 2
+                                         : 0);
+  return items;
+}
+
+ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegistry& params,
+                             const ShardOptions& options, const std::vector<bool>& trained)
+    : ctx_(ctx),
+      comm_(comm),
+      params_(params),
+      options_(options),
+      layout_(params, comm.size()) {
+  RWKV_ASSERT(comm.device() == ctx.device(), "ranks of another device");
+  const Device device = ctx.device();
+  const int64_t all = layout_.elements();
+  const int64_t state = sharded() ? layout_.shard_elements() : all;
+  if (half())
+    copies_ = Arena(device, static_cast<size_t>(all) * sizeof(BF16), "bf16 copies of the matrices");
+  else
+    full_ = Arena(device, f32_bytes(all), "parameters");
+  if (half() && sharded())
+    vectors_ = Arena(device, f32_bytes(layout_.vector_elements()), "vectors");
+  if (half() || sharded()) masters_ = Arena(device, f32_bytes(state), "f32 parameters");
+  m_ = Arena(device, f32_bytes(state), "first moments");
+  v_ = Arena(device, f32_bytes(state), "second moments");
+  grads_ = Arena(device, f32_bytes(rotates() ? 2 * layout_.largest_group() : all), "gradients");
+  if (rotates()) grad_shards_ = Arena(device, f32_bytes(state), "gradients of this rank");
+  if (options.exchange == DType::kBF16)
+    half_grads_ = Arena(device, static_cast<size_t>(layout_.largest_segment()) * sizeof(BF16),
+                        "bf16 gradients");
+  make_views(params);
+
+  norm_pieces_ = layout_.pieces(comm.rank(), options.optimizer, trained, sharded());
+  if (sharded()) {
+    update_pieces_ = norm_pieces_;
+  } else {
+    for (int r = 0; r < comm.size(); ++r) {
+      const auto more = layout_.pieces(r, options.optimizer, trained, false);
+      update_pieces_.insert(update_pieces_.end(), more.begin(), more.end());
+    }
+  }
+  if (rotates())  // the norm looks at the shards only
+    for (AdamWPiece& p : norm_pieces_) p = {p.begin + p.shift, p.end + p.shift, 1, 0, 0};
+  partial_.assign(norm_pieces_.size(), 0.0);
+  norm_piece_count_ = static_cast<int64_t>(norm_pieces_.size());
+  update_piece_count_ = static_cast<int64_t>(update_pieces_.size());
+  gathered_.resize(static_cast<size_t>(layout_.groups()));
+  reduced_.resize(static_cast<size_t>(layout_.groups()));
+  for (auto& of_first : hooks_)
+    of_first[1].grads_ready = [this](int32_t g) { exchange_group(g); };
+  if (!cuda()) return;
+
+  const auto table = [&](const std::vector<AdamWPiece>& pieces, const char* what) {
+    const TensorSpec spec = flat_spec(static_cast<int64_t>(pieces.size() * sizeof(AdamWPiece)),
+                                      DType::kI8);
+    const TensorView view = small_.take(spec, what);
+    copy(ctx_, view, TensorView(const_cast<AdamWPiece*>(pieces.data()), spec));
+    return view;
+  };
+  const auto ranks = static_cast<size_t>(comm.size());
+  small_ = Arena(device,
+                 align_up(norm_pieces_.size() * sizeof(AdamWPiece)) +
+                     align_up(update_pieces_.size() * sizeof(AdamWPiece)) +
+                     align_up(ranks * sizeof(RankRecord)) + 2 * kArenaAlignment,
+                 "optimizer pieces");
+  device_norm_pieces_ = table(norm_pieces_, "pieces of the norm");
+  device_update_pieces_ = table(update_pieces_, "pieces of the update");
+  records_ = small_.take(flat_spec(static_cast<int64_t>(ranks * sizeof(RankRecord)), DType::kI8),
+                         "records of the ranks");
+  outcome_ = small_.take(flat_spec(sizeof(RankOutcome), DType::kI8), "norm and loss");
+  read_ = HostBuffer(device, sizeof(RankOutcome));
+  stop_flag_ = HostBuffer(device, sizeof(double));
+  ctx_.synchronize("optimizer set-up");
+  ctx_.reserve_workspace(grad_norm_workspace_bytes(norm_pieces_.size()));
+  if (!sharded()) return;
+  for (PlanHooks& h : hooks_[1])
+    h.before_use = [this](int32_t g) {
+      for (int l = 0; l < ctx_.lanes(); ++l) gathered_[static_cast<size_t>(g)].wait(ctx_.lane(l));
+    };
+}
+
+void ShardedParams::make_views(const ParamRegistry& params) {
+  for (size_t i = 0; i < params.size(); ++i) {
+    const auto id = static_cast<ParamId>(i);
+    const ParamSpec& p = params.specs()[i];
+    const int64_t at = layout_.offset(id);
+    const Segment& s = layout_.segment_of(id);
+    if (half() && p.matrix) {
+      TensorSpec spec = p.spec;
+      spec.dtype = DType::kBF16;
+      views_.push_back(copies_.at(static_cast<size_t>(at) * sizeof(BF16), spec));
+    } else if (!half()) {
+      views_.push_back(full_.at(f32_bytes(at), p.spec));
+    } else if (sharded()) {
+      views_.push_back(vectors_.at(f32_bytes(s.vectors + at - s.offset), p.spec));
+    } else {
+      views_.push_back(masters_.at(f32_bytes(at), p.spec));
+    }
+    grad_views_.push_back(TensorView(grad_at(s) + (at - s.offset), p.spec, ctx_.device()));
+  }
+}
+
+int64_t ShardedParams::group_slot(int32_t group) const {
+  // Neighbours, which follow each other in the backward, never share one.
+  return group % 2 * layout_.largest_group();
+}
+
+float* ShardedParams::grad_at(const Segment& s) const {
+  if (!rotates()) return floats(grads_) + s.offset;
+  return floats(grads_) + group_slot(s.group) + (s.offset - layout_.group(s.group)[0].offset);
+}
+
+float* ShardedParams::grad_shard_at(const Segment& s) const {
+  if (rotates()) return floats(grad_shards_) + s.state;
+  return floats(grads_) + s.offset + comm_.rank() * s.shard;
+}
+
+TensorView ShardedParams::device_view(void* p, int64_t n, DType type) const {
+  return TensorView(p, flat_spec(n, type), ctx_.device());
+}
+
+void ShardedParams::attach(Plan& plan) {
+  plan.use_groups(layout_.group_of_param());
+  if (!rotates()) return;
+  // Buckets share memory in turns, so their gradients must come one bucket after the other, the
+  // last bucket first.
+  const auto spans = plan.gradient_spans();
+  for (size_t g = 0; g + 1 < spans.size(); ++g)
+    RWKV_ASSERT(spans[g].first > spans[g].last || spans[g + 1].first > spans[g + 1].last ||
+                    spans[g].first > spans[g + 1].last,
+                "gradients of buckets ", g, " and ", g + 1, " overlap in time");
+}
+
+void ShardedParams::on_comm(const std::function<void()>& work) {
+  if (!cuda()) {
+    work();
+    return;
+  }
+  to_comm_.record(ctx_);
+  to_comm_.wait_on(comm_.stream());
+  work();
+  from_comm_.record_on(comm_.stream());
+  from_comm_.wait(ctx_);
+}
+
+void ShardedParams::gather_group(int32_t group) {
+  const int rank = comm_.rank();
+  for (const Segment& s : layout_.group(group)) {
+    if (half() && s.matrices) {
+      BF16* to = reinterpret_cast<BF16*>(copies_.data()) + s.offset;
+      comm_.all_gather(to + rank * s.shard, to, s.shard, DType::kBF16);
+      continue;
+    }
+    float* to = half() ? floats(vectors_) + s.vectors : floats(full_) + s.offset;
+    comm_.all_gather(floats(masters_) + s.state, to, s.shard, DType::kF32);
+  }
+}
+
+void ShardedParams::begin_step() {
+  if (!sharded() || !cuda()) return;
+  to_comm_.record(ctx_);
+  to_comm_.wait_on(comm_.stream());
+  for (int32_t g = 0; g < layout_.groups(); ++g) {
+    comm_.begin_group();
+    gather_group(g);
+    comm_.end_group();
+    gathered_[static_cast<size_t>(g)].record_on(comm_.stream());
+  }
+  stale_ = false;
+}
+
+void ShardedParams::gather() {
+  if (!stale_) return;
+  on_comm([&] {
+    for (int32_t g = 0; g < layout_.groups(); ++g) gather_group(g);
+  });
+  stale_ = false;
+}
+
+void ShardedParams::reduce_segment(const Segment& s) {
+  float* out = grad_shard_at(s);
+  if (options_.exchange == DType::kF32) {
+    comm_.reduce_scatter(grad_at(s), out, s.shard, DType::kF32);
+  } else {
+    auto* narrow = reinterpret_cast<BF16*>(half_grads_.data());
+    BF16* sums = narrow + comm_.rank() * s.shard;
+    const float* from = grad_at(s);
+    if (cuda()) {
+      narrow_to_bf16(comm_.stream(), from, narrow, s.elements);
+    } else {
+      for (int64_t i = 0; i < s.elements; ++i) narrow[i] = to_bf16(from[i]);
+    }
+    comm_.reduce_scatter(narrow, sums, s.shard, DType::kBF16);
+    if (cuda()) {
+      widen_to_f32(comm_.stream(), sums, out, s.shard);
+    } else {
+      for (int64_t i = 0; i < s.shard; ++i) out[i] = to_float(sums[i]);
+    }
+  }
+  if (!sharded()) comm_.all_gather(out, grad_at(s), s.shard, DType::kF32);
+}
+
+void ShardedParams::exchange_group(int32_t group) {
+  if (cuda()) {
+    for (int l = 0; l < ctx_.lanes(); ++l) {
+      lane_.record(ctx_.lane(l));
+      lane_.wait_on(comm_.stream());
+    }
+  }
+  for (const Segment& s : layout_.group(group)) reduce_segment(s);
+  if (!cuda() || !rotates()) return;
+  reduced_[static_cast<size_t>(group)].record_on(comm_.stream());
+  // The next bucket's gradients go where those of the one before this were.
+  if (group + 1 < layout_.groups())
+    for (int l = 0; l < ctx_.lanes(); ++l)
+      reduced_[static_cast<size_t>(group) + 1].wait(ctx_.lane(l));
+}
+
+void ShardedParams::warm_up() {
+  for (int32_t g = layout_.groups(); g-- > 0;) exchange_group(g);
+  end_backward();
+  stale_ = sharded();
+  gather();
+  ctx_.synchronize("warm-up of the exchanges");
+}
+
+void ShardedParams::end_backward() {
+  if (!cuda()) return;
+  to_comm_.record(ctx_);  // so that a recording knows the stream, whatever was exchanged
+  to_comm_.wait_on(comm_.stream());
+  from_comm_.record_on(comm_.stream());
+  from_comm_.wait(ctx_);
+}
+
+void ShardedParams::add_loss(const TensorView& loss, Accum mode) {
+  if (cuda()) {
+    auto* mine = static_cast<RankRecord*>(records_.data) + comm_.rank();
+    rwkv::add_loss(ctx_, loss.f32(), &mine->loss_sum, mode);
+    return;
+  }
+  if (mode == Accum::kWrite) record_.loss_sum = 0;
+  record_.loss_sum += static_cast<double>(*loss.f32());
+}
+
+void ShardedParams::update(double lr, int64_t update, bool stop) {
+  if (cuda())
+    update_cuda(lr, update, stop);
+  else
+    update_cpu(lr, update, stop);
+}
+
+void ShardedParams::update_cpu(double lr, int64_t update, bool stop) {
+  const float* norm_grads = rotates() ? floats(grad_shards_) : floats(grads_);
+  parallel_for(norm_piece_count_, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      const AdamWPiece& p = norm_pieces_[static_cast<size_t>(k)];
+      partial_[static_cast<size_t>(k)] = sum_of_squares(norm_grads + p.begin, p.end - p.begin);
+    }
+  });
+  record_.squares = 0;
+  for (const double s : partial_) record_.squares += s;
+  record_.stop = stop ? 1 : 0;
+  std::vector<RankRecord> records(static_cast<size_t>(comm_.size()));
+  comm_.group().all_gather(&record_, sizeof record_, records.data());
+  cpu_outcome_ = combine_records(records.data(), records.size());
+  if (!std::isfinite(cpu_outcome_.norm)) return;
+  const AdamWRates rates = adamw_rates(options_.optimizer, update, cpu_outcome_.norm);
+  float* p = sharded() ? floats(masters_) : floats(full_);
+  float *m = floats(m_), *v = floats(v_);
+  parallel_for(update_piece_count_, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      const AdamWPiece& piece = update_pieces_[static_cast<size_t>(k)];
+      const int64_t at = piece.begin + piece.shift;
+      const float* g = norm_grads + (rotates() ? at : piece.begin);
+      adamw_elements(p + at, m + at, v + at, g, piece.end - piece.begin, rates,
+                     static_cast<float>(lr * piece.lr_scale), piece.decay);
+    }
+  });
+  stale_ = sharded();
+  gather();
+}
+
+void ShardedParams::update_cuda(double lr, int64_t update, bool stop) {
+  auto* records = static_cast<RankRecord*>(records_.data);
+  RankRecord* mine = records + comm_.rank();
+  const auto* norm_pieces = static_cast<const AdamWPiece*>(device_norm_pieces_.data);
+  const auto* update_pieces = static_cast<const AdamWPiece*>(device_update_pieces_.data);
+  float* grads = rotates() ? floats(grad_shards_) : floats(grads_);
+  const double flag = stop ? 1 : 0;
+  std::memcpy(stop_flag_.data(), &flag, sizeof flag);  // the last copy is done: see read_outcome
+  const TensorSpec one = flat_spec(sizeof(double), DType::kI8);
+  copy(ctx_, TensorView(&mine->stop, one, ctx_.device()), TensorView(stop_flag_.data(), one));
+  grad_squares(ctx_, grads, norm_pieces, static_cast<size_t>(norm_piece_count_), &mine->squares);
+  on_comm([&] {
+    comm_.all_gather(mine, records, static_cast<int64_t>(sizeof(RankRecord)), DType::kI8);
+  });
+  auto* outcome = static_cast<RankOutcome*>(outcome_.data);
+  combine_records(ctx_, records, static_cast<size_t>(comm_.size()), outcome);
+  const AdamWBuffers buffers{.master = half() || sharded() ? floats(masters_) : floats(full_),
+                             .m = floats(m_),
+                             .v = floats(v_),
+                             .grad = grads,
+                             .copy = reinterpret_cast<BF16*>(copies_.data()),
+                             .shifted_grad = rotates()};
+  adamw_update(ctx_, buffers, update_pieces, static_cast<size_t>(update_piece_count_),
+               {.beta1 = options_.optimizer.beta1,
+                .beta2 = options_.optimizer.beta2,
+                .eps = options_.optimizer.eps,
+                .lr = lr,
+                .clip = options_.optimizer.clip,
+                .update = update},
+               &outcome->norm);
+  stale_ = sharded();
+}
+
+RankOutcome ShardedParams::read_outcome() {
+  if (!cuda()) return cpu_outcome_;
+  copy_later(ctx_, TensorView(read_.data(), outcome_.spec), outcome_);
+  ctx_.synchronize("read loss and norm");
+  RankOutcome o;
+  std::memcpy(&o, read_.data(), sizeof o);
+  return o;
+}
+
+void ShardedParams::stage(const Segment& s, const ParamStore& host) {
+  float* to = staging_at(s);
+  if (comm_.rank() == 0)
+    for (size_t i = 0; i < params_.size(); ++i) {
+      const auto id = static_cast<ParamId>(i);
+      if (&layout_.segment_of(id) != &s) continue;
+      copy(ctx_, TensorView(to + (layout_.offset(id) - s.offset), host[id].spec, ctx_.device()),
+           host[id]);
+    }
+  on_comm([&] { comm_.broadcast(to, s.elements, DType::kF32); });
+}
+
+void ShardedParams::upload(const ParamStore& values, const ParamStore& m, const ParamStore& v) {
+  const int rank = comm_.rank();
+  const auto keep = [&](const Segment& s, const Arena& arena) {
+    const float* from = staging_at(s);
+    if (sharded())
+      copy(ctx_, device_view(floats(arena) + s.state, s.shard),
+           device_view(const_cast<float*>(from) + rank * s.shard, s.shard));
+    else
+      copy(ctx_, device_view(floats(arena) + s.offset, s.elements),
+           device_view(const_cast<float*>(from), s.elements));
+  };
+  std::vector<BF16> half_host;
+  for (const Segment& s : layout_.segments()) {
+    const TensorView staged = device_view(staging_at(s), s.elements);
+    stage(s, m);
+    keep(s, m_);
+    stage(s, v);
+    keep(s, v_);
+    stage(s, values);
+    if (masters_.bytes() > 0) keep(s, masters_);
+    if (!half()) copy(ctx_, device_view(floats(full_) + s.offset, s.elements), staged);
+    if (half() && sharded() && !s.matrices)
+      copy(ctx_, device_view(floats(vectors_) + s.vectors, s.elements), staged);
+    if (!half() || !s.matrices) continue;
+    BF16* copies = reinterpret_cast<BF16*>(copies_.data()) + s.offset;
+    for (size_t i = 0; i < params_.size() && rank == 0; ++i) {
+      const auto id = static_cast<ParamId>(i);
+      if (&layout_.segment_of(id) != &s) continue;
+      const float* from = values[id].f32();
+      const auto n = values[id].numel();
+      half_host.resize(static_cast<size_t>(n));
+      parallel_for(n, 1 << 18, [&](int64_t begin, int64_t end) {
+        for (int64_t k = begin; k < end; ++k)
+          half_host[static_cast<size_t>(k)] = to_bf16(from[k]);
+      });
+      copy(ctx_, device_view(copies + (layout_.offset(id) - s.offset), n, DType::kBF16),
+           TensorView(half_host.data(), flat_spec(n, DType::kBF16)));
+      ctx_.synchronize("upload of the parameters");
+    }
+    on_comm([&] { comm_.broadcast(copies, s.elements, DType::kBF16); });
+  }
+  ctx_.synchronize("upload of the parameters");
+  stale_ = false;
+}
+
+void ShardedParams::collect(float* flat_or_shards, ParamStore& host) {
+  for (const Segment& s : layout_.segments()) {
+    float* from = sharded() ? staging_at(s) : flat_or_shards + s.offset;
+    if (sharded())
+      on_comm([&] { comm_.all_gather(flat_or_shards + s.state, from, s.shard, DType::kF32); });
+    if (comm_.rank() != 0) continue;
+    for (size_t i = 0; i < params_.size(); ++i) {
+      const auto id = static_cast<ParamId>(i);
+      if (&layout_.segment_of(id) != &s) continue;
+      copy(ctx_, host[id],
+           TensorView(from + (layout_.offset(id) - s.offset), host[id].spec, ctx_.device()));
+    }
+  }
+  ctx_.synchronize("download of the parameters");
+}
+
+void ShardedParams::download(ParamStore& values, ParamStore& m, ParamStore& v) {
+  collect(masters_.bytes() > 0 ? floats(masters_) : floats(full_), values);
+  collect(floats(m_), m);
+  collect(floats(v_), v);
+}
+
+}  // namespace rwkv

@@ -1,0 +1,145 @@
+#pragma once
+/// Parameters, gradients and moments of one of several ranks, and what the ranks exchange.
+
+#include <array>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/core/arena.h"
+#include "kernels/core/memory.h"
+#include "kernels/core/stream_event.h"
+#include "kernels/ops/exchange.h"
+#include "model/graph/plan.h"
+#include "model/params.h"
+#include "trainer/comm/comm.h"
+#include "trainer/optimizer.h"
+#include "trainer/shard_layout.h"
+
+namespace rwkv {
+
+/// What is divided among the ranks.
+enum class ZeroStage : uint8_t {
+  kPlain,          ///< nothing: every rank updates everything, with gathered gradients
+  kOptimizer,      ///< ZeRO-1: moments and f32 masters; updated parameters are gathered
+  kGradients,      ///< ZeRO-2: gradients as well
+};
+
+struct ShardOptions {
+  ZeroStage zero = ZeroStage::kOptimizer;
+  DType exchange = DType::kF32;  ///< type in which gradients travel and are added: f32 or bf16
+  DType activations = DType::kF32;
+  bool accumulates = false;  ///< several micro-batches: ZeRO-2 keeps whole gradients meanwhile
+  AdamWOptions optimizer;
+};
+
+/// One consumer of memory.
+struct MemoryItem {
+  std::string name;
+  size_t bytes;
+};
+
+/// The counterpart of DeviceParams for several ranks, on either device.
+///
+/// A step: forward and backward with hooks(), which sum each bucket's gradients over the ranks
+/// (reduce-scatter: every rank gets its shard) as soon as they are complete; update(), in which
+/// every rank updates its shard; and the next forward gathers the parameters of each bucket ahead of
+/// their use. On CUDA the exchanges run on the communicator's stream beside the kernels, and all of
+/// it can be recorded into launch graphs. On the CPU each is done when its call returns, and
+/// parameters are gathered by update().
+///
+/// All stages compute the same bits: shards, their sums, the order of the norm's partial sums (shard
+/// by shard, in the order of ranks) and the update's arithmetic are the same.
+class ShardedParams {
+ public:
+  /// `trained` as for AdamW. `ctx`, `comm` and `params` must outlive this. Throws DeviceError.
+  ShardedParams(Context& ctx, Communicator& comm, const ParamRegistry& params,
+                const ShardOptions& options, const std::vector<bool>& trained);
+
+  std::span<const TensorView> values() const { return views_; }
+  std::span<const TensorView> grads() const { return grad_views_; }
+  const ShardLayout& layout() const { return layout_; }
+
+  /// After the plan was bound to values() and grads(): tells it of the groups.
+  void attach(Plan& plan);
+  /// Before a step's first forward: on CUDA queues the gathering of what update() changed.
+  void begin_step();
+  /// For the forward and the backward of the step's first, last or any micro-batch: the first waits
+  /// for parameters that are being gathered, the last exchanges gradients.
+  const PlanHooks& hooks(bool first, bool last) const { return hooks_[first ? 1 : 0][last ? 1 : 0]; }
+  /// After each backward: the context waits for all exchanges.
+  void end_backward();
+
+  /// Sum of the step's losses, on this rank: kWrite for the first micro-batch, then kAdd.
+  void add_loss(const TensorView& loss, Accum mode);
+  /// Norm, clipping and update number `update` (from 1); nothing is updated if the norm or a loss is
+  /// not finite. `stop` reaches the outcome of all ranks.
+  void update(double lr, int64_t update, bool stop);
+  /// Of the last update; waits for it. loss_sum is over all ranks.
+  RankOutcome read_outcome();
+
+  /// Before collectives are recorded: runs each kind once. Gradients are lost. A collective.
+  void warm_up();
+  /// Gathers the parameters, if that is still to be done, outside of a step. A collective.
+  void gather();
+  /// Collectives: from rank 0's host copies (elsewhere they are not looked at) to all ranks, and
+  /// from all ranks to rank 0's.
+  void upload(const ParamStore& values, const ParamStore& m, const ParamStore& v);
+  void download(ParamStore& values, ParamStore& m, ParamStore& v);
+
+  /// What the constructor allocates on the device.
+  static std::vector<MemoryItem> memory(const ShardLayout& layout, const ShardOptions& options);
+
+ private:
+  using Segment = ShardLayout::Segment;
+  bool cuda() const { return ctx_.device() == Device::kCuda; }
+  bool sharded() const { return options_.zero != ZeroStage::kPlain; }
+  bool half() const { return options_.activations == DType::kBF16; }
+  /// ZeRO-2 without accumulation: two buckets' gradients in turns, and the sums of this rank.
+  bool rotates() const {
+    return options_.zero == ZeroStage::kGradients && !options_.accumulates;
+  }
+  static bool rotates(const ShardOptions& o) {
+    return o.zero == ZeroStage::kGradients && !o.accumulates;
+  }
+  int64_t group_slot(int32_t group) const;
+  float* grad_at(const Segment& s) const;        ///< of a whole segment
+  float* grad_shard_at(const Segment& s) const;  ///< where the sums of this rank's part go
+  float* staging_at(const Segment& s) const { return grad_at(s); }
+  TensorView device_view(void* p, int64_t n, DType type = DType::kF32) const;
+  void on_comm(const std::function<void()>& work);
+  void exchange_group(int32_t group);
+  void reduce_segment(const Segment& s);
+  void gather_group(int32_t group);
+  void make_views(const ParamRegistry& params);
+  void stage(const Segment& s, const ParamStore& host);
+  void collect(float* flat_or_shards, ParamStore& host);
+  void update_cpu(double lr, int64_t update, bool stop);
+  void update_cuda(double lr, int64_t update, bool stop);
+
+  Context& ctx_;
+  Communicator& comm_;
+  const ParamRegistry& params_;
+  ShardOptions options_;
+  ShardLayout layout_;
+  Arena full_;     ///< f32 parameters that kernels read, flat; plain: the masters
+  Arena copies_;   ///< bf16 matrices, flat
+  Arena vectors_;  ///< sharded with bf16: f32 vectors that kernels read
+  Arena masters_, m_, v_;  ///< flat, or this rank's shards; masters_ is empty if full_ holds them
+  Arena grads_, grad_shards_, half_grads_;
+  Arena small_;
+  std::vector<TensorView> views_, grad_views_;
+  std::vector<AdamWPiece> norm_pieces_, update_pieces_;  ///< CPU
+  std::vector<double> partial_;
+  TensorView device_norm_pieces_, device_update_pieces_, records_, outcome_;
+  int64_t norm_piece_count_ = 0, update_piece_count_ = 0;
+  HostBuffer read_, stop_flag_;
+  RankRecord record_;        ///< CPU
+  RankOutcome cpu_outcome_;  ///< CPU
+  std::array<std::array<PlanHooks, 2>, 2> hooks_;
+  std::vector<StreamEvent> gathered_, reduced_;  ///< by group
+  StreamEvent to_comm_, from_comm_, lane_;
+  bool stale_ = false;  ///< CUDA: parameters were updated and not gathered yet
+};
+
+}  // namespace rwkv
