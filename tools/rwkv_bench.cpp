@@ -7,6 +7,7 @@
 #include "tools/bench/ops.h"
 #include "tools/bench/prefill.h"
 #include "tools/bench/report.h"
+#include "tools/bench/scale.h"
 #include "tools/bench/serve.h"
 #include "tools/bench/step.h"
 #include "tools/bench/tokenize.h"
@@ -121,6 +122,13 @@ int main(int argc, char** argv) {
   step_app->add_option("--grad-checkpointing", step.grad_checkpointing, "none or block")
       ->capture_default_str();
 
+  rwkv::bench::ScaleOptions scale;
+  scale.repeats = 20;
+  CLI::App* scale_app = app.add_subcommand(
+      "scale", "training steps on several ranks against one (docs/multi-gpu.md)");
+  add_common(scale_app, scale);
+  rwkv::bench::add_scale_flags(scale_app, scale);
+
   rwkv::bench::TrainTimesOptions times;
   CLI::App* times_app =
       app.add_subcommand("train-times", "whole training steps with each WKV variant");
@@ -172,7 +180,7 @@ int main(int argc, char** argv) {
   return rwkv::run_program(app, argc, argv, [&]() -> int {
     namespace bench = rwkv::bench;
     for (const bench::CommonOptions* o : std::initializer_list<const bench::CommonOptions*>{
-             &wkv, &ops, &step, &times, &tokenize, &decode, &prefill})
+             &wkv, &ops, &step, &scale, &times, &tokenize, &decode, &prefill})
       bench::check_outputs(o->json, o->plot);
     bench::check_outputs(serve.json, "");
     if (wkv_app->parsed() && wkv.decode) return bench::run_wkv_decode(wkv);
@@ -183,6 +191,7 @@ int main(int argc, char** argv) {
     if (ops_app->parsed()) return bench::run_ops(ops);
     if (serve_app->parsed()) return bench::run_serve(serve);
     if (tokenize_app->parsed()) return bench::run_tokenize(tokenize);
+    if (scale_app->parsed()) return bench::run_scale(scale);
     if (times_app->parsed()) return bench::run_train_times(times);
     return bench::run_step(step);
   });

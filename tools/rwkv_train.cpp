@@ -173,8 +173,7 @@ int main(int argc, char** argv) {
   add_options(app, flags);
   return rwkv::run_program(app, argc, argv, [&] {
     const bool only_print = flags.print_config || flags.dry_run || flags.dump_plan;
-    return rwkv::run_ranks(only_print ? 1 : flags.gpus, app.get_name(), [&](rwkv::RankSession& r) {
-      return run(flags, app.remaining(), r);
-    });
+    return rwkv::run_ranks(only_print ? 1 : flags.gpus, app.get_name(),
+                           [&](rwkv::RankSession& r) { return run(flags, app.remaining(), r); });
   });
 }

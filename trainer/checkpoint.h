@@ -41,7 +41,7 @@ struct TrainerState {
   int64_t data_tokens = 0;
   std::string wkv;  ///< variant that the run resolved to
   std::string code_version;
-  int64_t ranks = 1;  ///< processes that shared the last step
+  int64_t ranks = 1;            ///< processes that shared the last step
   std::string gemm_algorithms;  ///< of a CUDA run, see kernels/core/gemm.h; a dataset of its own
 };
 

@@ -34,7 +34,7 @@ class ShardLayout {
   int32_t groups() const { return groups_; }
   const std::vector<int32_t>& group_of_param() const { return group_of_param_; }
   int ranks() const { return ranks_; }
-  int64_t elements() const { return elements_; }              ///< of the flat memory
+  int64_t elements() const { return elements_; }  ///< of the flat memory
   int64_t shard_elements() const { return elements_ / ranks_; }
   int64_t vector_elements() const { return vector_elements_; }
   int64_t largest_segment() const;

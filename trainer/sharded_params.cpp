@@ -34,30 +34,24 @@ std::vector<MemoryItem> ShardedParams::memory(const ShardLayout& layout, const S
   };
   const bool separate = sharded || half;  // masters are not what kernels read
   add("parameters", separate ? 0 : f32_bytes(layout.elements()));
-  add("parameters that kernels read",
-      !separate ? 0
-      : half    ? static_cast<size_t>(layout.elements()) * sizeof(BF16) +
-                   (sharded ? f32_bytes(layout.vector_elements()) : 0)
-                : f32_bytes(layout.elements()));
-  add(sharded ? "f32 parameters of this rank" : "f32 parameters",
-      separate ? f32_bytes(state) : 0);
+  add("parameters that kernels read", !separate ? 0
+                                      : half
+                                          ? static_cast<size_t>(layout.elements()) * sizeof(BF16) +
+                                                (sharded ? f32_bytes(layout.vector_elements()) : 0)
+                                          : f32_bytes(layout.elements()));
+  add(sharded ? "f32 parameters of this rank" : "f32 parameters", separate ? f32_bytes(state) : 0);
   add(sharded ? "optimizer moments of this rank" : "optimizer moments", 2 * f32_bytes(state));
   add(rotates(o) ? "gradients of two buckets" : "gradients",
       f32_bytes(rotates(o) ? 2 * layout.largest_group() : layout.elements()));
   add("gradients of this rank", rotates(o) ? f32_bytes(layout.shard_elements()) : 0);
-  add("bf16 gradients on their way", o.exchange == DType::kBF16
-                                         ? static_cast<size_t>(layout.largest_segment()) * 2
-                                         : 0);
+  add("bf16 gradients on their way",
+      o.exchange == DType::kBF16 ? static_cast<size_t>(layout.largest_segment()) * 2 : 0);
   return items;
 }
 
 ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegistry& params,
                              const ShardOptions& options, const std::vector<bool>& trained)
-    : ctx_(ctx),
-      comm_(comm),
-      params_(params),
-      options_(options),
-      layout_(params, comm.size()) {
+    : ctx_(ctx), comm_(comm), params_(params), options_(options), layout_(params, comm.size()) {
   RWKV_ASSERT(comm.device() == ctx.device(), "ranks of another device");
   const Device device = ctx.device();
   const int64_t all = layout_.elements();
@@ -94,13 +88,12 @@ ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegist
   update_piece_count_ = static_cast<int64_t>(update_pieces_.size());
   gathered_.resize(static_cast<size_t>(layout_.groups()));
   reduced_.resize(static_cast<size_t>(layout_.groups()));
-  for (auto& of_first : hooks_)
-    of_first[1].grads_ready = [this](int32_t g) { exchange_group(g); };
+  for (auto& of_first : hooks_) of_first[1].grads_ready = [this](int32_t g) { exchange_group(g); };
   if (!cuda()) return;
 
   const auto table = [&](const std::vector<AdamWPiece>& pieces, const char* what) {
-    const TensorSpec spec = flat_spec(static_cast<int64_t>(pieces.size() * sizeof(AdamWPiece)),
-                                      DType::kI8);
+    const TensorSpec spec =
+        flat_spec(static_cast<int64_t>(pieces.size() * sizeof(AdamWPiece)), DType::kI8);
     const TensorView view = small_.take(spec, what);
     copy(ctx_, view, TensorView(const_cast<AdamWPiece*>(pieces.data()), spec));
     return view;
@@ -414,8 +407,7 @@ void ShardedParams::upload(const ParamStore& values, const ParamStore& m, const 
       const auto n = values[id].numel();
       half_host.resize(static_cast<size_t>(n));
       parallel_for(n, 1 << 18, [&](int64_t begin, int64_t end) {
-        for (int64_t k = begin; k < end; ++k)
-          half_host[static_cast<size_t>(k)] = to_bf16(from[k]);
+        for (int64_t k = begin; k < end; ++k) half_host[static_cast<size_t>(k)] = to_bf16(from[k]);
       });
       copy(ctx_, device_view(copies + (layout_.offset(id) - s.offset), n, DType::kBF16),
            TensorView(half_host.data(), flat_spec(n, DType::kBF16)));

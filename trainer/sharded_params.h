@@ -20,9 +20,9 @@ namespace rwkv {
 
 /// What is divided among the ranks.
 enum class ZeroStage : uint8_t {
-  kPlain,          ///< nothing: every rank updates everything, with gathered gradients
-  kOptimizer,      ///< ZeRO-1: moments and f32 masters; updated parameters are gathered
-  kGradients,      ///< ZeRO-2: gradients as well
+  kPlain,      ///< nothing: every rank updates everything, with gathered gradients
+  kOptimizer,  ///< ZeRO-1: moments and f32 masters; updated parameters are gathered
+  kGradients,  ///< ZeRO-2: gradients as well
 };
 
 struct ShardOptions {
@@ -43,13 +43,13 @@ struct MemoryItem {
 ///
 /// A step: forward and backward with hooks(), which sum each bucket's gradients over the ranks
 /// (reduce-scatter: every rank gets its shard) as soon as they are complete; update(), in which
-/// every rank updates its shard; and the next forward gathers the parameters of each bucket ahead of
-/// their use. On CUDA the exchanges run on the communicator's stream beside the kernels, and all of
-/// it can be recorded into launch graphs. On the CPU each is done when its call returns, and
+/// every rank updates its shard; and the next forward gathers the parameters of each bucket ahead
+/// of their use. On CUDA the exchanges run on the communicator's stream beside the kernels, and all
+/// of it can be recorded into launch graphs. On the CPU each is done when its call returns, and
 /// parameters are gathered by update().
 ///
-/// All stages compute the same bits: shards, their sums, the order of the norm's partial sums (shard
-/// by shard, in the order of ranks) and the update's arithmetic are the same.
+/// All stages compute the same bits: shards, their sums, the order of the norm's partial sums
+/// (shard by shard, in the order of ranks) and the update's arithmetic are the same.
 class ShardedParams {
  public:
   /// `trained` as for AdamW. `ctx`, `comm` and `params` must outlive this. Throws DeviceError.
@@ -66,14 +66,16 @@ class ShardedParams {
   void begin_step();
   /// For the forward and the backward of the step's first, last or any micro-batch: the first waits
   /// for parameters that are being gathered, the last exchanges gradients.
-  const PlanHooks& hooks(bool first, bool last) const { return hooks_[first ? 1 : 0][last ? 1 : 0]; }
+  const PlanHooks& hooks(bool first, bool last) const {
+    return hooks_[first ? 1 : 0][last ? 1 : 0];
+  }
   /// After each backward: the context waits for all exchanges.
   void end_backward();
 
   /// Sum of the step's losses, on this rank: kWrite for the first micro-batch, then kAdd.
   void add_loss(const TensorView& loss, Accum mode);
-  /// Norm, clipping and update number `update` (from 1); nothing is updated if the norm or a loss is
-  /// not finite. `stop` reaches the outcome of all ranks.
+  /// Norm, clipping and update number `update` (from 1); nothing is updated if the norm or a loss
+  /// is not finite. `stop` reaches the outcome of all ranks.
   void update(double lr, int64_t update, bool stop);
   /// Of the last update; waits for it. loss_sum is over all ranks.
   RankOutcome read_outcome();
@@ -96,9 +98,7 @@ class ShardedParams {
   bool sharded() const { return options_.zero != ZeroStage::kPlain; }
   bool half() const { return options_.activations == DType::kBF16; }
   /// ZeRO-2 without accumulation: two buckets' gradients in turns, and the sums of this rank.
-  bool rotates() const {
-    return options_.zero == ZeroStage::kGradients && !options_.accumulates;
-  }
+  bool rotates() const { return options_.zero == ZeroStage::kGradients && !options_.accumulates; }
   static bool rotates(const ShardOptions& o) {
     return o.zero == ZeroStage::kGradients && !o.accumulates;
   }
@@ -122,9 +122,9 @@ class ShardedParams {
   const ParamRegistry& params_;
   ShardOptions options_;
   ShardLayout layout_;
-  Arena full_;     ///< f32 parameters that kernels read, flat; plain: the masters
-  Arena copies_;   ///< bf16 matrices, flat
-  Arena vectors_;  ///< sharded with bf16: f32 vectors that kernels read
+  Arena full_;             ///< f32 parameters that kernels read, flat; plain: the masters
+  Arena copies_;           ///< bf16 matrices, flat
+  Arena vectors_;          ///< sharded with bf16: f32 vectors that kernels read
   Arena masters_, m_, v_;  ///< flat, or this rank's shards; masters_ is empty if full_ holds them
   Arena grads_, grad_shards_, half_grads_;
   Arena small_;

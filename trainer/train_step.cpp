@@ -105,7 +105,8 @@ double TrainStep::flops_per_step() const {
 }
 
 void TrainStep::allocate() {
-  RWKV_ASSERT(options_.comm != nullptr || ranks() == 1, "memory of ", ranks(), " ranks without them");
+  RWKV_ASSERT(options_.comm != nullptr || ranks() == 1, "memory of ", ranks(),
+              " ranks without them");
   const ParamRegistry& params = model_->params();
   // What was recorded belongs to the context that goes.
   first_graph_ = LaunchGraph();
@@ -271,9 +272,7 @@ void TrainStep::accumulate(int64_t i) {
   }
   send_ids(plan_, host_slot(i));
   // A traced step shows its ops.
-  const LaunchGraph& graph = first             ? first_graph_
-                             : last && shards_ ? last_graph_
-                                               : later_graph_;
+  const LaunchGraph& graph = first ? first_graph_ : last && shards_ ? last_graph_ : later_graph_;
   if (graph && !ctx_->tracer().enabled())
     replay(graph);
   else

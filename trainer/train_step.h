@@ -73,7 +73,8 @@ class TrainStep {
   void prepare();
   /// CUDA: the host copies (values(), optimizer().m() and v()) to the device, after they were set,
   /// and back, before they are read. Nothing to do on the CPU. With several ranks, on either
-  /// device: from rank 0's host copies to all ranks and back; the others' are empty. All ranks call.
+  /// device: from rank 0's host copies to all ranks and back; the others' are empty. All ranks
+  /// call.
   void upload();
   void download();
   Context& context() { return *ctx_; }
@@ -129,10 +130,10 @@ class TrainStep {
   std::unique_ptr<Context> ctx_;
   ParamStore values_, grads_;
   std::unique_ptr<AdamW> optimizer_;
-  std::unique_ptr<DeviceParams> device_;                ///< CUDA, one rank
-  std::unique_ptr<ShardedParams> shards_;               ///< several ranks
-  ParamRegistry nothing_;                               ///< what ranks other than 0 keep on the host
-  HostBuffer host_ids_;                                 ///< CUDA only: a slot for every micro-batch
+  std::unique_ptr<DeviceParams> device_;   ///< CUDA, one rank
+  std::unique_ptr<ShardedParams> shards_;  ///< several ranks
+  ParamRegistry nothing_;                  ///< what ranks other than 0 keep on the host
+  HostBuffer host_ids_;                    ///< CUDA only: a slot for every micro-batch
   LaunchGraph first_graph_, later_graph_, last_graph_, eval_graph_;  ///< CUDA only
   size_t recorded_workspace_ = 0;  ///< the graphs' addresses hold while it has this size
   bool prepared_ = false, recorded_ = false;

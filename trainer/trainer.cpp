@@ -299,8 +299,7 @@ class Run {
     }
     const bool last = state_.step == total_steps_;
     record(r, lr, last);
-    if (state_.nonfinite_in_a_row >= config_.train.max_nonfinite)
-      on_rank_0([&] { give_up(); });
+    if (state_.nonfinite_in_a_row >= config_.train.max_nonfinite) on_rank_0([&] { give_up(); });
     if (valid_ && (due(config_.eval.every) || last)) validate();
     if (options_.sample && data_.tokenizer && config_.sample.every > 0 &&
         (due(config_.sample.every) || last))

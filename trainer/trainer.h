@@ -28,14 +28,15 @@ struct TrainerOptions {
   bool resume = false;
   std::string init_file;  ///< weights to start from (a model file or checkpoint); empty: random
   Device device = Device::kCpu;
-  /// The ranks of the run, or null for one process. All of them call run_training alike; config.ranks
-  /// is their number. Rank 0 owns the run folder, reads and writes checkpoints, and reports.
+  /// The ranks of the run, or null for one process. All of them call run_training alike;
+  /// config.ranks is their number. Rank 0 owns the run folder, reads and writes checkpoints, and
+  /// reports.
   Communicator* comm = nullptr;
   bool quiet = false;  ///< nothing on stdout
   /// Draws text (generation belongs to inference/, which the trainer does not know).
   std::function<std::string(const SampleRequest&)> sample;
-  /// One rank only. Sees the gradients of every step before the update: probes and tests. (On CUDA they are on the
-  /// device and the store is empty.)
+  /// One rank only. Sees the gradients of every step before the update: probes and tests. (On CUDA
+  /// they are on the device and the store is empty.)
   std::function<void(int64_t step, ParamStore& grads)> on_gradients;
 };
 

@@ -1,4 +1,5 @@
-// The small kernels around collectives. Limited by bandwidth: 6 bytes per element for the two casts.
+// The small kernels around collectives. Limited by bandwidth: 6 bytes per element for the two
+// casts.
 
 #include "kernels/cuda/exchange.h"
 

@@ -36,12 +36,12 @@ struct AdamWStep {
   int64_t update = 1;  ///< number of updates including this one, for the bias corrections
 };
 
-/// Flat device buffers: element i of grad and copy and element i + shift of the others belong to the
-/// same parameter element.
+/// Flat device buffers: element i of grad and copy and element i + shift of the others belong to
+/// the same parameter element.
 struct AdamWBuffers {
   float *master, *m, *v;
   const float* grad;
-  BF16* copy = nullptr;  ///< receives the updated masters rounded to bf16; may be null
+  BF16* copy = nullptr;       ///< receives the updated masters rounded to bf16; may be null
   bool shifted_grad = false;  ///< the shift of pieces counts for grad, too
 };
 

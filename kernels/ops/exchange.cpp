@@ -22,8 +22,8 @@ RankOutcome combine_records(const RankRecord* records, size_t ranks) {
     out.loss_sum += records[r].loss_sum;
     out.stops += records[r].stop;
   }
-  out.norm = std::isfinite(out.loss_sum) ? std::sqrt(squares)
-                                         : std::numeric_limits<double>::quiet_NaN();
+  out.norm =
+      std::isfinite(out.loss_sum) ? std::sqrt(squares) : std::numeric_limits<double>::quiet_NaN();
   return out;
 }
 

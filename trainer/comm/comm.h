@@ -94,8 +94,8 @@ class Communicator {
 };
 
 /// Runs `work` on every rank. If it throws rwkv::Error on any of them it throws on all: on rank 0
-/// AgreedError with the message (naming the ranks, unless all say the same), elsewhere ReportedError.
-/// `group` null: just runs it.
+/// AgreedError with the message (naming the ranks, unless all say the same), elsewhere
+/// ReportedError. `group` null: just runs it.
 void agree(HostGroup* group, const std::function<void()>& work);
 
 /// Throws AgreedError on rank 0 (ReportedError elsewhere) unless `value` is the same on all ranks,

@@ -46,8 +46,9 @@ void read_address(const Get& get, Launch& l) {
   }
   const std::string id = get("NCCL_COMM_ID");
   const size_t colon = id.rfind(':');
-  RWKV_CHECK(colon != std::string::npos && colon > 0, ConfigError, "starting ranks: ",
-             l.description, " are set, but neither MASTER_ADDR and MASTER_PORT nor ",
+  RWKV_CHECK(colon != std::string::npos && colon > 0, ConfigError,
+             "starting ranks: ", l.description,
+             " are set, but neither MASTER_ADDR and MASTER_PORT nor ",
              "NCCL_COMM_ID=HOST:PORT say where rank 0 is");
   l.address = id.substr(0, colon);
   if (l.address.size() > 2 && l.address.front() == '[')  // an IPv6 address
@@ -76,17 +77,12 @@ void note_signal(int signal) {
   g_signal = signal;
 }
 
-std::string death(int status) {
-  if (WIFSIGNALED(status))
-    return str("was ended by signal ", WTERMSIG(status), " (", strsignal(WTERMSIG(status)), ")");
-  return str("ended with exit code ", WEXITSTATUS(status));
-}
-
 /// Waits for all ranks; returns the exit code of the whole.
 int watch_ranks(const std::vector<pid_t>& pids, const std::string& program) {
   std::vector<bool> alive(pids.size(), true);
   size_t left = pids.size();
   int code = 0, quiet_waits = 0;
+  bool killed = false;
   const auto tell_all = [&](int signal) {
     for (size_t r = 0; r < pids.size(); ++r)
       if (alive[r]) ::kill(pids[r], signal);
@@ -102,19 +98,22 @@ int watch_ranks(const std::vector<pid_t>& pids, const std::string& program) {
       ::usleep(50000);
       // The others end by themselves when a rank is gone; this is for those that cannot.
       constexpr int kPatience = 300;  // of 50 ms
-      if (code != 0 && ++quiet_waits == kPatience) tell_all(SIGKILL);
+      if (code != 0 && ++quiet_waits == kPatience) {
+        killed = true;
+        tell_all(SIGKILL);
+      }
       continue;
     }
     for (size_t r = 0; r < pids.size(); ++r) {
       if (pids[r] != pid || !alive[r]) continue;
       alive[r] = false;
       --left;
-      const bool good = WIFEXITED(status) && WEXITSTATUS(status) == 0;
-      if (good || code != 0) continue;
-      code = WIFEXITED(status) ? WEXITSTATUS(status) : kExitLostRank;
-      if (WIFSIGNALED(status))
-        std::fprintf(stderr, "%s: error: rank %zu (process %d) %s; ending the others\n",
-                     program.c_str(), r, static_cast<int>(pid), death(status).c_str());
+      // Others may have noticed before this process did, and ended with a code of their own.
+      if (WIFSIGNALED(status) && !killed)
+        std::fprintf(stderr, "%s: error: rank %zu (process %d) was ended by signal %d (%s)\n",
+                     program.c_str(), r, static_cast<int>(pid), WTERMSIG(status),
+                     strsignal(WTERMSIG(status)));
+      if (code == 0) code = WIFEXITED(status) ? WEXITSTATUS(status) : kExitLostRank;
     }
   }
   return code;

@@ -50,8 +50,8 @@ class RankSession {
   /// Null for a single process.
   HostGroup* group() const { return comm_ ? &comm_->group() : group_.get(); }
   /// Connects the devices of all ranks; null for a single process. CPU ranks need MPI. CUDA: makes
-  /// GPU number local_rank current, or the only one that is visible, and refuses GPUs that two ranks
-  /// share. All ranks call. Throws as agree().
+  /// GPU number local_rank current, or the only one that is visible, and refuses GPUs that two
+  /// ranks share. All ranks call. Throws as agree().
   Communicator* connect(Device device);
 
  private:

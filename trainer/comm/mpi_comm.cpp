@@ -91,7 +91,8 @@ class MpiCommunicator final : public Communicator {
  private:
   static int checked(size_t bytes) {
     RWKV_CHECK(bytes <= static_cast<size_t>(std::numeric_limits<int>::max()), ConfigError,
-               "exchanging ", bytes, " bytes in one MPI call: expected less than 2 GiB; CPU ranks "
+               "exchanging ", bytes,
+               " bytes in one MPI call: expected less than 2 GiB; CPU ranks "
                "are for smaller models");
     return static_cast<int>(bytes);
   }

@@ -70,9 +70,8 @@ Gpu choose_gpu(int rank, int local_rank) {
   RWKV_CHECK(error == cudaSuccess && count > 0, DeviceError, "looking for GPUs: found none (",
              cudaGetErrorString(error), ")");
   // Launchers that give every rank a GPU of its own show it as the only one.
-  RWKV_CHECK(count == 1 || local_rank < count, DeviceError, "rank ", rank,
-             " is number ", local_rank, " on its machine, which has ", count,
-             " GPUs; start one rank per GPU");
+  RWKV_CHECK(count == 1 || local_rank < count, DeviceError, "rank ", rank, " is number ",
+             local_rank, " on its machine, which has ", count, " GPUs; start one rank per GPU");
   Gpu gpu;
   gpu.device = count == 1 ? 0 : local_rank;
   check_cuda(cudaSetDevice(gpu.device), "choosing a GPU");
@@ -146,9 +145,9 @@ class NcclCommunicator final : public Communicator {
           "all-reduce");
   }
   void broadcast(void* data, int64_t count, DType type) override {
-    check(api_.broadcast(data, data, static_cast<size_t>(count), nccl_type(type), 0, comm_,
-                         stream_),
-          "broadcast");
+    check(
+        api_.broadcast(data, data, static_cast<size_t>(count), nccl_type(type), 0, comm_, stream_),
+        "broadcast");
   }
   void begin_group() override { check(api_.group_start(), "group start"); }
   void end_group() override { check(api_.group_end(), "group end"); }

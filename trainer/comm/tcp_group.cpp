@@ -268,8 +268,9 @@ class TcpGroup final : public HostGroup {
 
   /// The connection ended without a word.
   [[noreturn]] void lost(int r) {
-    end(str(name_of(r), " is gone: its connection ended (killed, crashed, or its machine is out of "
-                        "reach); --resume continues from the last checkpoint"),
+    end(str(name_of(r),
+            " is gone: its connection ended (killed, crashed, or its machine is out of "
+            "reach); --resume continues from the last checkpoint"),
         kExitLostRank);
   }
 
@@ -357,8 +358,9 @@ std::unique_ptr<HostGroup> meet_as_first(const Launch& l, int patience) {
     RWKV_CHECK(h.size == l.size, ConfigError, "starting ", l.size, " ranks: a rank on ",
                h.host.data(), " was told that there are ", h.size, " (WORLD_SIZE)");
     RWKV_CHECK(h.rank > 0 && h.rank < l.size && !peers[static_cast<size_t>(h.rank)], ConfigError,
-               "starting ", l.size, " ranks: a process on ", h.host.data(), " says that it is rank ",
-               h.rank, h.rank > 0 && h.rank < l.size ? ", as another one has" : "",
+               "starting ", l.size, " ranks: a process on ", h.host.data(),
+               " says that it is rank ", h.rank,
+               h.rank > 0 && h.rank < l.size ? ", as another one has" : "",
                "; every process needs its own RANK from 0 to ", l.size - 1);
     watch_silence(s.fd());
     hosts[static_cast<size_t>(h.rank)] = h.host.data();
@@ -376,8 +378,8 @@ std::unique_ptr<HostGroup> meet(const Launch& l, int patience) {
       if (!s) continue;
       const Hello mine = hello_of(l.rank, l.size);
       Hello h;
-      if (!send_all(s.fd(), &mine, sizeof mine) ||
-          !receive(s.fd(), &h, sizeof h, in_seconds(3)) || h.magic != kMagic)
+      if (!send_all(s.fd(), &mine, sizeof mine) || !receive(s.fd(), &h, sizeof h, in_seconds(3)) ||
+          h.magic != kMagic)
         continue;
       RWKV_CHECK(h.size == l.size, ConfigError, "joining ", l.address, ":", l.port + p,
                  ": WORLD_SIZE is ", l.size, " here and ", h.size, " there");

@@ -1,0 +1,28 @@
+# Several ranks. The variables are for Open MPI: more ranks than cores, as root in a container.
+set(rwkv_rank_environment
+  "OMP_NUM_THREADS=1;OMP_WAIT_POLICY=passive;OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
+  "OMPI_MCA_rmaps_base_oversubscribe=1;OMPI_MCA_mpi_yield_when_idle=1"
+  "OMPI_MCA_btl_vader_single_copy_mechanism=none;PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe")
+if(RWKV_SANITIZE)
+  # MPI libraries leave memory behind.
+  list(APPEND rwkv_rank_environment "ASAN_OPTIONS=detect_leaks=0")
+endif()
+
+rwkv_test(comm_group_test LABEL dist SOURCES dist/comm_group_test.cpp DEPS rwkv_comm)
+rwkv_test(dist_step_test LABEL dist SOURCES dist/dist_step_test.cpp DEPS rwkv_comm)
+if(RWKV_HAVE_MPI AND MPIEXEC_EXECUTABLE)
+  foreach(ranks 2 4)
+    add_test(NAME dist_step_test_${ranks} COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG}
+      ${ranks} $<TARGET_FILE:dist_step_test>)
+    set_tests_properties(dist_step_test_${ranks} PROPERTIES LABELS dist TIMEOUT 600
+      PROCESSORS 2 ENVIRONMENT "${rwkv_rank_environment}")
+  endforeach()
+  rwkv_test(dist_program_test LABEL dist SOURCES dist/dist_program_test.cpp DEPS rwkv_comm)
+  target_compile_definitions(dist_program_test PRIVATE
+    RWKV_MPIEXEC="${MPIEXEC_EXECUTABLE}" RWKV_MPIEXEC_COUNT="${MPIEXEC_NUMPROC_FLAG}")
+  target_include_directories(dist_program_test PRIVATE unit)
+  add_dependencies(dist_program_test rwkv-train)
+  set_tests_properties(dist_program_test PROPERTIES PROCESSORS 2
+    ENVIRONMENT "${rwkv_rank_environment}")
+endif()
+rwkv_gpu_test(cuda_dist_step_test SOURCES dist/dist_step_test.cpp DEPS rwkv_comm)

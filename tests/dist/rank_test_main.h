@@ -1,0 +1,39 @@
+#pragma once
+/// Entry of test programs that run on several ranks at once (mpirun -n N PROGRAM).
+
+#include <gtest/gtest.h>
+
+#include <cstdio>
+
+#include "tests/support/device.h"
+#include "trainer/comm/launch.h"
+
+namespace rwkv::test {
+
+/// The ranks of this program; null for a single process, where such tests are skipped.
+inline Communicator*& test_ranks() {
+  static Communicator* comm = nullptr;
+  return comm;
+}
+
+/// All ranks must come through the same collectives: tests use EXPECT, not ASSERT, around them.
+inline int run_rank_tests(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  return run_ranks(1, "test", [](RankSession& session) {
+    test_ranks() = session.connect(kTestDevice);
+    auto& listeners = testing::UnitTest::GetInstance()->listeners();
+    if (session.rank() != 0) delete listeners.Release(listeners.default_result_printer());
+    int failed = RUN_ALL_TESTS();
+    if (test_ranks() != nullptr) {
+      std::vector<int> all(static_cast<size_t>(session.size()));
+      session.group()->all_gather(&failed, sizeof failed, all.data());
+      for (size_t r = 0; r < all.size(); ++r) {
+        if (all[r] != 0 && session.rank() == 0) std::printf("rank %zu failed\n", r);
+        failed |= all[r];
+      }
+    }
+    return failed;
+  });
+}
+
+}  // namespace rwkv::test

@@ -1,0 +1,31 @@
+#pragma once
+/// rwkv-bench scale: training steps on several ranks against one.
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tools/bench/bench.h"
+
+namespace rwkv::bench {
+
+struct ScaleOptions : CommonOptions {
+  int gpus = 1;  ///< local ranks to start; 1: those of the launcher
+  std::string device = "cuda", dtype = "auto";
+  int64_t layers = 12, width = 768, vocab = 50304, head_size = 64;
+  std::vector<std::string> shapes;  ///< "TOKENSxBATCH" of one rank; empty: 4096x8 and 512x16
+  std::vector<int> zero;            ///< stages; empty: 1
+  std::string exchange = "f32", grad_checkpointing = "none";
+};
+
+void add_scale_flags(CLI::App* app, ScaleOptions& options);
+
+/// For each shape: a step of rank 0 alone without a communicator, then of all ranks, with random
+/// tokens and every tensor non-zero. Prints step times, tokens/s, the efficiency (one rank's time
+/// over that of all), the exposed communication (what a step takes longer than alone), the time
+/// that its exchanges take by themselves, and their bus bandwidth beside that of a large all-reduce
+/// in the same call. Returns the exit code.
+int run_scale(const ScaleOptions& options);
+
+}  // namespace rwkv::bench
