@@ -23,8 +23,8 @@ build libzstd-dev         /usr/include/zstd.h /usr/local/include/zstd.h
 build libpcre2-dev        /usr/include/pcre2.h /usr/local/include/pcre2.h
 build libutf8proc-dev     /usr/include/utf8proc.h /usr/local/include/utf8proc.h
 build libcpp-httplib-dev  /usr/include/httplib.h /usr/local/include/httplib.h
-build libopenmpi-dev      mpicc /usr/include/mpi.h
-build openmpi-bin         mpirun
+test  libopenmpi-dev      mpicc /usr/include/mpi.h
+test  openmpi-bin         mpirun
 test  libgtest-dev        /usr/include/gtest/gtest.h /usr/local/include/gtest/gtest.h
 test  clang-format        clang-format
 test  shellcheck          shellcheck
