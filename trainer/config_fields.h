@@ -81,7 +81,8 @@ void visit_fields(Config& c, F&& f) {
     "CUDA: streams on which independent kernels run side by side; 0: 4 up to 65536 tokens, else 1");
 
   f("eval.every", c.eval.every, from(0), "steps between validation losses; 0: never");
-  f("eval.batches", c.eval.batches, from(1, 1e6), "micro-batches per validation loss");
+  f("eval.batches", c.eval.batches, from(1, 1e6),
+    "micro-batches per validation loss, of each rank");
 
   f("sample.every", c.sample.every, from(0), "steps between text samples; 0: never");
   f("sample.prompt", c.sample.prompt, any, "start of the text sample");

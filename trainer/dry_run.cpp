@@ -57,13 +57,14 @@ std::string dry_run_report(const TrainConfig& c, Device device) {
   row("  with unused tensors",
       str(thousands(count.total), count.used < count.total ? " (layer 0's v0, v1, v2)" : ""));
   row("tokens per step", str(thousands(c.tokens_per_step()), " = ", c.train.micro_batches,
-                             " micro-batches x ", c.train.batch, " sequences x ", c.train.context));
+                             " micro-batches x ", c.train.batch, " sequences x ", c.train.context,
+                             c.ranks > 1 ? str(" x ", c.ranks, " ranks") : ""));
   row("steps", length_text(c));
   row("operations per step", format_count(step.flops_per_step()) + "FLOP");
   row("wkv variant", step.wkv_name());
   row("threads", std::to_string(num_threads()));
   const auto items = step.memory();
-  row("memory", format_bytes(total_bytes(items)));
+  row(c.ranks > 1 ? "memory of each rank" : "memory", format_bytes(total_bytes(items)));
   for (const auto& item : items) row("  " + item.name, format_bytes(item.bytes));
 
   size_t by_kind[4] = {0, 0, 0, 0};
@@ -83,8 +84,9 @@ std::string dry_run_report(const TrainConfig& c, Device device) {
   else if (total_bytes(items) <= limit)
     row("fits", str("yes: ", format_bytes(limit), " are available"));
   else
-    row("fits", str("NO: only ", format_bytes(limit), " are available; largest: ", items[0].name,
-                    ", ", items[1].name, ", ", items[2].name));
+    row("fits",
+        str("NO: only ", format_bytes(limit), " are available; largest: ", items[0].name, ", ",
+            items[1].name, ", ", items[2].name, ".", smaller_batch_advice(step, limit)));
   return out;
 }
 

@@ -120,32 +120,59 @@ size_t memory_limit(Device device, int64_t limit_mib) {
   }
 }
 
-void require_memory(std::span<const MemoryItem> items, size_t limit) {
+void require_memory(std::span<const MemoryItem> items, size_t limit, const std::string& advice) {
   RWKV_CHECK(limit == 0 || total_bytes(items) <= limit, ConfigError, "the run ",
-             describe_memory(items, 3), "; only ", format_bytes(limit), " are available. ",
-             kAdvice);
+             describe_memory(items, 3), "; only ", format_bytes(limit), " are available. ", kAdvice,
+             advice);
+}
+
+std::string smaller_batch_advice(const TrainStep& step, size_t limit) {
+  TrainStepOptions o = step.options();
+  const auto needs = [&](int64_t batch) {
+    o.batch = batch;
+    return total_bytes(TrainStep(step.model().config(), o).memory());
+  };
+  // Needs grow with the batch: halve the range between one that fits and one that does not.
+  int64_t fits = 0, too_large = o.batch;
+  while (too_large - fits > 1) {
+    const int64_t middle = fits + (too_large - fits) / 2;
+    (needs(middle) <= limit ? fits : too_large) = middle;
+  }
+  if (fits == 0) return " Not even train.batch=1 fits here.";
+  return str(" The largest train.batch that fits here is ", fits, ", which needs ",
+             format_bytes(needs(fits)), ".");
 }
 
 void require_device_memory(std::span<const MemoryItem> items, const backend::DeviceMemory& device,
-                           int64_t limit_mib) {
+                           int64_t limit_mib, const std::string& advice) {
   const size_t needed = total_bytes(items), limit = static_cast<size_t>(limit_mib) << 20;
   // Less than this is free: somebody else is there (a driver keeps some hundred MiB for itself).
   const bool shared = device.free < device.total - device.total / 16;
   RWKV_CHECK(needed <= device.free, DeviceError, "on the GPU the run ", describe_memory(items, 3),
              "; only ", format_bytes(device.free), " of its ", format_bytes(device.total),
              " are free", shared ? " (see nvidia-smi for who holds the rest)" : "", ". ", kAdvice,
-             ".", kLanesAdvice);
+             ".", kLanesAdvice, advice);
   RWKV_CHECK(limit == 0 || needed <= limit, ConfigError, "on the GPU the run ",
              describe_memory(items, 3), "; limits.memory_mib allows ", format_bytes(limit), ". ",
-             kAdvice, ".", kLanesAdvice);
+             kAdvice, ".", kLanesAdvice, advice);
 }
 
 void require_memory(const TrainStep& step, int64_t limit_mib) {
   if (step.options().device == Device::kCpu) {
-    require_memory(step.memory(), memory_limit(limit_mib));
+    const auto items = step.memory();
+    const size_t limit = memory_limit(limit_mib);
+    const bool fits = limit == 0 || total_bytes(items) <= limit;
+    require_memory(items, limit, fits ? "" : "." + smaller_batch_advice(step, limit));
     return;
   }
-  require_device_memory(step.memory(), backend::cuda_memory(), limit_mib);
+  const auto items = step.memory();
+  const backend::DeviceMemory device = backend::cuda_memory();
+  const size_t limit =
+      limit_mib > 0 ? std::min(device.free, static_cast<size_t>(limit_mib) << 20) : device.free;
+  require_device_memory(items, device, limit_mib,
+                        total_bytes(items) <= limit ? "" : smaller_batch_advice(step, limit));
+  // Of several ranks only the first keeps copies on the host.
+  if (step.options().comm != nullptr && step.options().comm->rank() != 0) return;
   const auto elements = static_cast<size_t>(step.model().params().flat_elements());
   const std::vector<MemoryItem> host = {
       {"host copies of parameters and moments", 3 * elements * sizeof(float)},

@@ -23,12 +23,16 @@ size_t total_bytes(std::span<const MemoryItem> items);
 /// limit_mib of the config, or available_memory().
 size_t memory_limit(int64_t limit_mib);
 /// Throws ConfigError naming the three largest consumers and what to change if the items do not
-/// fit into `limit` (0: unknown, anything fits).
-void require_memory(std::span<const MemoryItem> items, size_t limit);
+/// fit into `limit` (0: unknown, anything fits). `advice` is added to the message.
+void require_memory(std::span<const MemoryItem> items, size_t limit,
+                    const std::string& advice = "");
 /// The same for a GPU: throws DeviceError if the items do not fit into what is free, ConfigError if
 /// they fit but exceed limit_mib (0: no such limit).
 void require_device_memory(std::span<const MemoryItem> items, const backend::DeviceMemory& device,
-                           int64_t limit_mib);
+                           int64_t limit_mib, const std::string& advice = "");
+/// What batch would fit into `limit` bytes instead of the step's, which does not: " With
+/// train.batch=3 it needs 1.2 GiB.", or that none does. Plans a few steps; allocates nothing.
+std::string smaller_batch_advice(const TrainStep& step, size_t limit);
 /// What allocate() of the step will need against what its device has, and on CUDA the copies that
 /// the host keeps against what the host has. limit_mib as in limits.memory_mib: it replaces what a
 /// host says is available; on CUDA it limits the device's memory. Throws ConfigError, DeviceError.

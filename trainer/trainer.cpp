@@ -153,7 +153,8 @@ class Run {
     RWKV_CHECK(valid.blob.hash == data_.blob.hash, ConfigError, "validating on ",
                config_.data.valid, ": it was made with another tokenizer than ",
                config_.data.train);
-    valid_.emplace(valid.source, config_.train.batch, config_.train.context, config_.eval.batches);
+    valid_.emplace(valid.source, config_.train.batch, config_.train.context,
+                   config_.eval.batches * config_.ranks);
   }
 
   void start() {
