@@ -84,6 +84,7 @@ ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegist
   if (rotates())  // the norm looks at the shards only
     for (AdamWPiece& p : norm_pieces_) p = {p.begin + p.shift, p.end + p.shift, 1, 0, 0};
   partial_.assign(norm_pieces_.size(), 0.0);
+  cpu_records_.resize(static_cast<size_t>(comm.size()));
   norm_piece_count_ = static_cast<int64_t>(norm_pieces_.size());
   update_piece_count_ = static_cast<int64_t>(update_pieces_.size());
   gathered_.resize(static_cast<size_t>(layout_.groups()));
@@ -301,9 +302,8 @@ void ShardedParams::update_cpu(double lr, int64_t update, bool stop) {
   record_.squares = 0;
   for (const double s : partial_) record_.squares += s;
   record_.stop = stop ? 1 : 0;
-  std::vector<RankRecord> records(static_cast<size_t>(comm_.size()));
-  comm_.group().all_gather(&record_, sizeof record_, records.data());
-  cpu_outcome_ = combine_records(records.data(), records.size());
+  comm_.group().all_gather(&record_, sizeof record_, cpu_records_.data());
+  cpu_outcome_ = combine_records(cpu_records_.data(), cpu_records_.size());
   if (!std::isfinite(cpu_outcome_.norm)) return;
   const AdamWRates rates = adamw_rates(options_.optimizer, update, cpu_outcome_.norm);
   float* p = sharded() ? floats(masters_) : floats(full_);

@@ -134,8 +134,9 @@ class ShardedParams {
   TensorView device_norm_pieces_, device_update_pieces_, records_, outcome_;
   int64_t norm_piece_count_ = 0, update_piece_count_ = 0;
   HostBuffer read_, stop_flag_;
-  RankRecord record_;        ///< CPU
-  RankOutcome cpu_outcome_;  ///< CPU
+  RankRecord record_;  ///< CPU
+  std::vector<RankRecord> cpu_records_;
+  RankOutcome cpu_outcome_;
   std::array<std::array<PlanHooks, 2>, 2> hooks_;
   std::vector<StreamEvent> gathered_, reduced_;  ///< by group
   StreamEvent to_comm_, from_comm_, lane_;

@@ -497,10 +497,21 @@ double measure_peak_tflops(Context& ctx) {
 RunResult run_training(const TrainConfig& config, const TrainerOptions& options) {
   RWKV_ASSERT(config.ranks == (options.comm == nullptr ? 1 : options.comm->size()), config.ranks,
               " ranks");
+  HostGroup* group = options.comm == nullptr ? nullptr : &options.comm->group();
   std::optional<Run> run;
-  agree(options.comm == nullptr ? nullptr : &options.comm->group(),
-        [&] { run.emplace(config, options); });
-  return run->run();
+  agree(group, [&] { run.emplace(config, options); });
+  if (group == nullptr) return run->run();
+  try {
+    return run->run();
+  } catch (const AgreedError&) {
+    throw;
+  } catch (const ReportedError&) {
+    throw;
+  } catch (const Error& e) {
+    // Before anything is torn down: memory that others still send to would make that wait for ever.
+    group->abort(e.what(), e.exit_code());
+    throw;  // not reached: abort ends the process
+  }
 }
 
 }  // namespace rwkv

@@ -1,5 +1,6 @@
 #include "tools/bench/scale.h"
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>

@@ -1,12 +1,15 @@
 #pragma once
 /// rwkv-bench scale: training steps on several ranks against one.
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "tools/bench/bench.h"
+
+namespace CLI {
+class App;
+}
 
 namespace rwkv::bench {
 
