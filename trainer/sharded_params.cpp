@@ -214,7 +214,9 @@ void ShardedParams::begin_step() {
 void ShardedParams::gather() {
   if (!stale_) return;
   on_comm([&] {
+    comm_.begin_group();
     for (int32_t g = 0; g < layout_.groups(); ++g) gather_group(g);
+    comm_.end_group();
   });
   stale_ = false;
 }
@@ -239,7 +241,6 @@ void ShardedParams::reduce_segment(const Segment& s) {
       for (int64_t i = 0; i < s.shard; ++i) out[i] = to_float(sums[i]);
     }
   }
-  if (!sharded()) comm_.all_gather(out, grad_at(s), s.shard, DType::kF32);
 }
 
 void ShardedParams::exchange_group(int32_t group) {
@@ -249,7 +250,17 @@ void ShardedParams::exchange_group(int32_t group) {
       lane_.wait_on(comm_.stream());
     }
   }
-  for (const Segment& s : layout_.group(group)) reduce_segment(s);
+  const auto segments = layout_.group(group);
+  const bool together = options_.exchange == DType::kF32;  // the bf16 buffer serves one segment
+  if (together) comm_.begin_group();
+  for (const Segment& s : segments) reduce_segment(s);
+  if (together) comm_.end_group();
+  if (!sharded()) {
+    comm_.begin_group();
+    for (const Segment& s : segments)
+      comm_.all_gather(grad_shard_at(s), grad_at(s), s.shard, DType::kF32);
+    comm_.end_group();
+  }
   if (!cuda() || !rotates()) return;
   reduced_[static_cast<size_t>(group)].record_on(comm_.stream());
   // The next bucket's gradients go where those of the one before this were.

@@ -308,12 +308,13 @@ TEST_F(Ranks, Collectives) {
   comm_->all_gather(b.data() + rank * kCount, b.data(), kCount, DType::kF32);
   const Memory c(ctx, std::vector<float>(static_cast<size_t>(kCount), static_cast<float>(rank)));
   const Memory d(ctx, std::vector<float>(all, -1.0f));
-  comm_->begin_group();
+  const Memory f(ctx, std::vector<float>(static_cast<size_t>(kCount), static_cast<float>(rank)));
+  comm_->begin_group();  // may run at the same time, so on different memory
   comm_->all_gather(c.data(), d.data(), kCount, DType::kF32);
-  comm_->broadcast(c.data(), kCount, DType::kF32);
+  comm_->broadcast(f.data(), kCount, DType::kF32);
   comm_->end_group();
   const std::vector<float> in_place = b.read(*comm_), apart = d.read(*comm_),
-                           zeros = c.read(*comm_);
+                           zeros = f.read(*comm_);
   for (size_t i = 0; i < all; ++i) {
     EXPECT_EQ(in_place[i], static_cast<float>(i / kCount));
     EXPECT_EQ(apart[i], static_cast<float>(i / kCount));

@@ -88,7 +88,7 @@ class Communicator {
   virtual void all_reduce(void* data, int64_t count) = 0;
   /// Every rank gets the elements of rank 0.
   virtual void broadcast(void* data, int64_t count, DType type) = 0;
-  /// Calls between the two may be joined into one.
+  /// Calls between the two may be joined into one, and run in any order or at the same time.
   virtual void begin_group() {}
   virtual void end_group() {}
 };
