@@ -25,10 +25,10 @@ struct ScaleOptions : CommonOptions {
 void add_scale_flags(CLI::App* app, ScaleOptions& options);
 
 /// For each shape: a step of each rank alone without a communicator, then of all together, with
-/// random tokens and every tensor non-zero. Prints step times, tokens/s, the efficiency (one rank's
-/// time over that of all; the first rank alone counts), the exposed communication (what a step
-/// takes longer than alone), the time that its exchanges take by themselves, and their bus
-/// bandwidth beside that of a large all-reduce in the same call. Returns the exit code.
+/// random tokens and every tensor non-zero. Prints step times, tokens/s, the efficiency (the first
+/// rank's time alone over that of all), the exposed communication (what a step takes longer than
+/// alone), the time that its exchanges take by themselves, and their bus bandwidth beside that of a
+/// large all-reduce in the same call. Returns the exit code.
 int run_scale(const ScaleOptions& options);
 
 }  // namespace rwkv::bench

@@ -27,6 +27,8 @@ using Clock = std::chrono::steady_clock;
 constexpr int kPorts = 8;  ///< tried from launch.port on
 constexpr uint32_t kMagic = 0x6772796c;
 
+constexpr uint32_t kLongestCause = 4096;
+
 enum FrameKind : uint32_t { kData = 1, kAbort = 2 };
 
 /// Ahead of every payload.
@@ -212,11 +214,12 @@ class TcpGroup final : public HostGroup {
 
   [[noreturn]] void abort(const std::string& cause, int exit_code) override {
     if (failing_.exchange(true)) wait_for_the_end();
-    Frame f{.kind = kAbort, .code = exit_code, .bytes = static_cast<uint32_t>(cause.size())};
+    const std::string words = cause.substr(0, kLongestCause);
+    const Frame f{.kind = kAbort, .code = exit_code, .bytes = static_cast<uint32_t>(words.size())};
     for (size_t r = 0; r < peers_.size(); ++r) {
       if (!peers_[r]) continue;
       send_all(peers_[r].fd(), &f, sizeof f);
-      send_all(peers_[r].fd(), cause.data(), cause.size());
+      send_all(peers_[r].fd(), words.data(), words.size());
       ::shutdown(peers_[r].fd(), SHUT_WR);
     }
     if (rank() == 0) {
@@ -247,7 +250,11 @@ class TcpGroup final : public HostGroup {
     const int fd = peers_[static_cast<size_t>(r)].fd();
     if (!receive(fd, &f, sizeof f, kForever)) lost(r);
     RWKV_ASSERT(f.magic == kMagic, "a foreign message from rank ", r);
-    if (f.kind == kAbort) ended_by(r, f);
+    if (f.kind == kAbort) {
+      std::string cause(std::min(f.bytes, kLongestCause), '\0');
+      receive(fd, cause.data(), cause.size(), in_seconds(5));
+      ended_by(r, f.code, cause);
+    }
     RWKV_ASSERT(f.bytes == bytes, "rank ", r, " sent ", f.bytes, " bytes, expected ", bytes);
     if (!receive(fd, data, bytes, kForever)) lost(r);
   }
@@ -275,16 +282,14 @@ class TcpGroup final : public HostGroup {
   }
 
   /// Rank r said that it ends, and why.
-  [[noreturn]] void ended_by(int r, const Frame& f) {
-    std::string cause(std::min<uint32_t>(f.bytes, 4096), '\0');
-    receive(peers_[static_cast<size_t>(r)].fd(), cause.data(), cause.size(), in_seconds(5));
+  [[noreturn]] void ended_by(int r, int code, const std::string& cause) {
     if (rank() != 0) {
       if (failing_.exchange(true)) wait_for_the_end();
-      ::_exit(f.code);  // rank 0 has said it
+      ::_exit(code);  // rank 0 has said it
     }
     // What fails everywhere is said once: this process is about to fail in the same way.
     std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    end(str(name_of(r), ": ", cause), f.code);
+    end(str(name_of(r), ": ", cause), code);
   }
 
   [[noreturn]] void end(const std::string& cause, int code) {
@@ -309,13 +314,15 @@ class TcpGroup final : public HostGroup {
       if (::poll(fds.data(), fds.size(), 200) <= 0) continue;
       for (size_t i = 0; i < fds.size() && !leaving_ && !failing_; ++i) {
         if (fds[i].revents == 0) continue;
-        // Ordinary data may still be in front of the last words, for the main thread to take.
+        // Last words are looked at and left there: the main thread may be about to read them, and
+        // ordinary data may still be in front of them.
+        std::vector<char> words(sizeof(Frame) + kLongestCause);
+        const ssize_t n = ::recv(fds[i].fd, words.data(), words.size(), MSG_PEEK | MSG_DONTWAIT);
         Frame f;
-        const ssize_t n = ::recv(fds[i].fd, &f, sizeof f, MSG_PEEK | MSG_DONTWAIT);
-        if (n == static_cast<ssize_t>(sizeof f) && f.magic == kMagic && f.kind == kAbort) {
-          receive(fds[i].fd, &f, sizeof f, in_seconds(5));
-          ended_by(ranks[i], f);
-        }
+        if (n >= static_cast<ssize_t>(sizeof f)) std::memcpy(&f, words.data(), sizeof f);
+        if (n >= static_cast<ssize_t>(sizeof f) && f.magic == kMagic && f.kind == kAbort)
+          ended_by(ranks[i], f.code,
+                   std::string(words.data() + sizeof f, static_cast<size_t>(n) - sizeof f));
         std::this_thread::sleep_for(std::chrono::milliseconds(200));
         if (!leaving_ && !failing_) lost(ranks[i]);
       }
