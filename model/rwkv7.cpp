@@ -91,6 +91,7 @@ class Rwkv7 final : public BlockModel {
                                                               {"a", att.a},
                                                               {"b", att.b},
                                                               {"y", att.y},
+                                                              {"hidden", ffn.hidden},
                                                               {"time_mix_out", att.out},
                                                               {"channel_mix_out", ffn.out}})
       g.output(str("layer/", name), value);

@@ -3,6 +3,7 @@
 #include <initializer_list>
 
 #include "tools/bench/bench.h"
+#include "tools/bench/cpu_inference.h"
 #include "tools/bench/decode.h"
 #include "tools/bench/ops.h"
 #include "tools/bench/prefill.h"
@@ -177,10 +178,16 @@ int main(int argc, char** argv) {
   add_common(prefill_app, prefill);
   rwkv::bench::add_prefill_flags(prefill_app, prefill);
 
+  rwkv::bench::CpuInferenceOptions cpu;
+  CLI::App* cpu_app =
+      app.add_subcommand("cpu", "decoding and prefill of RWKV-7 on the CPU, random weights");
+  add_common(cpu_app, cpu);
+  rwkv::bench::add_cpu_inference_flags(cpu_app, cpu);
+
   return rwkv::run_program(app, argc, argv, [&]() -> int {
     namespace bench = rwkv::bench;
     for (const bench::CommonOptions* o : std::initializer_list<const bench::CommonOptions*>{
-             &wkv, &ops, &step, &scale, &times, &tokenize, &decode, &prefill})
+             &wkv, &ops, &step, &scale, &times, &tokenize, &decode, &prefill, &cpu})
       bench::check_outputs(o->json, o->plot);
     bench::check_outputs(serve.json, "");
     if (wkv_app->parsed() && wkv.decode) return bench::run_wkv_decode(wkv);
@@ -188,6 +195,7 @@ int main(int argc, char** argv) {
     if (wkv_app->parsed()) return bench::run_wkv(wkv);
     if (decode_app->parsed()) return bench::run_decode(decode);
     if (prefill_app->parsed()) return bench::run_prefill(prefill);
+    if (cpu_app->parsed()) return bench::run_cpu_inference(cpu);
     if (ops_app->parsed()) return bench::run_ops(ops);
     if (serve_app->parsed()) return bench::run_serve(serve);
     if (tokenize_app->parsed()) return bench::run_tokenize(tokenize);

@@ -38,6 +38,7 @@ ChannelMixV7::Outputs ChannelMixV7::build(Graph& g, Value h, Value shift, Value 
   }
   const Value p = g.apply(kLinear, {shifted[0]}, {key_}, n + "key")[0];
   const Value c = g.apply(kSquaredRelu, {p}, {}, n + "relu2")[0];
+  o.hidden = c;
   o.out = g.apply(kLinear, residual ? Values{c, residual} : Values{c}, {value_},
                   LinearAttrs{.transposed = g.transposed(value_)}, n + "value")[0];
   return o;

@@ -13,8 +13,9 @@ class ChannelMixV7 {
   ChannelMixV7(const ModelConfig& config, int64_t layer, ParamRegistry& params);
 
   struct Outputs {
-    Value out;    ///< (B, T, C)
-    Value shift;  ///< last h (B, C), if a state came in
+    Value out;     ///< (B, T, C)
+    Value shift;   ///< last h (B, C), if a state came in
+    Value hidden;  ///< after the squared ReLU (B, T, F), unless fused
   };
   /// h: ln2 output (B, T, C); shift: last h of the tokens before (B, C) or none;
   /// residual: added to `out`, or none; fused: as one op (kFeedForward).
