@@ -7,7 +7,7 @@
 // f32, bf16 (uint16_t) and int8 gives kLanes weights as f32.
 //
 // A core waits for memory most of the time: hardware prefetching alone reaches 12 (int8) to 15 GB/s
-// (f32) on an AVX-512 core, prefetching 1 to 4 KiB ahead of every row 17 (docs/decoding.md).
+// (f32) on an AVX-512 core, prefetching 1 to 4 KiB ahead of every row 17 (docs/generation.md).
 
 #include <cstring>
 
