@@ -76,6 +76,7 @@ struct TrainConfig {
   struct Dist {
     int64_t zero = 1;
     std::string exchange = "f32";
+    bool overlap = true;
   } dist;
   struct Limits {
     double peak_tflops = 0;

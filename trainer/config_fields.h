@@ -108,6 +108,8 @@ void visit_fields(Config& c, F&& f) {
     "what several ranks divide: 0 nothing, 1 moments and f32 parameters, 2 gradients, too");
   f("dist.exchange", c.dist.exchange, FieldRules{0, 0, {"f32", "bf16"}},
     "type of gradients on their way between ranks");
+  f("dist.overlap", c.dist.overlap, any,
+    "CUDA: gradients travel while the backward runs; false: after it");
 
   f("limits.peak_tflops", c.limits.peak_tflops, from(0, 1e6),
     "peak that the utilisation refers to; 0: measured on the CPU, 989 on CUDA");

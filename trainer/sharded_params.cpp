@@ -89,7 +89,9 @@ ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegist
   update_piece_count_ = static_cast<int64_t>(update_pieces_.size());
   gathered_.resize(static_cast<size_t>(layout_.groups()));
   reduced_.resize(static_cast<size_t>(layout_.groups()));
-  for (auto& of_first : hooks_) of_first[1].grads_ready = [this](int32_t g) { exchange_group(g); };
+  if (options.overlap || rotates())
+    for (auto& of_first : hooks_)
+      of_first[1].grads_ready = [this](int32_t g) { exchange_group(g); };
   if (!cuda()) return;
 
   const auto table = [&](const std::vector<AdamWPiece>& pieces, const char* what) {
@@ -271,13 +273,15 @@ void ShardedParams::exchange_group(int32_t group) {
 
 void ShardedParams::warm_up() {
   for (int32_t g = layout_.groups(); g-- > 0;) exchange_group(g);
-  end_backward();
+  end_backward(false);
   stale_ = sharded();
   gather();
   ctx_.synchronize("warm-up of the exchanges");
 }
 
-void ShardedParams::end_backward() {
+void ShardedParams::end_backward(bool last) {
+  if (last && !options_.overlap && !rotates())
+    for (int32_t g = layout_.groups(); g-- > 0;) exchange_group(g);
   if (!cuda()) return;
   to_comm_.record(ctx_);  // so that a recording knows the stream, whatever was exchanged
   to_comm_.wait_on(comm_.stream());

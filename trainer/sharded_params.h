@@ -29,6 +29,7 @@ struct ShardOptions {
   ZeroStage zero = ZeroStage::kOptimizer;
   DType exchange = DType::kF32;  ///< type in which gradients travel and are added: f32 or bf16
   DType activations = DType::kF32;
+  bool overlap = true;       ///< exchanges run beside the kernels (CUDA), not after them
   bool accumulates = false;  ///< several micro-batches: ZeRO-2 keeps whole gradients meanwhile
   AdamWOptions optimizer;
 };
@@ -69,8 +70,8 @@ class ShardedParams {
   const PlanHooks& hooks(bool first, bool last) const {
     return hooks_[first ? 1 : 0][last ? 1 : 0];
   }
-  /// After each backward: the context waits for all exchanges.
-  void end_backward();
+  /// After each backward, `last` being the step's last: the context waits for all exchanges.
+  void end_backward(bool last);
 
   /// Sum of the step's losses, on this rank: kWrite for the first micro-batch, then kAdd.
   void add_loss(const TensorView& loss, Accum mode);

@@ -96,6 +96,7 @@ ShardOptions TrainStep::shard_options() const {
   return {.zero = options_.zero,
           .exchange = options_.exchange,
           .activations = options_.dtype,
+          .overlap = options_.overlap,
           .accumulates = options_.micro_batches > 1,
           .optimizer = options_.optimizer};
 }
@@ -187,7 +188,7 @@ void TrainStep::forward_backward(bool first, bool last) {
     const PlanHooks& hooks = shards_->hooks(first, last);
     plan_.forward(*ctx_, &hooks);
     plan_.backward(*ctx_, scale, first, hooks);
-    shards_->end_backward();
+    shards_->end_backward(last);
     shards_->add_loss(plan_.output("loss"), first ? Accum::kWrite : Accum::kAdd);
     return;
   }

@@ -40,6 +40,7 @@ struct TrainStepOptions {
   Communicator* comm = nullptr;
   int planned_ranks = 1;  ///< without comm: what sizes are planned for; allocate() wants 1
   ZeroStage zero = ZeroStage::kOptimizer;  ///< what several ranks divide among them
+  bool overlap = true;                     ///< exchanges beside the kernels, not after them
   DType exchange = DType::kF32;            ///< type of gradients on their way between ranks
 };
 

@@ -35,7 +35,7 @@ std::string changed_keys(const std::string& before_json, const std::string& now_
     if (section == "checkpoint" || section == "log" || section == "limits") continue;
     if (section == "dist" && before.find(section) == before.end()) continue;
     for (const auto& [key, value] : keys.items()) {
-      if (section == "dist" && key == "zero") continue;
+      if (section == "dist" && (key == "zero" || key == "overlap")) continue;
       const auto old_section = before.find(section);
       const auto old = old_section == before.end() ? nlohmann::json()
                                                    : old_section->value(key, nlohmann::json());
@@ -472,6 +472,7 @@ TrainStepOptions step_options(const TrainConfig& config, Device device, Communic
   o.comm = comm;
   o.planned_ranks = static_cast<int>(config.ranks);
   o.zero = static_cast<ZeroStage>(config.dist.zero);
+  o.overlap = config.dist.overlap;
   o.exchange = config.dist.exchange == "bf16" ? DType::kBF16 : DType::kF32;
   return o;
 }

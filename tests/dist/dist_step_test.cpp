@@ -33,7 +33,7 @@ struct Variation {
   DType dtype = DType::kF32;
   int64_t move_after = -1;  ///< steps after which the run moves to a new TrainStep, as by a file
   int64_t steps = -1;       ///< -1: all
-  bool checkpointing = false;
+  bool checkpointing = false, overlap = true;
 };
 
 class Ranks : public testing::TestWithParam<const char*> {
@@ -90,6 +90,7 @@ class TrainFile : public Ranks {
     if (how.checkpointing) o.grad_checkpointing = GradCheckpointing::kBlock;
     o.comm = comm_;
     o.zero = how.zero;
+    o.overlap = how.overlap;
     o.exchange = how.exchange;
     return o;
   }
@@ -234,6 +235,9 @@ TEST_P(TrainFile, RecomputationChangesNothing) {
   const Trace kept = follow(how);
   how.checkpointing = true;
   EXPECT_EQ(kept, follow(how));
+  how.zero = ZeroStage::kOptimizer;
+  how.overlap = false;
+  EXPECT_EQ(kept, follow(how)) << "nor does the time of the exchange";
 }
 
 INSTANTIATE_TEST_SUITE_P(Architectures, TrainFile, testing::Values("rwkv7", "rwkv4"));

@@ -47,6 +47,7 @@ TrainStepOptions step_options(const ScaleOptions& o, const Shape& shape) {
   t.grad_checkpointing =
       o.grad_checkpointing == "block" ? GradCheckpointing::kBlock : GradCheckpointing::kNone;
   t.optimizer = {.weight_decay = 0.1, .clip = 1.0};
+  t.overlap = o.overlap;
   t.exchange = o.exchange == "bf16" ? DType::kBF16 : DType::kF32;
   return t;
 }
@@ -178,12 +179,13 @@ int run_on_ranks(const ScaleOptions& o, RankSession& session) {
   const double bus = exchanges.bytes / exchanges.seconds;
   if (leads)
     std::printf(
-        "%s\n%d ranks, %s; RWKV-7 L%lld-D%lld V%lld, gradients travel as %s\n"
+        "%s\n%d ranks, %s; RWKV-7 L%lld-D%lld V%lld, gradients travel as %s%s\n"
         "exchanges of a step by themselves: %.3f ms, %.0f GB/s per link; a large "
         "all-reduce: %.0f GB/s\n",
         to_string(env).c_str(), comm->size(), comm->description().c_str(),
         static_cast<long long>(o.layers), static_cast<long long>(o.width),
-        static_cast<long long>(o.vocab), o.exchange.c_str(), exchanges.seconds * 1e3, bus * 1e-9,
+        static_cast<long long>(o.vocab), o.exchange.c_str(),
+        o.overlap ? "" : ", after the backward", exchanges.seconds * 1e3, bus * 1e-9,
         exchanges.peak_bytes_per_second * 1e-9);
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
   for (const std::string& text : shapes) {
@@ -233,6 +235,7 @@ int run_on_ranks(const ScaleOptions& o, RankSession& session) {
       {"width", o.width},
       {"vocab", o.vocab},
       {"exchange", o.exchange},
+      {"overlap", o.overlap},
       {"grad_checkpointing", o.grad_checkpointing},
       {"exchanges_ms", exchanges.seconds * 1e3},
       {"exchanges_bytes_per_second", bus},
@@ -263,6 +266,7 @@ void add_scale_flags(CLI::App* app, ScaleOptions& o) {
   app->add_option("--exchange", o.exchange, "dist.exchange: f32 or bf16")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
+  app->add_flag("!--no-overlap", o.overlap, "exchange gradients after the backward");
   app->add_option("--grad-checkpointing", o.grad_checkpointing, "none or block")
       ->check(CLI::IsMember({"none", "block"}))
       ->capture_default_str();

@@ -20,6 +20,7 @@ struct ScaleOptions : CommonOptions {
   std::vector<std::string> shapes;  ///< "TOKENSxBATCH" of one rank; empty: 4096x8 and 512x16
   std::vector<int> zero;            ///< stages; empty: 1
   std::string exchange = "f32", grad_checkpointing = "none";
+  bool overlap = true;
 };
 
 void add_scale_flags(CLI::App* app, ScaleOptions& options);
