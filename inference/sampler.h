@@ -2,11 +2,15 @@
 /// From logits to the next token: penalties, filters and the draw, in the order of the reference
 /// implementation (the rwkv package; spec formats a.6). See docs/generation.md.
 
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <unordered_map>
 #include <utility>
 #include <vector>
+
+#include "kernels/sample/draw.h"
 
 namespace rwkv {
 
@@ -59,7 +63,9 @@ struct Candidate {
 };
 
 /// Steps 2 to 4 on logits that carry their penalties already, in ascending order of token; the
-/// probabilities sum to 1. Logits of -infinity are never drawn. temperature 0 gives one candidate.
+/// probabilities sum to 1. Logits of -infinity are never drawn, nor are tokens of less than 2^-44
+/// times the largest probability. temperature 0 gives one candidate. Arithmetic and accuracy:
+/// kernels/sample/draw.h.
 /// Throws NonFiniteError if a logit is NaN or +infinity, or none is finite.
 std::vector<Candidate> candidates(std::span<const float> logits, const SamplingOptions& options);
 
@@ -76,12 +82,21 @@ struct LogProbs {
   TokenLogProb chosen;
   std::vector<TokenLogProb> top;
 };
+/// Of a logit, given the largest one and sample::total_weight of all.
+float log_prob(float logit, float largest, uint64_t total);
 /// Throws NonFiniteError like candidates(); ConfigError for a token outside of the vocabulary.
 LogProbs log_probs(std::span<const float> logits, int32_t token, int64_t top);
 
+/// Memory for a draw from a large vocabulary, to be used again.
+struct DrawScratch {
+  std::vector<float> logits;  ///< with penalties
+  sample::Weights weights;
+};
+
 /// The state of one sequence: what it has generated and how far it is. The draw at position n of
-/// sequence s is a pure function of (seed, s, n) and the logits, so neither the other sequences of
-/// a batch nor the number of threads can change it. Not thread-safe.
+/// sequence s is a pure function of (seed, s, n), the logits and the tokens before, so neither the
+/// other sequences of a batch nor the number of threads can change it, nor whether the CPU or a GPU
+/// draws. Not thread-safe.
 class TokenSampler {
  public:
   /// Throws what options.check() throws.
@@ -92,22 +107,28 @@ class TokenSampler {
   /// Draws the next token from logits (V), as the model gave them, and counts it.
   /// Throws NonFiniteError like candidates().
   int32_t next(std::span<const float> logits);
-  /// Counts a token that was chosen elsewhere as if next() had drawn it.
-  void count(int32_t token);
+  int32_t next(std::span<const float> logits, DrawScratch& scratch);
+  /// Counts a token that was chosen elsewhere as if next() had drawn it. Returns which of
+  /// adjustments() it changed or added, if any.
+  std::optional<size_t> count(int32_t token);
+
+  /// What draws the next token elsewhere: options, position and random bits; and the penalties,
+  /// biases and bans, one entry for a token. Ids may lie outside of the vocabulary.
+  sample::DrawRow row() const;
+  std::span<const sample::Adjustment> adjustments() const { return adjustments_; }
 
   int64_t position() const { return position_; }  ///< tokens counted so far
   const SamplingOptions& options() const { return options_; }
 
  private:
-  struct Seen {
-    double occurrences = 0;
-    bool generated = false;
-  };
+  sample::Adjustment& adjustment(int32_t token);
+
   SamplingOptions options_;
   uint64_t sequence_;
   int64_t position_ = 0;
-  std::unordered_map<int32_t, Seen> seen_;
-  std::vector<float> logits_;  ///< with penalties
+  bool penalties_ = false;
+  std::vector<sample::Adjustment> adjustments_;
+  std::unordered_map<int32_t, size_t> index_;  ///< of a token in adjustments_
 };
 
 }  // namespace rwkv

@@ -30,7 +30,10 @@ set(RWKV_OP_SOURCES
   cpu/rows.cpp
   cpu/token_shift.cpp
   cpu/wkv7_output.cpp
+  sample/draw_cpu.cpp
 )
+# Products and sums that are not joined: the same bits as the GPU's (sample/draw.h).
+set_source_files_properties(sample/draw_cpu.cpp PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
 
 if(RWKV_HAVE_CUDA)
   list(APPEND RWKV_OP_SOURCES
@@ -58,6 +61,7 @@ if(RWKV_HAVE_CUDA)
     cuda/linear_cross_entropy.cu
     cuda/low_rank.cu
     cuda/row_sums.cu
+    cuda/sample/draw.cu
     cuda/token_shift.cu
     cuda/wkv7_output.cu
   )
