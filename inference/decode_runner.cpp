@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "inference/decode_prefill.h"
+#include "inference/device_sampler.h"
 #include "inference/runner_checks.h"
 #include "kernels/core/bf16.h"
 #include "kernels/core/error.h"
@@ -75,6 +76,8 @@ class DecodeRunner : public SequenceRunner {
     const int64_t rows = decode_batch();
     logits_ =
         HostBuffer(Device::kCuda, static_cast<size_t>(rows * config_.vocab_size) * sizeof(float));
+    if (DeviceSampler::takes(config_.vocab_size))
+      sampler_.emplace(model_.context(), slots(), config_.vocab_size);
   }
 
   const ModelConfig& config() const override { return config_; }
@@ -95,7 +98,7 @@ class DecodeRunner : public SequenceRunner {
   size_t pool_bytes() const override { return model_.state_bytes() * static_cast<size_t>(slots()); }
   size_t workspace_bytes() const override {
     return logits_.bytes() + (prefill_ ? prefill_->work_bytes() : 0) +
-           (engine_ != nullptr ? engine_->plan_bytes() : 0);
+           (engine_ != nullptr ? engine_->plan_bytes() : 0) + (sampler_ ? sampler_->bytes() : 0);
   }
 
   void reset(int64_t slot) override {
@@ -153,11 +156,41 @@ class DecodeRunner : public SequenceRunner {
   }
 
   TensorView decode(std::span<const int64_t> slots, std::span<const int32_t> ids) override {
-    checks_.decode(slots, ids);
-    const auto& buckets = model_.options().buckets;
     const size_t all = slots.size(), vocab = static_cast<size_t>(config_.vocab_size);
     if (all * vocab * sizeof(float) > logits_.bytes())
       logits_ = HostBuffer(Device::kCuda, all * vocab * sizeof(float));
+    steps(slots, ids, [&](size_t at, size_t n, const TensorView& from) {
+      const TensorSpec spec({static_cast<int64_t>(n * vocab)});
+      copy_later(model_.context(),
+                 TensorView(reinterpret_cast<float*>(logits_.data()) + at * vocab, spec),
+                 TensorView(from.data, spec, Device::kCuda));
+    });
+    model_.context().synchronize("logits");
+    return {logits_.data(), {static_cast<int64_t>(all), config_.vocab_size}};
+  }
+
+  void start_draws(std::span<const int64_t> slots, std::span<const int32_t> ids,
+                   std::span<const DrawRequest> requests) override {
+    if (!sampler_) return SequenceRunner::start_draws(slots, ids, requests);
+    RWKV_CHECK(requests.size() == slots.size(), ShapeError, "draws: ", requests.size(),
+               " requests for ", slots.size(), " sequences");
+    steps(slots, ids, [&](size_t at, size_t n, const TensorView& from) {
+      sampler_->queue(slots.subspan(at, n), requests.subspan(at, n), from.f32());
+    });
+  }
+  std::span<Drawn> finish_draws() override {
+    return sampler_ ? sampler_->finish() : SequenceRunner::finish_draws();
+  }
+  bool draws_aside() const override { return sampler_.has_value(); }
+
+ private:
+  /// Queues the steps; then(at, n, logits) queues what is to be done with those of n sequences from
+  /// the call's `at`-th on, which the next step replaces.
+  template <class Then>
+  void steps(std::span<const int64_t> slots, std::span<const int32_t> ids, const Then& then) {
+    checks_.decode(slots, ids);
+    const auto& buckets = model_.options().buckets;
+    const size_t all = slots.size();
     const bool alone = buckets.empty() || (all == 1 && !options_.exact);
     for (size_t at = 0; at < all;) {
       const size_t n = alone ? 1 : std::min(all - at, static_cast<size_t>(buckets.back()));
@@ -165,18 +198,10 @@ class DecodeRunner : public SequenceRunner {
         model_.step(slots[at], ids[at]);
       else
         model_.step_batch(slots.subspan(at, n), ids.subspan(at, n));
-      const TensorView from = alone ? model_.logits() : model_.batch_logits();
-      const TensorSpec spec({static_cast<int64_t>(n * vocab)});
-      copy_later(model_.context(),
-                 TensorView(reinterpret_cast<float*>(logits_.data()) + at * vocab, spec),
-                 TensorView(from.data, spec, Device::kCuda));
+      then(at, n, alone ? model_.logits() : model_.batch_logits());
       at += n;
     }
-    model_.context().synchronize("logits");
-    return {logits_.data(), {static_cast<int64_t>(all), config_.vocab_size}};
   }
-
- private:
   std::vector<std::pair<std::string, TensorView>> parts(int64_t slot) const {
     const auto alone = [](TensorView v) {
       v.spec = TensorSpec({1, v.numel()}, v.spec.dtype);
@@ -248,6 +273,7 @@ class DecodeRunner : public SequenceRunner {
   std::vector<StateTensor> layout_;
   size_t state_bytes_ = 0;
   HostBuffer logits_;
+  std::optional<DeviceSampler> sampler_;
 };
 
 }  // namespace

@@ -11,8 +11,7 @@
 #include <thread>
 
 #include "inference/prefix_cache.h"
-#include "inference/text_stream.h"
-#include "kernels/core/parallel.h"
+#include "inference/scheduler_jobs.h"
 #include "kernels/core/trace.h"
 
 namespace rwkv {
@@ -124,34 +123,8 @@ class Scheduler::Worker {
   }
 
  private:
-  /// A request from submit() to its end.
-  struct Job {
-    std::shared_ptr<Generation> handle;
-    GenerationRequest request;
-    double submitted = 0, admitted = 0;
-    PromptCuts cuts;
-    std::vector<int64_t> slots;  ///< one per sample; the prompt is computed in the first
-    int64_t position = 0;        ///< prompt ids that the state has seen
-    uint64_t next_key = 0;       ///< of the prefix up to the next cut; 0: no cut is left
-    uint64_t cache_version = 0;  ///< when the cache was asked last
-    int64_t samples_open = 0;
-  };
-  /// A sample that decodes.
-  struct Sequence {
-    Job* job;
-    int64_t sample, slot;
-    TokenSampler sampler;
-    TextStream text;
-    int32_t last = 0;
-    int64_t drawn = 0;
-    double last_time = 0;
-    bool ended = false;
-  };
-  struct Draw {
-    int32_t token = -1;
-    std::optional<LogProbs> log_probs;
-    std::string error;
-  };
+  using Job = SchedulerJob;
+  using Sequence = SchedulerSequence;
 
   void check(const GenerationRequest& r) const {
     r.sampling.check();
@@ -216,6 +189,7 @@ class Scheduler::Worker {
         waiting_.pop_front();
       }
     }
+    if (!commands.empty() || !dropped.empty() || !incoming_.empty() || !prefilling_.empty()) tell();
     for (auto& command : commands) command();
     for (auto& job : dropped) end_job(*job, why_unwanted(*job));
     for (; !incoming_.empty(); incoming_.pop_front()) admit(incoming_.front());
@@ -245,8 +219,9 @@ class Scheduler::Worker {
         ++it;
       }
     }
+    if (std::ranges::any_of(decoding_, [&](auto& s) { return unwanted(*s->job, now); })) tell();
     for (auto& s : decoding_)
-      if (unwanted(*s->job, now)) finish(*s, why_unwanted(*s->job), {});
+      if (!s->ended && unwanted(*s->job, now)) finish(*s, why_unwanted(*s->job), {});
     sweep();
   }
 
@@ -364,67 +339,97 @@ class Scheduler::Worker {
       decoding_.push_back(std::make_unique<Sequence>(
           Sequence{&j, i, j.slots[static_cast<size_t>(i)],
                    TokenSampler(j.request.sampling, static_cast<uint64_t>(i)),
-                   TextStream(tokenizer_, j.request.stop)}));
+                   TextStream(tokenizer_, j.request.stop), ++samplers_}));
     for (size_t i = first; i < decoding_.size(); ++i) {
       if (i > first) runner_.copy(decoding_[i]->slot, j.slots[0]);
       decoding_[i]->sampler.see(j.request.prompt);
     }
     // The logits are the runner's until its next call, and nothing is called before all are drawn.
-    for (size_t i = first; i < decoding_.size(); ++i)
-      deliver(*decoding_[i], draw(*decoding_[i], logits));
-    sweep();
+    for (size_t i = first; i < decoding_.size(); ++i) {
+      Sequence& s = *decoding_[i];
+      take(s, draw(request_of(s), logits, scratch_));
+    }
+    tell();
   }
 
+  DrawRequest request_of(Sequence& s) const {
+    return {.sampler = &s.sampler,
+            .id = s.number,
+            .vocab = vocab_,
+            .top_log_probs = s.job->request.top_log_probs};
+  }
+
+  /// One token for every sample that goes on. Where a device does the work, what the step before
+  /// gave is told meanwhile.
   void decode() {
     const double start = now_seconds();
+    // Those are told at once: what they keep is the state as it is then.
+    if (std::ranges::any_of(told_,
+                            [](const Told& t) { return t.sequence->job->request.keep_state; }))
+      tell();
     slots_.clear();
     ids_.clear();
+    requests_.clear();
+    stepped_.clear();
     for (const auto& s : decoding_) {
+      if (s->last_token || s->ended) continue;
       slots_.push_back(s->slot);
       ids_.push_back(s->last);
+      requests_.push_back(request_of(*s));
+      stepped_.push_back(s.get());
     }
-    const TensorView logits = runner_.decode(slots_, ids_);
-    const double computed = now_seconds();
-    const auto v = static_cast<size_t>(logits.last());
-    std::vector<Draw> drawn(decoding_.size());
-    parallel_for(std::ssize(drawn), 1, [&](int64_t begin, int64_t end) {
-      for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
-        drawn[i] = draw(*decoding_[i], {logits.f32() + i * v, v});
-    });
-    for (size_t i = 0; i < drawn.size(); ++i) deliver(*decoding_[i], std::move(drawn[i]));
+    if (stepped_.empty()) return tell();
+    runner_.start_draws(slots_, ids_, requests_);
+    const double started = now_seconds();
+    tell_without_sweep();
+    const double told = now_seconds();
+    const std::span<Drawn> drawn = runner_.finish_draws();
+    for (size_t i = 0; i < stepped_.size(); ++i)
+      if (!stepped_[i]->ended) take(*stepped_[i], std::move(drawn[i]));
     sweep();
+    const double end = now_seconds();
+    if (!runner_.draws_aside() || std::ranges::all_of(decoding_, &Sequence::last_token)) tell();
     ++live_.decode_steps;
-    live_.decode_seconds += computed - start;
-    live_.sample_seconds += now_seconds() - computed;
+    live_.decode_seconds += end - start;
+    live_.tell_seconds += told - started + (now_seconds() - end);
     decode_seconds_ = now_seconds() - start;
   }
 
-  Draw draw(Sequence& s, std::span<const float> logits) const {
-    Draw d;
-    logits = logits.first(static_cast<size_t>(vocab_));
-    try {
-      d.token = s.sampler.next(logits);
-      if (s.job->request.top_log_probs >= 0)
-        d.log_probs = log_probs(logits, d.token, s.job->request.top_log_probs);
-    } catch (const Error& e) {
-      d.error = e.what();
+  /// What the next step needs to know of a draw; the rest is told when there is time.
+  void take(Sequence& s, Drawn d) {
+    const GenerationRequest& r = s.job->request;
+    if (d.error.empty()) {
+      s.last = d.token;
+      ++s.drawn;
     }
-    return d;
+    s.last_token = !d.error.empty() || ends(r, d.token) || s.drawn == r.max_tokens;
+    told_.push_back({&s, std::move(d)});
+  }
+  static bool ends(const GenerationRequest& r, int32_t token) {
+    return (token == kEndOfDocument && r.stop_at_end_of_document) ||
+           std::ranges::find(r.stop_tokens, token) != r.stop_tokens.end();
   }
 
-  void deliver(Sequence& s, Draw d) {
+  /// Hands out what was drawn.
+  void tell() {
+    tell_without_sweep();
+    sweep();
+  }
+  void tell_without_sweep() {
+    for (Told& t : told_)
+      if (!t.sequence->ended) deliver(*t.sequence, std::move(t.drawn));
+    told_.clear();
+  }
+
+  void deliver(Sequence& s, Drawn d) {
     if (!d.error.empty()) return finish(s, GenerationEnd::kError, {.error = std::move(d.error)});
     const GenerationRequest& r = s.job->request;
     const double now = now_seconds();
-    if (s.drawn > 0) live_.token.add(now - s.last_time);
+    if (s.last_time > 0) live_.token.add(now - s.last_time);
     s.last_time = now;
-    s.last = d.token;
-    ++s.drawn;
     ++live_.generated_tokens;
     GenerationEvent event{.tokens = 1};
-    if ((d.token == kEndOfDocument && r.stop_at_end_of_document) ||
-        std::ranges::find(r.stop_tokens, d.token) != r.stop_tokens.end())
-      return finish(s, GenerationEnd::kEnd, std::move(event));
+    if (ends(r, d.token)) return finish(s, GenerationEnd::kEnd, std::move(event));
     event.text = s.text.push(d.token);
     if (d.log_probs) event.log_probs.push_back(std::move(*d.log_probs));
     if (s.text.stopped()) return finish(s, GenerationEnd::kStop, std::move(event));
@@ -477,10 +482,11 @@ class Scheduler::Worker {
     incoming_.clear();
     for (auto& job : prefilling_) end_job(*job, end, error);
     prefilling_.clear();
-    for (auto& s : decoding_) {
-      s->job->request.keep_state = false;
-      finish(*s, end, {.error = error});
-    }
+    // Nothing is asked of the runner, which may be what failed.
+    for (auto& s : decoding_) s->job->request.keep_state = false;
+    tell_without_sweep();
+    for (auto& s : decoding_)
+      if (!s->ended) finish(*s, end, {.error = error});
     sweep();
   }
 
@@ -540,8 +546,13 @@ class Scheduler::Worker {
   std::list<std::pair<uint64_t, StateSnapshot>> kept_;
   std::vector<std::byte> state_;
   double decode_seconds_ = 0;  ///< that the last step of decoding took
+  uint64_t samplers_ = 0;      ///< made so far
   std::vector<int64_t> slots_;
   std::vector<int32_t> ids_;
+  std::vector<DrawRequest> requests_;
+  std::vector<Sequence*> stepped_;
+  std::vector<Told> told_;
+  DrawScratch scratch_;
   SchedulerStats live_;
 
   // Shared, under the mutex.

@@ -20,7 +20,9 @@ struct LatencyHistogram {
 struct SchedulerStats {
   uint64_t accepted = 0, refused = 0, prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0;
   uint64_t decode_steps = 0, prefill_pieces = 0;
-  double decode_seconds = 0, prefill_seconds = 0, sample_seconds = 0;
+  double decode_seconds = 0;  ///< with draws
+  double prefill_seconds = 0;
+  double tell_seconds = 0;          ///< handing out tokens, also while a device decodes
   std::array<uint64_t, 6> ended{};  ///< samples, by GenerationEnd
   int64_t waiting = 0, prefilling = 0, decoding = 0, slots = 0, free_slots = 0;
   size_t cache_entries = 0, cache_bytes = 0;

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "inference/draws.h"
 #include "inference/engine.h"
 #include "kernels/core/tensor.h"
 #include "model/config.h"
@@ -70,6 +71,19 @@ class SequenceRunner {
   /// Recurrent form: ids[i] goes to slots[i]; any number of slots from 1 on, in any order.
   /// Returns the logits (B, V) f32 in host memory, row i for slots[i], valid until the next call.
   virtual TensorView decode(std::span<const int64_t> slots, std::span<const int32_t> ids) = 0;
+
+  /// decode(), then a draw for every sequence by requests[i].sampler. The samplers must stay where
+  /// they are until finish_draws(), and nothing else is called before that. May throw as decode.
+  virtual void start_draws(std::span<const int64_t> slots, std::span<const int32_t> ids,
+                           std::span<const DrawRequest> requests);
+  /// What was drawn, by sequence, to be used or moved from until the next start_draws().
+  virtual std::span<Drawn> finish_draws();
+  /// start_draws() leaves the work to a device: the caller has time for something else meanwhile.
+  virtual bool draws_aside() const { return false; }
+
+ private:
+  std::vector<Drawn> drawn_;
+  std::vector<DrawScratch> scratch_;
 };
 
 struct EngineRunnerOptions {

@@ -63,7 +63,7 @@ std::string prometheus_text(const SchedulerStats& s, const HttpStats& http) {
   t.value("decode_steps_total", "counter", "Decoding steps.", s.decode_steps);
   t.value("prefill_seconds_total", "counter", "Time in prefill.", s.prefill_seconds);
   t.value("decode_seconds_total", "counter", "Time in decoding.", s.decode_seconds);
-  t.value("sample_seconds_total", "counter", "Time in sampling.", s.sample_seconds);
+  t.value("tell_seconds_total", "counter", "Time in handing out tokens.", s.tell_seconds);
   t.value("requests_waiting", "gauge", "Requests without a slot.", s.waiting);
   t.value("requests_prefilling", "gauge", "Requests whose prompt is computed.", s.prefilling);
   t.value("samples_decoding", "gauge", "Samples that decode.", s.decoding);

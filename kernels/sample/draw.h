@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kernels/core/half.h"
@@ -193,6 +194,9 @@ struct Weights {
   uint64_t total = 0;
   std::vector<float> distances;  ///< scratch
 };
+/// Messages about logits that nothing can be drawn from.
+std::string bad_logit(int64_t token, float logit);
+std::string no_logit(int64_t vocab);
 /// The largest logit's first position. Throws NonFiniteError naming the first logit that is NaN or
 /// +infinity, and if all are -infinity; ShapeError for no logits.
 size_t check_logits(std::span<const float> logits);

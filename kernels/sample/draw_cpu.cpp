@@ -104,6 +104,14 @@ Cut search(std::span<const float> distances, const uint64_t* weights, uint64_t t
 
 }  // namespace
 
+std::string bad_logit(int64_t token, float logit) {
+  return str("sampling: the logit of token ", token, " is ", logit,
+             "; the model's weights or state are broken");
+}
+std::string no_logit(int64_t vocab) {
+  return str("sampling: all ", vocab, " logits are -inf");
+}
+
 size_t check_logits(std::span<const float> logits) {
   RWKV_CHECK(!logits.empty(), ShapeError, "sampling from an empty vector of logits");
   int32_t largest = std::numeric_limits<int32_t>::min();
@@ -114,10 +122,9 @@ size_t check_logits(std::span<const float> logits) {
   }
   if (largest >= ordered(kInf) || smallest < ordered(-kInf))
     for (size_t i = 0; i < logits.size(); ++i)
-      RWKV_CHECK(logits[i] < kInf, NonFiniteError, "sampling: the logit of token ", i, " is ",
-                 logits[i], "; the model's weights or state are broken");
-  RWKV_CHECK(largest > ordered(-kInf), NonFiniteError, "sampling: all ", logits.size(),
-             " logits are -inf");
+      if (!(logits[i] < kInf))
+        throw NonFiniteError(bad_logit(static_cast<int64_t>(i), logits[i]));
+  if (largest == ordered(-kInf)) throw NonFiniteError(no_logit(std::ssize(logits)));
   // By value: the integers tell the zeros apart.
   return static_cast<size_t>(std::ranges::find(logits, unordered(largest)) - logits.begin());
 }
