@@ -11,6 +11,7 @@
 #include "data/tokenizer/tokenizer.h"
 #include "inference/engine.h"
 #include "inference/sampler.h"
+#include "inference/sequence_runner.h"
 
 namespace rwkv {
 
@@ -51,6 +52,11 @@ using IdSink = std::function<bool(int32_t id)>;
 Generated generate(Engine& engine, const Tokenizer* tokenizer, std::span<const int32_t> prompt,
                    const GenerateOptions& options, const TextSink& on_text = {},
                    const IdSink& on_id = {});
+
+/// The same with slot 0 of a runner, which may draw on its device; options.state must be null.
+Generated generate(SequenceRunner& runner, const Tokenizer* tokenizer,
+                   std::span<const int32_t> prompt, const GenerateOptions& options,
+                   const TextSink& on_text = {}, const IdSink& on_id = {});
 
 /// The ids of a text: end-of-document first, which is how documents begin in training, unless
 /// `from_start` is false.

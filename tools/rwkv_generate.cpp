@@ -62,7 +62,7 @@ void declare(CLI::App& app, Flags& f) {
   app.add_option("--state-out", f.state_out,
                  "write the state after prompt and output to this file");
   app.add_option("--vocab", f.vocab, kVocabHelp);
-  add_device_flags(app, f.device);
+  add_decode_flags(app, f.device);
   add_threads_flag(app, f.threads);
 }
 
@@ -77,7 +77,7 @@ bool print(std::string_view text) {
          std::fflush(stdout) == 0;
 }
 
-void print_stats(const Generated& g, const Engine& engine) {
+void print_stats(const Generated& g, size_t activations) {
   const auto rate = [](int64_t n, double seconds) {
     return seconds > 0 ? static_cast<double>(n) / seconds : 0.0;
   };
@@ -88,15 +88,21 @@ void print_stats(const Generated& g, const Engine& engine) {
                rate(g.prompt_tokens, g.prefill_seconds), static_cast<long long>(g.decoded_tokens),
                g.decode_seconds, rate(g.decoded_tokens, g.decode_seconds),
                std::string(finish_reason_name(g.finish)).c_str(),
-               format_bytes(engine.plan_bytes()).c_str());
+               format_bytes(activations).c_str());
 }
 
 int run(const CLI::App& app, Flags& f) {
   f.generate.sampling.check();
   use_threads(f.threads);
   if (!f.state_out.empty()) AtomicFile{f.state_out};  // a wrong place is found before the work
-  const EngineOptions options = engine_options(f.device);
-  const LoadedModel loaded = load_model(resolve_model(f.model), f.vocab);
+  check_device(f.device);
+  const std::string path = resolve_model(f.model);
+  const bool with_state = !f.state_in.empty() || !f.state_out.empty();
+  ServingOptions options = serving_options(f.device, ModelFile::open(path).config());
+  options.runner.slots = 1;
+  // State files are read and written by the general kernels.
+  if (with_state && options.decode_kernels) options = {.engine = engine_options(f.device)};
+  const LoadedModel loaded = load_model(path, f.vocab);
   const bool text_in = f.prompt_ids.empty();
   if (text_in || !f.ids || f.free_numbers) loaded.need_tokenizer();
   const Tokenizer* tokenizer = loaded.tokenizer.get();
@@ -113,11 +119,16 @@ int run(const CLI::App& app, Flags& f) {
   if (f.free_numbers) f.generate.sampling.uncounted_tokens = number_tokens(*tokenizer);
   f.generate.stop_at_end_of_document = !f.ignore_end;
 
-  Engine engine(*loaded.model, *loaded.weights, options);
+  std::optional<Engine> engine;
+  std::unique_ptr<Serving> serving;
+  if (options.decode_kernels)
+    serving = make_serving(*loaded.model, *loaded.weights, options);
+  else
+    engine.emplace(*loaded.model, *loaded.weights, options.engine);
   std::optional<RnnState> state;
   int64_t seen = 0;
-  if (!f.state_in.empty() || !f.state_out.empty()) state.emplace(engine.new_state());
-  if (!f.state_in.empty()) seen = read_state_file(f.state_in, engine, *state);
+  if (with_state) state.emplace(engine->new_state());
+  if (!f.state_in.empty()) seen = read_state_file(f.state_in, *engine, *state);
   if (state) f.generate.state = &*state;
   if (f.echo && !f.ids) print(echoed);
   TextSink on_text;
@@ -126,12 +137,14 @@ int run(const CLI::App& app, Flags& f) {
     on_id = [](int32_t id) { return print(str(id, "\n")); };
   else if (f.stream)
     on_text = print;
-  const Generated g = generate(engine, tokenizer, prompt, f.generate, on_text, on_id);
+  const Generated g =
+      serving ? generate(serving->runner(), tokenizer, prompt, f.generate, on_text, on_id)
+              : generate(*engine, tokenizer, prompt, f.generate, on_text, on_id);
   if (!f.ids && !f.stream) print(g.text);
   if (!f.ids && isatty(STDOUT_FILENO) != 0) print("\n");
   if (!f.state_out.empty())
-    write_state_file(f.state_out, engine, *state, seen + std::ssize(prompt) + std::ssize(g.ids));
-  if (f.stats) print_stats(g, engine);
+    write_state_file(f.state_out, *engine, *state, seen + std::ssize(prompt) + std::ssize(g.ids));
+  if (f.stats) print_stats(g, serving ? serving->runner().workspace_bytes() : engine->plan_bytes());
   return 0;
 }
 

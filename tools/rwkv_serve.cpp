@@ -9,8 +9,11 @@
 #include <thread>
 
 #include "data/io/atomic_file.h"
+#include "data/tokenizer/world_tokenizer.h"
 #include "inference/load.h"
+#include "inference/random_model.h"
 #include "inference/server/http_server.h"
+#include "model/public_sizes.h"
 #include "tools/cli_common.h"
 #include "tools/device_flags.h"
 
@@ -22,22 +25,25 @@ using namespace rwkv;
 constexpr int64_t kCpuPrefill = 64;
 
 struct Flags {
-  std::string model, vocab, chat = "world", thinking = "plain", key_file;
+  std::string model, random, vocab, chat = "world", thinking = "plain", key_file;
   DeviceFlags device;
   ApiSettings api;
   HttpOptions http;
   SchedulerOptions scheduler;
-  EngineRunnerOptions runner;
+  int64_t slots = 16, prefill_tokens = 0;
   int64_t cache_mib = 256, drain_seconds = 30;
-  bool page = true, fast = false;
+  bool page = true, fast = false, dry_run = false;
   int threads = 0;
 };
 
 void declare(CLI::App& app, Flags& f) {
   const auto at_least = [](int64_t n) { return CLI::Range(n, int64_t{1} << 40); };
-  app.add_option("--model", f.model,
-                 "model file of any format, checkpoint, or run folder (its newest)")
-      ->required();
+  auto* model = app.add_option("--model", f.model,
+                               "model file of any format, checkpoint, or run folder (its newest)");
+  auto* random = app.add_option("--random", f.random,
+                                "for load tests: random weights of a public size, 0.1B to 13.3B");
+  model->excludes(random);
+  app.add_flag("--dry-run", f.dry_run, "print what memory it takes, and end");
   app.add_option("--name", f.api.model, "the name that clients see (default: the file's)");
   app.add_option("--host", f.http.host, "address to listen on")->capture_default_str();
   app.add_option("--port", f.http.port, "0: any free one, which is printed")
@@ -53,7 +59,7 @@ void declare(CLI::App& app, Flags& f) {
       ->capture_default_str();
   app.add_flag("--ignore-unknown-fields", f.api.ignore_unknown,
                "leave unknown members of requests alone instead of refusing them");
-  app.add_option("--slots", f.runner.slots, "sequences that run at the same time")
+  app.add_option("--slots", f.slots, "sequences that run at the same time")
       ->check(at_least(1))
       ->capture_default_str();
   app.add_option("--queue", f.scheduler.max_waiting, "requests that may wait for slots")
@@ -62,7 +68,7 @@ void declare(CLI::App& app, Flags& f) {
   app.add_option("--cache-mib", f.cache_mib, "memory for states of shared prompts; 0: off")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 24))
       ->capture_default_str();
-  app.add_option("--prefill-tokens", f.runner.prefill_tokens,
+  app.add_option("--prefill-tokens", f.prefill_tokens,
                  "longest piece of a prompt between two decoding steps, a power of two (default: "
                  "64 on the CPU, 2048 on cuda)");
   app.add_flag("--fast-batches", f.fast,
@@ -87,7 +93,7 @@ void declare(CLI::App& app, Flags& f) {
       ->check(CLI::Range(int64_t{0}, int64_t{86400}))
       ->capture_default_str();
   app.add_option("--vocab", f.vocab, "vocabulary file, for models that carry none");
-  add_device_flags(app, f.device);
+  add_decode_flags(app, f.device);
   add_threads_flag(app, f.threads);
 }
 
@@ -104,6 +110,25 @@ std::string api_key(const Flags& f) {
   return key;
 }
 
+ServingOptions serving_of(const Flags& f, const ModelConfig& config) {
+  ServingOptions o = serving_options(f.device, config);
+  o.runner.slots = f.slots;
+  o.runner.prefill_tokens = f.prefill_tokens;
+  if (f.prefill_tokens == 0 && o.engine.device == Device::kCpu)
+    o.runner.prefill_tokens = kCpuPrefill;
+  o.exact = !f.fast;
+  if (f.fast) o.runner.buckets = {1, 2, 4, 8, 16, 32, 64};
+  return o;
+}
+
+LoadedModel load(const Flags& f, const std::string& path, const ModelConfig& config) {
+  if (f.random.empty()) return load_model(path, f.vocab);
+  LoadedModel m = random_model(config, 1);
+  m.tokenizer = f.vocab.empty() || f.vocab == "bytes" ? make_tokenizer("bytes", "")
+                                                      : load_tokenizer("auto", {.file = f.vocab});
+  return m;
+}
+
 int run(Flags& f) {
   // Every thread that is made from now on leaves these signals to the one that waits for them.
   sigset_t signals;
@@ -113,23 +138,31 @@ int run(Flags& f) {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 
   use_threads(f.threads);
-  EngineOptions engine_flags = engine_options(f.device);
-  const bool cuda = engine_flags.device == Device::kCuda;
-  if (f.runner.prefill_tokens == 0 && !cuda) f.runner.prefill_tokens = kCpuPrefill;
-  if (f.fast) f.runner.buckets = {1, 2, 4, 8, 16, 32, 64};
   f.scheduler.cache_bytes = static_cast<size_t>(f.cache_mib) << 20;
   f.api.chat = parse_chat_template(f.chat);
   f.api.thinking = parse_thinking(f.thinking);
   f.http.page = f.page;
   f.http.api_key = api_key(f);
 
-  const std::string path = resolve_model(f.model);
-  const LoadedModel loaded = load_model(path, f.vocab);
+  if (!f.dry_run) check_device(f.device);
+  RWKV_CHECK(!f.model.empty() || !f.random.empty(), ConfigError, "--model FILE is needed");
+  const std::string path = f.random.empty() ? resolve_model(f.model) : "random-" + f.random;
+  const ModelConfig config =
+      f.random.empty() ? ModelFile::open(path).config() : public_model_config(f.random);
+  const ServingOptions options = serving_of(f, config);
+  if (f.dry_run) {
+    std::printf("%s\n", to_string(serving_size(config, options), f.slots).c_str());
+    return 0;
+  }
+  const LoadedModel loaded = load(f, path, config);
   const Tokenizer& tokenizer = loaded.need_tokenizer();
-  if (f.api.model.empty()) f.api.model = std::filesystem::path(path).stem().string();
-  f.api.vocab = loaded.model->config().vocab_size;
-  Engine engine(*loaded.model, *loaded.weights, runner_engine_options(engine_flags, f.runner));
-  const auto runner = make_engine_runner(engine, f.runner);
+  if (f.api.model.empty())
+    f.api.model = f.random.empty() ? std::filesystem::path(path).stem().string() : path;
+  f.api.vocab = config.vocab_size;
+  const auto serving = make_serving(*loaded.model, *loaded.weights, options);
+  SequenceRunner* const runner = &serving->runner();
+  std::fprintf(stderr, "rwkv-serve: %s\n",
+               to_string(serving_size(config, options), f.slots).c_str());
   Scheduler scheduler(*runner, tokenizer, f.scheduler);
   HttpServer server(scheduler, *runner, tokenizer, f.api, f.http);
   const int port = server.bind();
