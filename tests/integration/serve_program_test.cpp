@@ -63,6 +63,8 @@ class Program {
       ::waitpid(pid_, &status, 0);
     }
   }
+  int port() const { return port_; }
+  pid_t pid() const { return pid_; }
   void terminate() const { ::kill(pid_, SIGTERM); }
   /// Exit code.
   int wait() {
@@ -489,6 +491,20 @@ TEST_F(Serve, ThePageAndTheState) {
   EXPECT_EQ(random_->get("/state/" + id + "/2").status, 404);
   const Program bare(path("random.h5"), {"--no-page"});
   EXPECT_EQ(bare.get("/").status, 404);
+}
+
+/// Sending, streaming, settings, the state, stopping, and what the page says of a killed server.
+TEST_F(Serve, ThePageWorksInABrowser) {
+  Program server(path("alphabet.h5"), {});
+  const std::string command =
+      str("python3 ", RWKV_SOURCE_DIR, "/tools/check_page.py http://127.0.0.1:", server.port(),
+          " --pid ", server.pid(), " > ", path("page.txt"), " 2>&1");
+  const int status = std::system(command.c_str());
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 77) GTEST_SKIP() << "no Chromium";
+  std::ifstream in(path("page.txt"));
+  const std::string said{std::istreambuf_iterator<char>(in), {}};
+  EXPECT_EQ(status, 0) << said;
+  EXPECT_NE(said.find("not there"), std::string::npos) << said;
 }
 
 }  // namespace

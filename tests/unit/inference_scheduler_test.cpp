@@ -88,6 +88,58 @@ struct Service {
   }
 };
 
+/// A runner whose draws are done by the time that somebody asks for them, as on a GPU. Nothing but
+/// finish_draws() is called in between.
+class AsideRunner : public SequenceRunner {
+ public:
+  explicit AsideRunner(SequenceRunner& runner) : r_(runner) {}
+  const ModelConfig& config() const override { return r_.config(); }
+  int64_t slots() const override { return r_.slots(); }
+  int64_t decode_batch() const override { return r_.decode_batch(); }
+  int64_t prefill_piece(int64_t left) const override { return r_.prefill_piece(left); }
+  bool exact() const override { return r_.exact(); }
+  size_t pool_bytes() const override { return r_.pool_bytes(); }
+  size_t workspace_bytes() const override { return r_.workspace_bytes(); }
+  void reset(int64_t slot) override { idle().reset(slot); }
+  void copy(int64_t to, int64_t from) override { idle().copy(to, from); }
+  std::span<const StateTensor> layout() const override { return r_.layout(); }
+  size_t state_bytes() const override { return r_.state_bytes(); }
+  void save(int64_t slot, std::span<std::byte> to) override { idle().save(slot, to); }
+  void load(int64_t slot, std::span<const std::byte> from) override { idle().load(slot, from); }
+  TensorView prefill(int64_t slot, std::span<const int32_t> ids) override {
+    return idle().prefill(slot, ids);
+  }
+  TensorView decode(std::span<const int64_t> slots, std::span<const int32_t> ids) override {
+    return idle().decode(slots, ids);
+  }
+  void start_draws(std::span<const int64_t> slots, std::span<const int32_t> ids,
+                   std::span<const DrawRequest> requests) override {
+    idle();
+    started_ = true;
+    slots_.assign(slots.begin(), slots.end());
+    ids_.assign(ids.begin(), ids.end());
+    requests_.assign(requests.begin(), requests.end());
+  }
+  std::span<Drawn> finish_draws() override {
+    EXPECT_TRUE(started_);
+    started_ = false;
+    r_.start_draws(slots_, ids_, requests_);
+    return r_.finish_draws();
+  }
+  bool draws_aside() const override { return true; }
+
+ private:
+  SequenceRunner& idle() {
+    EXPECT_FALSE(started_) << "a call between start_draws and finish_draws";
+    return r_;
+  }
+  SequenceRunner& r_;
+  bool started_ = false;
+  std::vector<int64_t> slots_;
+  std::vector<int32_t> ids_;
+  std::vector<DrawRequest> requests_;
+};
+
 TestModel random_bytes() {
   return test::random_model(30, 2, 64, 257);
 }
@@ -109,6 +161,57 @@ std::vector<GenerationRequest> mixed_requests(int count) {
     all.push_back(r);
   }
   return all;
+}
+
+/// Telling of one step while the next one runs changes nothing that anybody gets.
+TEST(Scheduler, DrawsAsideGiveTheSame) {
+  const auto requests = [] {
+    auto all = mixed_requests(24);
+    for (size_t i = 0; i < all.size(); ++i) {
+      if (i % 4 == 1) all[i].stop = {"a", "7", "\n"};
+      if (i % 6 == 2) all[i].stop_tokens = {5, 17, 40, 99, 130};
+      if (i % 5 == 3) all[i].top_log_probs = 2;
+      if (i % 7 == 4) all[i].keep_state = true;
+    }
+    return all;
+  };
+  Service s(random_bytes());
+  std::vector<std::vector<Sample>> want;
+  std::vector<std::vector<std::byte>> want_states;
+  for (auto& r : requests()) {
+    const auto n = static_cast<size_t>(r.samples);
+    const bool keeps = r.keep_state;
+    const auto g = s->submit(std::move(r));
+    want.push_back(collect(*g, n));
+    if (keeps) want_states.push_back(s->snapshot(g->id())->bytes);
+  }
+  s.scheduler.reset();
+  AsideRunner aside(*s.runner);
+  for (const bool together : {false, true}) {
+    Scheduler scheduler(aside, s.tokenizer);
+    std::vector<std::shared_ptr<Generation>> running;
+    std::vector<std::vector<Sample>> got;
+    size_t states = 0;
+    for (auto& r : requests()) {
+      const auto n = static_cast<size_t>(r.samples);
+      const bool keeps = r.keep_state;
+      running.push_back(scheduler.submit(std::move(r)));
+      if (together) continue;
+      got.push_back(collect(*running.back(), n));
+      if (!keeps) continue;
+      EXPECT_EQ(scheduler.snapshot(running.back()->id())->bytes, want_states.at(states));
+      ++states;
+    }
+    for (size_t i = 0; together && i < running.size(); ++i)
+      got.push_back(collect(*running[i], want[i].size()));
+    for (size_t i = 0; i < want.size(); ++i)
+      for (size_t k = 0; k < want[i].size(); ++k) {
+        EXPECT_EQ(got[i][k].text, want[i][k].text) << i;
+        EXPECT_EQ(got[i][k].tokens, want[i][k].tokens) << i;
+        EXPECT_EQ(got[i][k].end, want[i][k].end) << i;
+        EXPECT_EQ(got[i][k].log_probs.size(), want[i][k].log_probs.size()) << i;
+      }
+  }
 }
 
 TEST(Scheduler, WhatARequestGetsDoesNotDependOnOthers) {
