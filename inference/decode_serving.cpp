@@ -30,18 +30,22 @@ class DecodeServing : public Serving {
                {.dtype = o.weights,
                 .half_state = o.half_state,
                 .slots = o.runner.slots,
-                .buckets = buckets_of(o)}),
+                .buckets = buckets_of(o),
+                .prefill = o.weights != DType::kF32}),
         options_{.prefill_tokens =
                      o.runner.prefill_tokens > 0 ? o.runner.prefill_tokens : kPrefill},
-        engine_(model, weights, decode_engine_options(model_, options_)),
-        runner_(make_decode_runner(model_, model.config(), &engine_, options_)) {}
+        engine_(
+            o.weights == DType::kF32
+                ? std::make_unique<Engine>(model, weights, decode_engine_options(model_, options_))
+                : nullptr),
+        runner_(make_decode_runner(model_, model.config(), engine_.get(), options_)) {}
   SequenceRunner& runner() override { return *runner_; }
 
  private:
   Context context_;
   DecodeModel model_;
   DecodeRunnerOptions options_;
-  Engine engine_;
+  std::unique_ptr<Engine> engine_;  ///< prompts with f32 weights
   std::unique_ptr<SequenceRunner> runner_;
 };
 

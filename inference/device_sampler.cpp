@@ -184,7 +184,7 @@ Drawn DeviceSampler::result(const Row& row, size_t i) const {
   constexpr size_t kTopRow = sample::kParts * sample::kMostTop;
   std::vector<TopEntry> all;
   const TopEntry* const from = as<TopEntry>(host_top_) + i * kTopRow;
-  const auto n = static_cast<size_t>(request.top_log_probs);
+  const auto n = static_cast<size_t>(std::min<int64_t>(request.top_log_probs, vocab_));
   for (size_t p = 0; p < sample::kParts; ++p)
     for (size_t k = 0; k < n; ++k)
       if (const TopEntry& e = from[p * sample::kMostTop + k]; e.token >= 0) all.push_back(e);

@@ -89,7 +89,8 @@ LogProbs log_probs(std::span<const float> logits, int32_t token, int64_t top) {
                       const float y = logits[static_cast<size_t>(b)];
                       return x != y ? x > y : a < b;
                     });
-  for (size_t i = 0; i < n; ++i) out.top.push_back(entry(order[i]));
+  for (size_t i = 0; i < n && std::isfinite(logits[static_cast<size_t>(order[i])]); ++i)
+    out.top.push_back(entry(order[i]));
   return out;
 }
 

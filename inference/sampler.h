@@ -77,7 +77,7 @@ struct TokenLogProb {
 
 /// log softmax of the logits as the model gave them, without penalties, filters and temperature: of
 /// `token`, and of the `top` most probable tokens, most probable first (the lower ids among
-/// equals).
+/// equals), without those of -infinity.
 struct LogProbs {
   TokenLogProb chosen;
   std::vector<TokenLogProb> top;

@@ -55,9 +55,10 @@ ServingSize serving_size(const ModelConfig& config, const ServingOptions& o) {
   const decode::Layout layout =
       decode::make_layout(decode_shape(config), o.weights, kMultiprocessors);
   s.weights = layout.bytes + layout.params() * sizeof(float);
-  if (o.weights != DType::kF32) s.weights += decode::make_plain_layout(layout).bytes;
-  const DType prefill = o.weights == DType::kF32 ? DType::kF32 : DType::kBF16;
-  s.prefill = engine_weights(*model, prefill, DType::kF32);
+  if (o.weights != DType::kF32)
+    s.weights += decode::make_plain_layout(layout).bytes;
+  else
+    s.prefill = engine_weights(*model, DType::kF32, DType::kF32);
   const auto d = static_cast<size_t>(config.n_embd), layers = static_cast<size_t>(config.n_layer);
   s.state = layers * (2 * d * dtype_bytes(o.weights) +
                       d * decode::kHeadSize * (o.half_state ? sizeof(F16) : sizeof(float))) +

@@ -144,6 +144,49 @@ TEST_F(CudaDecodeRunner, NeighboursChangeNothing) {
   }
 }
 
+/// What is drawn on the device is what the CPU draws from the same logits.
+TEST_F(CudaDecodeRunner, DrawsAreThoseOfTheCpu) {
+  const TestModel m = random_model(3);
+  for (const std::vector<int64_t>& buckets : {std::vector<int64_t>{}, std::vector<int64_t>{4}}) {
+    Context ctx(Device::kCuda);
+    DecodeModel model(ctx, *m.model, *m.weights, {.slots = 12, .buckets = buckets});
+    const auto runner = make_decode_runner(model, m.model->config(), nullptr);
+    ASSERT_TRUE(runner->draws_aside());
+    const std::vector<int64_t> here = {3, 0, 5, 1, 2}, there = {10, 9, 8, 7, 6};
+    std::vector<TokenSampler> a, b;
+    for (size_t i = 0; i < here.size(); ++i) {
+      SamplingOptions o{.temperature = i == 1 ? 0 : 0.9, .top_p = i == 2 ? 0.6 : 1, .seed = 5 + i};
+      if (i >= 3) o.frequency_penalty = 0.5, o.repetition_penalty = 1.3, o.penalty_decay = 0.99;
+      a.emplace_back(o);
+      b.emplace_back(o);
+    }
+    std::vector<int32_t> ids(here.size(), 17);
+    DrawScratch scratch;
+    for (int step = 0; step < 20; ++step) {
+      std::vector<DrawRequest> requests;
+      for (size_t i = 0; i < here.size(); ++i)
+        requests.push_back(
+            {.sampler = &a[i], .id = i + 1, .vocab = 290, .top_log_probs = i % 2 == 0 ? 4 : -1});
+      runner->start_draws(here, ids, requests);
+      const std::span<Drawn> got = runner->finish_draws();
+      ASSERT_EQ(got.size(), here.size());
+      const TensorView logits = runner->decode(there, ids);
+      for (size_t i = 0; i < here.size(); ++i) {
+        requests[i].sampler = &b[i];
+        const auto from = row(logits, static_cast<int64_t>(i));
+        const Drawn want = draw(requests[i], from, scratch);
+        EXPECT_EQ(got[i].token, want.token) << step << " " << i;
+        ASSERT_EQ(got[i].log_probs.has_value(), want.log_probs.has_value());
+        if (want.log_probs) {
+          EXPECT_EQ(got[i].log_probs->chosen.log_prob, want.log_probs->chosen.log_prob);
+          EXPECT_EQ(got[i].log_probs->top.size(), want.log_probs->top.size());
+        }
+        ids[i] = want.token;
+      }
+    }
+  }
+}
+
 TEST_F(CudaDecodeRunner, StatesMoveAndErrorsAreTold) {
   const TestModel m = random_model(4);
   Context ctx(Device::kCuda);

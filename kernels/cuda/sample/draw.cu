@@ -3,8 +3,9 @@
 #include "kernels/cuda/common/launch.cuh"
 #include "kernels/sample/device_draw.h"
 
-// A cluster of eight blocks per row. A block has a contiguous part of the ids, in registers: tiles
-// of 1024, four neighbouring ids per thread. So ids ascend by (block, tile, thread, place).
+// A cluster of eight blocks per row. A block has a contiguous part of the ids, in shared memory:
+// tiles of 1024, four neighbouring ids per thread, who alone looks at them. So ids ascend by
+// (block, tile, thread, place).
 //
 // What the blocks tell each other goes through an exchange: a place for every message in every
 // block's shared memory, written once per launch, so that one cluster barrier per message suffices.
@@ -18,6 +19,8 @@ using namespace rwkv::sample;
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kTile = 4 * kThreads;
 constexpr int kMostTiles = static_cast<int>(kMostVocab / (kTile * kParts));
+/// Blocks of a multiprocessor, by shared memory.
+constexpr int kBlocksAtOnce = 5;
 constexpr int kSegment = kBuckets / kParts;
 /// Messages of a launch: largest and first bad one; total weight; per search one for the number of
 /// finite tokens and two per level (at most 5); per located token two; all generously.
@@ -25,6 +28,7 @@ constexpr int kMessages = 48;
 constexpr unsigned kAll = 0xffffffffu;
 
 struct Shared {
+  float4 values[kMostTiles][kThreads];
   uint64_t exchange[kMessages][kParts];
   /// Amounts in three parts of 15 bits, so that sums of 8192 fit, and numbers of tokens.
   uint32_t low[kBuckets], middle[kBuckets], high[kBuckets], count[kBuckets];
@@ -46,10 +50,6 @@ struct Add {
 struct Largest {
   __device__ uint64_t operator()(uint64_t a, uint64_t b) const { return a > b ? a : b; }
 };
-struct Smallest {
-  __device__ uint64_t operator()(uint64_t a, uint64_t b) const { return a < b ? a : b; }
-};
-
 template <class F>
 __device__ __forceinline__ uint64_t warp_reduce(uint64_t x, const F& f) {
 #pragma unroll
@@ -67,12 +67,9 @@ __device__ __forceinline__ uint64_t warp_prefix(uint64_t x) {
   return x;
 }
 
-/// A row's blocks at work; kTiles tiles per block.
-template <int kTiles>
+/// A row's blocks at work.
 class RowBlock {
  public:
-  using Values = float[kTiles][4];
-
   __device__ RowBlock(Shared& shared, int tiles)
       : s_(shared),
         cluster_(cg::this_cluster()),
@@ -80,26 +77,42 @@ class RowBlock {
         first_(rank_ * tiles * kTile + 4 * static_cast<int>(threadIdx.x)),
         tiles_(tiles) {}
 
-  __device__ int id(int tile, int place) const { return first_ + tile * kTile + place; }
   __device__ int rank() const { return rank_; }
 
   /// Ids from `limit` on are -infinity.
-  __device__ void load(const float* row, int limit, bool aligned, Values& x) const {
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-      const int at = id(i, 0);
+  __device__ void load(const float* row, int limit, bool aligned) {
+#pragma unroll 4
+    for (int i = 0; i < tiles_; ++i) {
+      const int at = first_ + i * kTile;
       float4 v = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
-      if (i < tiles_) {
-        if (aligned && at + 4 <= limit) {
-          v = *reinterpret_cast<const float4*>(row + at);
-        } else {
-          if (at < limit) v.x = row[at];
-          if (at + 1 < limit) v.y = row[at + 1];
-          if (at + 2 < limit) v.z = row[at + 2];
-          if (at + 3 < limit) v.w = row[at + 3];
-        }
+      if (aligned && at + 4 <= limit) {
+        v = *reinterpret_cast<const float4*>(row + at);
+      } else {
+        if (at < limit) v.x = row[at];
+        if (at + 1 < limit) v.y = row[at + 1];
+        if (at + 2 < limit) v.z = row[at + 2];
+        if (at + 3 < limit) v.w = row[at + 3];
       }
-      x[i][0] = v.x, x[i][1] = v.y, x[i][2] = v.z, x[i][3] = v.w;
+      mine(i) = v;
+    }
+  }
+
+  /// f(value, id) for all that this thread has, by ascending ids.
+  template <class F>
+  __device__ __forceinline__ void each(const F& f) const {
+#pragma unroll 2
+    for (int i = 0; i < tiles_; ++i) {
+      const float4 v = mine(i);
+      const int at = first_ + i * kTile;
+      f(v.x, at), f(v.y, at + 1), f(v.z, at + 2), f(v.w, at + 3);
+    }
+  }
+  /// From now on the values are distances.
+  __device__ void subtract_from(float largest) {
+#pragma unroll 2
+    for (int i = 0; i < tiles_; ++i) {
+      float4& v = mine(i);
+      v = {largest - v.x, largest - v.y, largest - v.z, largest - v.w};
     }
   }
 
@@ -116,30 +129,30 @@ class RowBlock {
   }
 
   /// Largest value and the first bad id (NaN, +infinity), or INT32_MAX.
-  __device__ float largest(const Values& x, int32_t& bad) {
+  __device__ float largest(int32_t& bad) {
     int32_t most = ordered(-INFINITY);
     int32_t first = INT32_MAX;
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        if (x[i][k] < INFINITY)
-          most = max(most, ordered(x[i][k]));
-        else
-          first = min(first, id(i, k));
-      }
-    const uint64_t m = reduce(static_cast<uint32_t>(most) ^ 0x80000000u, Largest());
-    bad = static_cast<int32_t>(reduce(static_cast<uint32_t>(first), Smallest()));
-    return unordered(static_cast<int32_t>(static_cast<uint32_t>(m) ^ 0x80000000u));
+    each([&](float x, int id) {
+      if (x < INFINITY)
+        most = max(most, ordered(x));
+      else
+        first = min(first, id);
+    });
+    // Bad ones win: with the first of them as the rest of the number.
+    const uint64_t none = static_cast<uint64_t>(static_cast<uint32_t>(most) ^ 0x80000000u);
+    const uint64_t mine =
+        first == INT32_MAX ? none : uint64_t{1} << 40 | static_cast<uint32_t>(INT32_MAX - first);
+    const uint64_t all = reduce(word, Largest());
+    bad = all >> 40 == 0 ? INT32_MAX : INT32_MAX - static_cast<int32_t>(all & 0x7fffffffu);
+    return all >> 40 == 0
+               ? unordered(static_cast<int32_t>(static_cast<uint32_t>(all) ^ 0x80000000u))
+               : INFINITY;
   }
 
   template <class Amount>
   __device__ uint64_t total(const Amount& amount) {
     uint64_t sum = 0;
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) sum += amount(i, k);
+    each([&](float x, int id) { sum += amount(x, id); });
     return reduce(sum, Add());
   }
 
@@ -149,19 +162,15 @@ class RowBlock {
   __device__ int32_t locate(const Amount& amount, const Target& target_of) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-      uint64_t sum = 0;
-#pragma unroll
-      for (int k = 0; k < 4; ++k) sum += amount(i, k);
-      sum = warp_reduce(sum, Add());
+#pragma unroll 2
+    for (int i = 0; i < tiles_; ++i) {
+      const uint64_t sum = warp_reduce(tile_sum(amount, i), Add());
       if (lane == 0) s_.cells[i * kWarps + warp] = sum;
     }
     __syncthreads();
-    uint64_t mine = 0;
-#pragma unroll
-    for (int i = 0; i < kTiles * kWarps; ++i) mine += s_.cells[i];
-    send(mine);
+    uint64_t here = 0;
+    for (int i = 0; i < tiles_ * kWarps; ++i) here += s_.cells[i];
+    send(here);
     uint64_t before = 0, all = 0;
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
@@ -170,44 +179,43 @@ class RowBlock {
     }
     ++message_;
     const uint64_t target = target_of(all);
-    uint64_t found = UINT64_MAX;
-    if (target >= before && target < before + mine) {
-      // The tile and the warp, the same for all threads.
+    // One thread of one block finds it, or none.
+    if (target >= before && target < before + here) {
       int cell = 0;
       for (; before + s_.cells[cell] <= target; ++cell) before += s_.cells[cell];
       if (cell % kWarps == warp) {
+        const int tile = cell / kWarps;
+        const uint64_t sum = tile_sum(amount, tile);
+        uint64_t at = before + warp_prefix(sum) - sum;
+        const float4 v = mine(tile);
+        const float values[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-        for (int i = 0; i < kTiles; ++i) {
-          if (i != cell / kWarps) continue;
-          uint64_t sum = 0;
-#pragma unroll
-          for (int k = 0; k < 4; ++k) sum += amount(i, k);
-          uint64_t at = before + warp_prefix(sum) - sum;
-          if (target < at || target >= at + sum) continue;
-#pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            const uint64_t w = amount(i, k);
-            if (target >= at && target < at + w) found = static_cast<uint64_t>(id(i, k));
-            at += w;
-          }
+        for (int k = 0; k < 4; ++k) {
+          const int id = first_ + tile * kTile + k;
+          const uint64_t w = amount(values[k], id);
+          if (target >= at && target < at + w)
+            for (int i = 0; i < kParts; ++i)
+              cluster_.map_shared_rank(&s_, i)->exchange[message_][0] =
+                  static_cast<uint64_t>(id) + 1;
+          at += w;
         }
       }
     }
-    found = reduce(found, Smallest());
-    return found == UINT64_MAX ? -1 : static_cast<int32_t>(found);
+    cluster_.sync();
+    const uint64_t found = s_.exchange[message_++][0];
+    return target < all ? static_cast<int32_t>(found) - 1 : -1;
   }
 
   /// As search() of draw_cpu.cpp; `counts`: amounts are 1.
-  template <class Key, class Amount>
-  __device__ Cut search(const Key& key, const Amount& amount, uint64_t target, bool counts) {
+  template <class Amount>
+  __device__ Cut search(const Amount& amount, uint64_t target, bool counts) {
     KeyRange range;
     Cut cut;
     uint64_t before = 0;
     while (true) {
       const int shift = range.first ? 0 : range.shift();
       uint64_t found_count = 0, skipped = 0;
-      const uint32_t bucket =
-          level(range, shift, key, amount, target - before, skipped, found_count);
+      const uint32_t bucket = level(range, shift, amount, target - before, skipped, found_count);
       before += skipped;
       range = range.inside(bucket, shift);
       if (found_count > 1 && range.high - range.low > 1) continue;
@@ -221,33 +229,26 @@ class RowBlock {
   }
 
   /// Every block's own most probable tokens.
-  __device__ void top(const Values& raw, int n, TopEntry* out) {
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  __device__ void top(int n, TopEntry* out) {
     uint64_t last = UINT64_MAX;  // ranks are unique: only lower ones follow
     for (int place = 0; place < n; ++place) {
       uint64_t best = 0;
-#pragma unroll
-      for (int i = 0; i < kTiles; ++i)
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          if (!(raw[i][k] > -INFINITY)) continue;
-          const uint64_t rank =
-              static_cast<uint64_t>(static_cast<uint32_t>(ordered(raw[i][k] + 0.0f)) ^ 0x80000000u)
-                  << 32 |
-              (0xffffffffu - static_cast<uint32_t>(id(i, k)));
-          if (rank < last && rank > best) best = rank;
-        }
+      each([&](float x, int id) {
+        if (!(x > -INFINITY)) return;
+        const uint32_t high = static_cast<uint32_t>(ordered(x + 0.0f)) ^ 0x80000000u;
+        const uint64_t rank =
+            static_cast<uint64_t>(high) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
+        if (rank < last && rank > best) best = rank;
+      });
       best = block_reduce(best, Largest());
       last = best;
-      if (warp == 0 && lane == 0) {
-        TopEntry e;
-        if (best != 0) {
-          e.token = static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(best));
-          e.logit =
-              unordered(static_cast<int32_t>(static_cast<uint32_t>(best >> 32) ^ 0x80000000u));
-        }
-        out[place] = e;
+      if (threadIdx.x != 0) continue;
+      TopEntry e;
+      if (best != 0) {
+        e.token = static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(best));
+        e.logit = unordered(static_cast<int32_t>(static_cast<uint32_t>(best >> 32) ^ 0x80000000u));
       }
+      out[place] = e;
     }
   }
 
@@ -257,6 +258,19 @@ class RowBlock {
   }
 
  private:
+  __device__ __forceinline__ float4& mine(int tile) {
+    return s_.values[tile][threadIdx.x];
+  }
+  __device__ __forceinline__ const float4& mine(int tile) const {
+    return s_.values[tile][threadIdx.x];
+  }
+  template <class Amount>
+  __device__ __forceinline__ uint64_t tile_sum(const Amount& amount, int tile) const {
+    const float4 v = mine(tile);
+    const int at = first_ + tile * kTile;
+    return amount(v.x, at) + amount(v.y, at + 1) + amount(v.z, at + 2) + amount(v.w, at + 3);
+  }
+
   template <class F>
   __device__ uint64_t block_reduce(uint64_t x, const F& f) {
     x = warp_reduce(x, f);
@@ -280,27 +294,24 @@ class RowBlock {
   }
 
   /// One histogram of the keys in range; the bucket in which the running sum reaches target.
-  template <class Key, class Amount>
-  __device__ uint32_t level(const KeyRange& range, int shift, const Key& key, const Amount& amount,
-                            uint64_t target, uint64_t& skipped, uint64_t& found_count) {
+  template <class Amount>
+  __device__ uint32_t level(const KeyRange& range, int shift, const Amount& amount, uint64_t target,
+                            uint64_t& skipped, uint64_t& found_count) {
     const int tid = static_cast<int>(threadIdx.x);
     for (int b = tid; b < static_cast<int>(kBuckets); b += kThreads)
       s_.low[b] = s_.middle[b] = s_.high[b] = s_.count[b] = 0;
     __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const uint32_t x = key(i, k);
-        if (!range.holds(x)) continue;
-        const uint32_t b = range.bucket(x, shift);
-        const uint64_t w = amount(i, k);
-        atomicAdd(&s_.count[b], 1u);
-        if (const auto part = static_cast<uint32_t>(w) & 0x7fffu) atomicAdd(&s_.low[b], part);
-        if (const auto part = static_cast<uint32_t>(w >> 15) & 0x7fffu)
-          atomicAdd(&s_.middle[b], part);
-        if (const auto part = static_cast<uint32_t>(w >> 30)) atomicAdd(&s_.high[b], part);
-      }
+    each([&](float d, int id) {
+      const uint32_t x = __float_as_uint(d);
+      if (!range.holds(x)) return;
+      const uint32_t b = range.bucket(x, shift);
+      const uint64_t w = amount(d, id);
+      atomicAdd(&s_.count[b], 1u);
+      if (const auto part = static_cast<uint32_t>(w) & 0x7fffu) atomicAdd(&s_.low[b], part);
+      if (const auto part = static_cast<uint32_t>(w >> 15) & 0x7fffu)
+        atomicAdd(&s_.middle[b], part);
+      if (const auto part = static_cast<uint32_t>(w >> 30)) atomicAdd(&s_.high[b], part);
+    });
     cluster_.sync();
     // Every block adds up a segment of the buckets.
     uint64_t sum = 0, count = 0;
@@ -345,53 +356,46 @@ class RowBlock {
   int message_ = 0;
 };
 
-template <int kTiles>
-__global__ void __cluster_dims__(kParts, 1, 1) __launch_bounds__(kThreads)
+__global__ void __cluster_dims__(kParts, 1, 1) __launch_bounds__(kThreads, kBlocksAtOnce)
     draw_kernel(const DrawCall call, int tiles, bool aligned) {
   __shared__ Shared shared;
   const int row = static_cast<int>(blockIdx.x) / kParts;
   const DrawRow draw = call.draws[row];
   if (draw.adjustments < 0) return;
-  RowBlock<kTiles> block(shared, tiles);
+  RowBlock block(shared, tiles);
   const float* const logits = call.logits + row * call.vocab;
-  float x[kTiles][4];
-  block.load(logits, draw.vocab, aligned, x);
+  block.load(logits, draw.vocab, aligned);
   int32_t bad = 0;
-  const float largest = block.largest(x, bad);
-  const bool usable = bad == INT32_MAX && largest > -INFINITY;
+  const float largest = block.largest(bad);
   int32_t token = -1;
-  if (usable) {
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) x[i][k] = largest - x[i][k];
-    const auto key = [&](int i, int k) { return __float_as_uint(x[i][k]); };
-    const auto one = [&](int i, int k) { return uint64_t{key(i, k) < kKeyEnd ? 1u : 0u}; };
+  if (bad == INT32_MAX && largest > -INFINITY) {
+    block.subtract_from(largest);
+    const auto one = [](float d, int) { return uint64_t{d < INFINITY ? 1u : 0u}; };
     if (draw.inverse_temperature == 0) {
-      token = block.locate([&](int i, int k) { return uint64_t{x[i][k] == 0 ? 1u : 0u}; },
+      token = block.locate([](float d, int) { return uint64_t{d == 0 ? 1u : 0u}; },
                            [](uint64_t) { return uint64_t{0}; });
     } else {
       Cut cut;
       if (draw.top_p != 0) {
-        const auto amount = [&](int i, int k) { return weight_of(x[i][k], 1); };
-        cut = block.search(key, amount, top_p_target(draw.top_p, block.total(amount)), false);
+        const auto amount = [](float d, int) { return weight_of(d, 1); };
+        cut = block.search(amount, top_p_target(draw.top_p, block.total(amount)), false);
       }
       const auto top_k = static_cast<uint64_t>(draw.top_k);
       if (top_k != 0 && top_k < block.total(one)) {
-        const Cut by_count = block.search(key, one, top_k, true);
+        const Cut by_count = block.search(one, top_k, true);
         cut.end = min(cut.end, by_count.end);
         cut.tie = by_count.tie;
         cut.ties = by_count.ties;
       }
       int32_t last_tie = -1;  // of those that stay
       if (cut.tie < cut.end && cut.ties > 0)
-        last_tie =
-            block.locate([&](int i, int k) { return uint64_t{key(i, k) == cut.tie ? 1u : 0u}; },
-                         [&](uint64_t) { return cut.ties - 1; });
-      const auto weight = [&](int i, int k) {
-        const bool kept = key(i, k) < cut.end && x[i][k] <= draw.farthest &&
-                          (key(i, k) != cut.tie || block.id(i, k) <= last_tie);
-        return kept ? weight_of(x[i][k], draw.inverse_temperature) : uint64_t{0};
+        last_tie = block.locate(
+            [&](float d, int) { return uint64_t{__float_as_uint(d) == cut.tie ? 1u : 0u}; },
+            [&](uint64_t) { return cut.ties - 1; });
+      const auto weight = [&](float d, int id) {
+        const uint32_t key = __float_as_uint(d);
+        const bool kept = key < cut.end && d <= draw.farthest && (key != cut.tie || id <= last_tie);
+        return kept ? weight_of(d, draw.inverse_temperature) : uint64_t{0};
       };
       token =
           block.locate(weight, [&](uint64_t total) { return high_product(draw.random, total); });
@@ -414,20 +418,18 @@ __global__ void __cluster_dims__(kParts, 1, 1) __launch_bounds__(kThreads)
 }
 
 /// Before the adjustments: what the log-probabilities of the model are made from.
-template <int kTiles>
-__global__ void __cluster_dims__(kParts, 1, 1) __launch_bounds__(kThreads)
+__global__ void __cluster_dims__(kParts, 1, 1) __launch_bounds__(kThreads, kBlocksAtOnce)
     observe_kernel(const DrawCall call, int tiles, bool aligned) {
   __shared__ Shared shared;
   const int row = static_cast<int>(blockIdx.x) / kParts;
   const DrawRow draw = call.draws[row];
   if (draw.adjustments < 0 || draw.top < 0) return;
-  RowBlock<kTiles> block(shared, tiles);
-  float x[kTiles][4];
-  block.load(call.logits + row * call.vocab, draw.vocab, aligned, x);
+  RowBlock block(shared, tiles);
+  block.load(call.logits + row * call.vocab, draw.vocab, aligned);
   int32_t bad = 0;
-  const float largest = block.largest(x, bad);
-  const uint64_t total = block.total([&](int i, int k) { return weight_of(largest - x[i][k], 1); });
-  block.top(x, min(draw.top, kMostTop), call.top + (row * kParts + block.rank()) * kMostTop);
+  const float largest = block.largest(bad);
+  const uint64_t total = block.total([&](float x, int) { return weight_of(largest - x, 1); });
+  block.top(min(draw.top, kMostTop), call.top + (row * kParts + block.rank()) * kMostTop);
   if (block.rank() == 0 && threadIdx.x == 0) {
     call.results[row].largest = largest;
     call.results[row].total = total;
@@ -454,18 +456,17 @@ __global__ void adjust_kernel(const DrawCall call) {
   }
 }
 
-template <int kTiles>
 void launch(const DrawCall& call, int tiles, bool aligned, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(call.rows * kParts);
   if (call.any_top) {
-    observe_kernel<kTiles><<<blocks, kThreads, 0, stream>>>(call, tiles, aligned);
+    observe_kernel<<<blocks, kThreads, 0, stream>>>(call, tiles, aligned);
     RWKV_LAUNCHED("log-probabilities", stream);
   }
   if (call.any_adjustments) {
     adjust_kernel<<<static_cast<unsigned>(call.rows), kThreads, 0, stream>>>(call);
     RWKV_LAUNCHED("penalties", stream);
   }
-  draw_kernel<kTiles><<<blocks, kThreads, 0, stream>>>(call, tiles, aligned);
+  draw_kernel<<<blocks, kThreads, 0, stream>>>(call, tiles, aligned);
   RWKV_LAUNCHED("draws", stream);
 }
 
@@ -488,10 +489,7 @@ void draw_rows(Context& ctx, const DrawCall& call) {
   const int64_t part = int64_t{cuda::kTile} * kParts;
   const auto tiles = static_cast<int>((call.vocab + part - 1) / part);
   const bool aligned = call.vocab % 4 == 0 && reinterpret_cast<uintptr_t>(call.logits) % 16 == 0;
-  if (tiles == 1)
-    cuda::launch<1>(call, tiles, aligned, stream);
-  else
-    cuda::launch<cuda::kMostTiles>(call, tiles, aligned, stream);
+  cuda::launch(call, tiles, aligned, stream);
 }
 
 }  // namespace rwkv::sample
