@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <span>
 #include <vector>
 
 #include "inference/decode_runner.h"
@@ -10,16 +11,27 @@ namespace {
 constexpr int64_t kPrefill = 2048;
 /// The largest bucket; more sequences take several steps.
 constexpr int64_t kLargest = 1024;
+/// The smallest one: fewer rows take hardly less time.
+constexpr int64_t kSmallest = 8;
 
 /// Powers of two up to the number of slots, which is the last.
 std::vector<int64_t> buckets_of(const ServingOptions& o) {
   if (o.weights == DType::kF32) return {};  // every sequence by itself
   const int64_t largest = std::min(o.runner.slots, kLargest);
-  if (o.exact) return {largest};
   std::vector<int64_t> buckets;
-  for (int64_t b = 2; b < largest; b *= 2) buckets.push_back(b);
-  if (largest > 1) buckets.push_back(largest);
+  for (int64_t b = kSmallest; b < largest; b *= 2) buckets.push_back(b);
+  buckets.push_back(largest);
   return buckets;
+}
+
+/// A bucket's first use takes time: not in the middle of somebody's text.
+void use_all(SequenceRunner& runner, std::span<const int64_t> buckets) {
+  std::vector<int64_t> slots;
+  for (const int64_t b : buckets) {
+    while (std::ssize(slots) < b) slots.push_back(std::ssize(slots));
+    runner.decode(slots, std::vector<int32_t>(slots.size(), 0));
+  }
+  for (const int64_t s : slots) runner.reset(s);
 }
 
 class DecodeServing : public Serving {
@@ -38,7 +50,9 @@ class DecodeServing : public Serving {
             o.weights == DType::kF32
                 ? std::make_unique<Engine>(model, weights, decode_engine_options(model_, options_))
                 : nullptr),
-        runner_(make_decode_runner(model_, model.config(), engine_.get(), options_)) {}
+        runner_(make_decode_runner(model_, model.config(), engine_.get(), options_)) {
+    use_all(*runner_, model_.options().buckets);
+  }
   SequenceRunner& runner() override { return *runner_; }
 
  private:

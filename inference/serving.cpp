@@ -24,11 +24,17 @@ class EngineServing : public Serving {
   std::unique_ptr<SequenceRunner> runner_;
 };
 
-size_t engine_weights(const Model& model, DType activations, DType packed) {
-  const auto params = packed == DType::kF32 ? model.params().graph_params(activations)
-                                            : model.params().packed_graph_params(packed);
+size_t device_weights(const Model& model, DType dtype) {
   size_t sum = 0;
-  for (const GraphParam& p : params) sum += align_up(p.spec.bytes());
+  for (const GraphParam& p : model.params().graph_params(dtype)) sum += align_up(p.spec.bytes());
+  return sum;
+}
+
+/// The file's, in f32, and the copies that the engine makes of matrices.
+size_t host_weights(const Model& model, DType packed) {
+  auto sum = static_cast<size_t>(model.params().flat_elements()) * sizeof(float);
+  for (const GraphParam& p : model.params().packed_graph_params(packed))
+    if (p.transposed || p.spec.dtype != DType::kF32) sum += align_up(p.spec.bytes());
   return sum;
 }
 
@@ -46,7 +52,8 @@ ServingSize serving_size(const ModelConfig& config, const ServingOptions& o) {
   ServingSize s;
   s.logits = slots * static_cast<size_t>(config.vocab_size) * sizeof(float);
   if (!o.decode_kernels) {
-    s.weights = engine_weights(*model, o.engine.dtype, o.engine.weights);
+    s.weights = o.engine.device == Device::kCuda ? device_weights(*model, o.engine.dtype)
+                                                 : host_weights(*model, o.engine.weights);
     for (const auto& spec : model->state_specs(1, o.engine.dtype, o.engine.wkv))
       s.state += spec.spec.bytes();
     s.states = slots * s.state;
@@ -58,7 +65,7 @@ ServingSize serving_size(const ModelConfig& config, const ServingOptions& o) {
   if (o.weights != DType::kF32)
     s.weights += decode::make_plain_layout(layout).bytes;
   else
-    s.prefill = engine_weights(*model, DType::kF32, DType::kF32);
+    s.prefill = device_weights(*model, DType::kF32);
   const auto d = static_cast<size_t>(config.n_embd), layers = static_cast<size_t>(config.n_layer);
   s.state = layers * (2 * d * dtype_bytes(o.weights) +
                       d * decode::kHeadSize * (o.half_state ? sizeof(F16) : sizeof(float))) +

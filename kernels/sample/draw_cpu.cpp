@@ -122,8 +122,7 @@ size_t check_logits(std::span<const float> logits) {
   }
   if (largest >= ordered(kInf) || smallest < ordered(-kInf))
     for (size_t i = 0; i < logits.size(); ++i)
-      if (!(logits[i] < kInf))
-        throw NonFiniteError(bad_logit(static_cast<int64_t>(i), logits[i]));
+      if (!(logits[i] < kInf)) throw NonFiniteError(bad_logit(static_cast<int64_t>(i), logits[i]));
   if (largest == ordered(-kInf)) throw NonFiniteError(no_logit(std::ssize(logits)));
   // By value: the integers tell the zeros apart.
   return static_cast<size_t>(std::ranges::find(logits, unordered(largest)) - logits.begin());

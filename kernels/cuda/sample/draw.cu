@@ -140,7 +140,7 @@ class RowBlock {
     });
     // Bad ones win: with the first of them as the rest of the number.
     const uint64_t none = static_cast<uint64_t>(static_cast<uint32_t>(most) ^ 0x80000000u);
-    const uint64_t mine =
+    const uint64_t word =
         first == INT32_MAX ? none : uint64_t{1} << 40 | static_cast<uint32_t>(INT32_MAX - first);
     const uint64_t all = reduce(word, Largest());
     bad = all >> 40 == 0 ? INT32_MAX : INT32_MAX - static_cast<int32_t>(all & 0x7fffffffu);
