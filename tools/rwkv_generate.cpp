@@ -100,6 +100,7 @@ int run(const CLI::App& app, Flags& f) {
   const bool with_state = !f.state_in.empty() || !f.state_out.empty();
   ServingOptions options = serving_options(f.device, ModelFile::open(path).config());
   options.runner.slots = 1;
+  options.exact = false;  // the kernel for one sequence: nobody else is there
   // State files are read and written by the general kernels.
   if (with_state && options.decode_kernels) options = {.engine = engine_options(f.device)};
   const LoadedModel loaded = load_model(path, f.vocab);
