@@ -33,10 +33,6 @@ constexpr int kScanTokens = 192, kScanStreams = 199;
 /// So many that two blocks have work on every processor, but no more than this: they are joined
 /// one after the other. Measured: docs/prefill.md.
 constexpr int kMostSegments = 11;
-/// From here on a single sequence whose heads are walked whole goes through the recurrence in two
-/// parts, so that one part's recurrence, which leaves most of the GPU idle, meets the other part's
-/// work around it.
-constexpr int kPartTokens = 1024, kWholeHeads = 64;
 /// In f16, v enters the recurrence times this, so that states up to 10^6 have a place in the
 /// operands (kernels/wkv/cuda/wkv7_chunk.cuh). A power of two: nothing is rounded.
 constexpr float kHalfValueScale = 1.0f / 16;
@@ -220,81 +216,68 @@ class Prefill {
     }
   }
 
-  /// Rows from `first` on of matrix n of `at`.
-  std::byte* rows_of(size_t at, size_t n, int first) const {
-    return work(at) + n * matrix_ + static_cast<size_t>(first) * d_ * e_;
-  }
-  /// `tokens` rows of every sequence; with one sequence, from `first` on.
-  Prompts part(int first, int tokens) const {
-    Prompts p = prompts_;
-    p.first = first;
-    p.tokens = tokens;
-    return p;
-  }
-  float* bonus(int first) const {
-    return reinterpret_cast<float*>(work(at_.bonus)) +
-           static_cast<size_t>(first) * static_cast<size_t>(l_.shape.heads());
-  }
+  /// Matrix n of `at`.
+  std::byte* matrix(size_t at, size_t n) const { return work(at) + n * matrix_; }
+  float* bonus() const { return reinterpret_cast<float*>(work(at_.bonus)); }
 
-  void heads(int layer, int first, int tokens) const {
-    const size_t skipped = static_cast<size_t>(first) * static_cast<size_t>(middle_ld()) * e_;
+  void heads(int layer) const {
     const std::byte* const up = plain(layer);
     launch_prompt_heads(
         type_,
-        {.prompts = part(first, tokens),
+        {.prompts = prompts_,
          .heads = l_.shape.heads(),
          .layer = layer,
-         .r = rows_of(at_.products, 0, first),
-         .k = rows_of(at_.products, 1, first),
-         .v = rows_of(at_.products, 2, first),
-         .middle = {middle(0) + skipped, middle(1) + skipped, middle(2) + skipped},
+         .r = matrix(at_.products, 0),
+         .k = matrix(at_.products, 1),
+         .v = matrix(at_.products, 2),
+         .middle = {middle(0), middle(1), middle(2)},
          .up = {up + plain_.low_at[0], up + plain_.low_at[1], up + plain_.low_at[2]},
          .middle_ld = middle_ld(),
          .rank = {l_.shape.rank[0], l_.shape.rank[1], l_.shape.rank[2]},
-         .w = rows_of(at_.low, 0, first),
-         .a = rows_of(at_.low, 1, first),
-         .b = rows_of(at_.low, 2, first),
-         .v_first = rows_of(at_.v_first, 0, first),
-         .bonus = bonus(first),
+         .w = matrix(at_.low, 0),
+         .a = matrix(at_.low, 1),
+         .b = matrix(at_.low, 2),
+         .v_first = matrix(at_.v_first, 0),
+         .bonus = bonus(),
          .params = param(layer, 0),
          .value_scale = value_scale_},
         stream_of(ctx_));
   }
 
   /// The recurrence, from and to the layer's states; y goes where the first mix was.
-  void walk(const Context& lane, int layer, int first, int tokens) const {
-    const cuda::Wkv7Shape shape = recurrence(l_, c_.batch, tokens);
+  void walk(int layer) const {
+    const cuda::Wkv7Shape shape = recurrence(l_, c_.batch, c_.tokens);
     float* const state = states_.states + static_cast<size_t>(layer) *
                                               static_cast<size_t>(c_.batch * l_.shape.heads()) *
                                               (kHeadSize * kHeadSize);
-    const cuda::Wkv7Forward io{.r = rows_of(at_.products, 0, first),
-                               .w = rows_of(at_.low, 0, first),
-                               .k = rows_of(at_.products, 1, first),
-                               .v = rows_of(at_.products, 2, first),
-                               .a = rows_of(at_.low, 1, first),
-                               .b = rows_of(at_.low, 2, first),
+    const cuda::Wkv7Forward io{.r = matrix(at_.products, 0),
+                               .w = matrix(at_.low, 0),
+                               .k = matrix(at_.products, 1),
+                               .v = matrix(at_.products, 2),
+                               .a = matrix(at_.low, 1),
+                               .b = matrix(at_.low, 2),
                                .s0 = state,
-                               .y = rows_of(at_.mixed, 0, first),
+                               .y = matrix(at_.mixed, 0),
                                .s_out = state,
                                .saved = nullptr,
                                .workspace = work(at_.scan)};
-    RWKV_CUDA(type_ == DType::kF16 ? cuda::wkv7_chunk_forward_f16(shape, io, stream_of(lane))
-                                   : cuda::wkv7_chunk_forward(shape, io, stream_of(lane)));
-    RWKV_LAUNCHED("recurrence of a prompt", stream_of(lane));
+    RWKV_CUDA(type_ == DType::kF16 ? cuda::wkv7_chunk_forward_f16(shape, io, stream_of(ctx_))
+                                   : cuda::wkv7_chunk_forward(shape, io, stream_of(ctx_)));
+    RWKV_LAUNCHED("recurrence of a prompt", stream_of(ctx_));
   }
 
   /// Group norm, bonus, gate: to where the second mix was.
-  void gated(int layer, int first, int tokens, bool ends) const {
+  void gated(int layer, bool ends) const {
     launch_prompt_output(type_,
-                         {.prompts = part(first, tokens),
+                         {.prompts = prompts_,
                           .heads = l_.shape.heads(),
-                          .y = rows_of(at_.mixed, 0, first),
-                          .v = rows_of(at_.products, 2, first),
-                          .gate = rows_of(at_.low, 3, first),
-                          .bonus = bonus(first),
+                          .y = matrix(at_.mixed, 0),
+                          .v = matrix(at_.products, 2),
+                          .gate = matrix(at_.low, 3),
+                          .bonus = bonus(),
                           .params = param(layer, 0),
                           .value_scale = value_scale_,
-                          .out = rows_of(at_.mixed, 1, first),
+                          .out = matrix(at_.mixed, 1),
                           .ends = ends},
                          stream_of(ctx_));
   }
@@ -321,47 +304,17 @@ class Prefill {
       events_.join[i].wait(ctx_);
     }
     downs(last, few, {down(layer, 3)});
-    product(last, middle(3), plain(layer) + plain_.low_at[3], rows_of(at_.low, 3, 0), rows, width,
+    product(last, middle(3), plain(layer) + plain_.low_at[3], matrix(at_.low, 3), rows, width,
             l_.shape.rank[3], type_, middle_ld());
     events_.join[0].record(last);
     mark("r, k, v, low ranks");
 
-    const bool two = c_.batch == 1 && c_.tokens >= kPartTokens && l_.shape.heads() >= kWholeHeads;
-    if (two) {
-      // The second lane has the recurrence; this one what comes before and after.
-      Context& lane = ctx_.lane(1);
-      const int half = c_.tokens / 2 / kPromptRows * kPromptRows;
-      heads(layer, 0, half);
-      events_.fork.record(ctx_);
-      events_.fork.wait(lane);
-      walk(lane, layer, 0, half);
-      events_.join[1].record(lane);
-      heads(layer, half, c_.tokens - half);
-      events_.fork.record(ctx_);
-      mark("heads");
-      events_.fork.wait(lane);
-      walk(lane, layer, half, c_.tokens - half);
-      events_.join[2].record(lane);
-      events_.join[0].wait(ctx_);
-      if (ends) {
-        events_.join[2].wait(ctx_);
-        mark("recurrence");
-        gated(layer, 0, c_.tokens, true);
-      } else {
-        events_.join[1].wait(ctx_);
-        gated(layer, 0, half, false);
-        events_.join[2].wait(ctx_);
-        mark("recurrence");
-        gated(layer, half, c_.tokens - half, false);
-      }
-    } else {
-      heads(layer, 0, c_.tokens);
-      mark("heads");
-      walk(ctx_, layer, 0, c_.tokens);
-      events_.join[0].wait(ctx_);
-      mark("recurrence");
-      gated(layer, 0, c_.tokens, ends);
-    }
+    heads(layer);
+    mark("heads");
+    walk(layer);
+    events_.join[0].wait(ctx_);
+    mark("recurrence");
+    gated(layer, ends);
     mark("norm and gate");
     product(ctx_, mixed + matrix_, weights(layer) + l_.out_at, work(at_.added),
             ends ? 2 * c_.batch : rows, width, width, type_);

@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) heads_kernel(const PromptHe
       get8(static_cast<const T*>(p.k) + at, k0);
       get8(static_cast<const T*>(p.v) + at, v);
       if (p.layer > 0) get8(static_cast<const T*>(p.v_first) + at, before);
-      there = p.prompts.first + row % p.prompts.tokens < p.prompts.counts[row / p.prompts.tokens];
+      there = row % p.prompts.tokens < p.prompts.counts[row / p.prompts.tokens];
     }
     const auto result = [&](int of, float(&x)[8]) {
       get8(reinterpret_cast<const T*>(shared + 2 * kStageBytes + of * kTileBytes + pack_at(i, q)),

@@ -19,7 +19,6 @@ struct Prompts {
   int batch = 0, tokens = 0;
   const int32_t* slots = nullptr;   ///< [batch]
   const int32_t* counts = nullptr;  ///< [batch]; 0: the sequence stays as it is
-  int first = 0;                    ///< rows of the sequence before these; heads only
   RWKV_HOST_DEVICE int rows() const { return batch * tokens; }
 };
 
