@@ -24,6 +24,8 @@ inline int run_rank_tests(int argc, char** argv) {
     auto& listeners = testing::UnitTest::GetInstance()->listeners();
     if (session.rank() != 0) delete listeners.Release(listeners.default_result_printer());
     int failed = RUN_ALL_TESTS();
+    constexpr int kSkipped = 77;  // what ctest knows, see support/main.cpp
+    if (test_ranks() == nullptr && failed == 0) return kSkipped;
     if (test_ranks() != nullptr) {
       std::vector<int> all(static_cast<size_t>(session.size()));
       session.group()->all_gather(&failed, sizeof failed, all.data());
