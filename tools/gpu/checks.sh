@@ -20,7 +20,7 @@ if [ ${#programs[@]} -eq 0 ]; then
   for file in "$folder"/cuda_*; do
     name=$(basename "$file")
     case $name in
-      *_bench | *.*) continue ;;
+      *_bench | *.* | cuda_dist_*) continue ;;  # the last: dist.sh, on several GPUs
     esac
     if [ -f "$file" ] && [ -x "$file" ]; then programs+=("$name"); fi
   done

@@ -1,0 +1,29 @@
+#!/bin/bash
+# On a machine with several GPUs: the tests of ranks, one rank per GPU over NCCL, then
+# rwkv-bench scale for 12 layers of 768 at 4096 x 8 and 512 x 16. Run from the unpacked archive of
+# pack.sh:
+#   dist.sh [RANKS]     default: 2
+# Logs and records go to $JOBOUT, or a temporary folder. Exit code: 0 if all tests passed.
+set -uo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+folder=$(cd "${BIN:-$here}" && pwd) || exit 2
+# shellcheck source-path=SCRIPTDIR source=unpack.sh
+. "$here/unpack.sh"
+
+ranks=${1:-2}
+logs=${JOBOUT:-$(mktemp -d)}
+export LD_LIBRARY_PATH=$folder/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64
+export NCCL_NVLS_ENABLE="${NCCL_NVLS_ENABLE:-0}"
+
+pids=()
+for ((rank = 0; rank < ranks; ++rank)); do
+  RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$ranks MASTER_ADDR=127.0.0.1 MASTER_PORT=29455 \
+    "$folder/cuda_dist_step_test" >"$logs/rank$rank.log" 2>&1 &
+  pids+=($!)
+done
+failed=0
+for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+grep -E 'ranks,|PASSED|FAILED|Failure' "$logs/rank0.log"
+"$folder/rwkv-bench" scale --gpus "$ranks" --json "$logs/scale.json" || failed=1
+exit "$failed"
