@@ -53,15 +53,18 @@ DecodeModel::DecodeModel(Context& ctx, const decode::Shape& shape, const DecodeO
   const TensorSpec shift({slots, layers * 2, d}, options_.dtype),
       wkv({slots, layers * shape.heads(), decode::kHeadSize, decode::kHeadSize},
           options_.half_state ? DType::kF16 : DType::kF32),
+      exponents({slots, layers * shape.heads() * decode::kHeadSize}, DType::kI8),
       elapsed({slots}, DType::kI32), ids({2}, DType::kI32), logits({shape.vocab});
   weights_ = Arena(Device::kCuda, layout_.bytes, "weights for decoding");
   params_ = Arena(Device::kCuda, align_up(layout_.params() * sizeof(float)),
                   "vectors of weights for decoding");
-  states_ =
-      Arena(Device::kCuda,
-            align_up(shift.bytes()) + align_up(wkv.bytes()) + align_up(elapsed.bytes()), "states");
+  states_ = Arena(Device::kCuda,
+                  align_up(shift.bytes()) + align_up(wkv.bytes()) + align_up(exponents.bytes()) +
+                      align_up(elapsed.bytes()),
+                  "states");
   shift_ = states_.take(shift, "shift states");
   wkv_ = states_.take(wkv, "WKV states");
+  exponents_ = states_.take(exponents, "exponents of WKV states");
   elapsed_ = states_.take(elapsed, "counters");
   const size_t exchange = decode::exchange_bytes(layout_);
   work_ = Arena(Device::kCuda,
@@ -152,7 +155,8 @@ DecodeModel::DecodeModel(Context& ctx, const ModelConfig& config, uint64_t seed,
 }
 
 size_t DecodeModel::state_bytes() const {
-  return (shift_.bytes() + wkv_.bytes() + elapsed_.bytes()) / static_cast<size_t>(options_.slots);
+  return (shift_.bytes() + wkv_.bytes() + exponents_.bytes() + elapsed_.bytes()) /
+         static_cast<size_t>(options_.slots);
 }
 
 TensorView DecodeModel::shift_of(int64_t slot) const {
@@ -170,12 +174,20 @@ TensorView DecodeModel::wkv_of(int64_t slot) const {
           Device::kCuda};
 }
 
+TensorView DecodeModel::exponents_of(int64_t slot) const {
+  const TensorView v = exponents_.slice(slot, slot + 1);
+  return {v.data,
+          TensorSpec({layout_.shape.layers, layout_.shape.heads(), decode::kHeadSize}, DType::kI8),
+          Device::kCuda};
+}
+
 void DecodeModel::reset(int64_t slot) {
-  for (const TensorView& all : {shift_, wkv_, elapsed_}) fill_zero(ctx_, all.slice(slot, slot + 1));
+  for (const TensorView& all : {shift_, wkv_, exponents_, elapsed_})
+    fill_zero(ctx_, all.slice(slot, slot + 1));
 }
 
 void DecodeModel::copy_state(int64_t to, int64_t from) {
-  for (const TensorView& all : {shift_, wkv_, elapsed_})
+  for (const TensorView& all : {shift_, wkv_, exponents_, elapsed_})
     copy(ctx_, all.slice(to, to + 1), all.slice(from, from + 1));
 }
 
@@ -186,6 +198,7 @@ decode::StepCall DecodeModel::call() const {
           .params = reinterpret_cast<const float*>(params_.data()),
           .shift = bytes(shift_),
           .wkv = bytes(wkv_),
+          .exponents = exponents_.as<int8_t>(),
           .elapsed = elapsed_.as<int32_t>(),
           .half_state = options_.half_state,
           .state_scale = kHalfStateScale,
@@ -208,6 +221,7 @@ decode::PrefillCall DecodeModel::prefill_call() const {
           .params = reinterpret_cast<const float*>(params_.data()),
           .shift = bytes(shift_),
           .wkv = bytes(wkv_),
+          .exponents = exponents_.as<int8_t>(),
           .elapsed = elapsed_.as<int32_t>(),
           .half_state = options_.half_state,
           .state_scale = kHalfStateScale};
@@ -255,6 +269,7 @@ decode::BatchCall DecodeModel::batch_call(int64_t bucket, const decode::BatchPla
           .params = reinterpret_cast<const float*>(params_.data()),
           .shift = bytes(shift_),
           .wkv = bytes(wkv_),
+          .exponents = exponents_.as<int8_t>(),
           .elapsed = elapsed_.as<int32_t>(),
           .half_state = options_.half_state,
           .state_scale = kHalfStateScale,

@@ -69,9 +69,11 @@ class DecodeModel {
 
   /// Parts of a sequence's state, on the device: (layers, 2, width) in the type of the weights,
   /// what time mix and channel mix remember of the token before; (layers, heads, 64, 64) f32, or
-  /// f16 scaled by kHalfStateScale; (1) i32, its tokens so far.
+  /// f16 scaled by kHalfStateScale and the exponents of rows, (layers, heads, 64) i8 (zero for
+  /// f32); (1) i32, its tokens so far.
   TensorView shift_of(int64_t slot) const;
   TensorView wkv_of(int64_t slot) const;
+  TensorView exponents_of(int64_t slot) const;
   TensorView elapsed_of(int64_t slot) const { return elapsed_.slice(slot, slot + 1); }
 
   /// One token of the sequence in `slot`, queued: nothing is allocated and nobody waits.
@@ -136,7 +138,7 @@ class DecodeModel {
   DecodeOptions options_;
   decode::Layout layout_;
   Arena weights_, params_, states_, work_;
-  TensorView shift_, wkv_, elapsed_, ids_, logits_, exchange_;
+  TensorView shift_, wkv_, exponents_, elapsed_, ids_, logits_, exchange_;
   HostBuffer host_ids_;
   // Batches.
   decode::PlainLayout plain_layout_;

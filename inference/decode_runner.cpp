@@ -70,7 +70,8 @@ class DecodeRunner : public SequenceRunner {
                  ", expected ", dtype_name(model_.wkv_of(0).spec.dtype), " on cuda");
     }
     for (const auto& [name, view] : parts(0)) {
-      layout_.push_back({name, view.spec, state_bytes_});
+      const bool half = name == "wkv_states" && view.spec.dtype == DType::kF16;
+      layout_.push_back({name, view.spec, state_bytes_, half ? kHalfStateScale : 1});
       state_bytes_ += view.bytes();
     }
     const int64_t rows = decode_batch();
@@ -209,6 +210,7 @@ class DecodeRunner : public SequenceRunner {
     };
     return {{"shift_states", alone(model_.shift_of(slot))},
             {"wkv_states", alone(model_.wkv_of(slot))},
+            {"wkv_exponents", alone(model_.exponents_of(slot))},
             {"elapsed", alone(model_.elapsed_of(slot))}};
   }
   TensorView fetch(const TensorView& logits, int64_t rows) {
@@ -223,8 +225,11 @@ class DecodeRunner : public SequenceRunner {
   void exchange(int64_t slot, bool out) {
     Context& ctx = model_.context();
     const TensorView shift = model_.shift_of(slot), wkv = model_.wkv_of(slot),
-                     elapsed = model_.elapsed_of(slot);
+                     exponents = model_.exponents_of(slot), elapsed = model_.elapsed_of(slot);
     const int64_t layers = shift.dim(0), width = shift.dim(2);
+    // Per layer: shift, WKV, exponents of a binary16 WKV state, shift.
+    const bool half = wkv.spec.dtype == DType::kF16;
+    const size_t stride = half ? 4 : 3;
     const DType ours = shift.spec.dtype, theirs = (*state_)[0].spec.dtype;
     std::vector<std::byte> here(shift.bytes());
     std::vector<std::byte> there(static_cast<size_t>(width) * dtype_bytes(theirs));
@@ -239,10 +244,11 @@ class DecodeRunner : public SequenceRunner {
     ctx.synchronize("states of prefill");
     if (out) rwkv::copy(ctx, here_view, shift);
     for (int64_t l = 0; l < layers; ++l) {
-      const auto first = static_cast<size_t>(3 * l);
+      const size_t first = stride * static_cast<size_t>(l);
       move(wkv.slice(l, l + 1), (*state_)[first + 1]);
+      if (half) move(exponents.slice(l, l + 1), (*state_)[first + 2]);
       for (int64_t i = 0; i < 2; ++i) {
-        const TensorView far = (*state_)[first + static_cast<size_t>(2 * i)];
+        const TensorView far = (*state_)[first + (i == 0 ? 0 : stride - 1)];
         const TensorView near(there.data(), far.spec);
         if (!out) rwkv::copy(ctx, near, far);
         const auto row = static_cast<size_t>((2 * l + i) * width);

@@ -56,7 +56,9 @@ class SequenceRunner {
     std::string name;  ///< as Model::state_specs has it
     TensorSpec spec;   ///< of one sequence; leading dimension 1
     size_t offset;     ///< in bytes
-    float scale = 1;   ///< the tensor holds this multiple of the state (Model::StateSpec)
+    /// The tensor holds this multiple of the state (Model::StateSpec). Behind a WKV state in f16
+    /// are the exponents of its rows, i8.
+    float scale = 1;
   };
   virtual std::span<const StateTensor> layout() const = 0;
   virtual size_t state_bytes() const = 0;

@@ -27,15 +27,27 @@ bool fuses_ffn(const GraphOptions& o) {
 
 }  // namespace
 
+std::string exponent_name(std::string_view state) {
+  constexpr std::string_view kEnd = ".wkv_state";
+  if (!state.ends_with(kEnd)) return "";
+  return str(state.substr(0, state.size() - kEnd.size()), ".wkv_exponent");
+}
+
 std::vector<Model::StateSpec> Model::state_specs(int64_t batch, DType activations,
                                                  std::string_view wkv) const {
-  std::vector<StateSpec> specs = state_specs(batch, activations);
-  if (!wkv_counts_tokens(wkv)) return specs;
-  for (StateSpec& s : specs)
-    if (s.name.ends_with(".wkv_state")) {
-      s.spec.dtype = DType::kF16;
-      s.scale = kHalfStateScale;
+  if (!wkv_counts_tokens(wkv)) return state_specs(batch, activations);
+  std::vector<StateSpec> specs;
+  for (StateSpec& s : state_specs(batch, activations)) {
+    const std::string exponent = exponent_name(s.name);
+    if (exponent.empty()) {
+      specs.push_back(s);
+      continue;
     }
+    s.spec.dtype = DType::kF16;
+    s.scale = kHalfStateScale;
+    specs.push_back(s);
+    specs.push_back({exponent, TensorSpec({batch, s.spec[1], s.spec[2]}, DType::kI8)});
+  }
   specs.push_back(elapsed_spec(batch));
   return specs;
 }

@@ -48,9 +48,13 @@ struct InitOptions {
 
 /// Wkv7Attrs::state_scale of models with a binary16 state. At the length that a model was trained
 /// with, slow heads gather states of 10^3 to 10^4, and sums over their rows pass 65504; this leaves
-/// room up to 1.6e7 and full precision down to 0.016. Far beyond that length a head was seen to
-/// expand to 9e7, which no fixed scale holds (docs/fp16-state.md).
+/// room up to 1.6e7 and full precision down to 0.016. For what expands further (a head was seen to
+/// reach 9e7) rows have exponents: Wkv7Attrs::row_exponents, docs/fp16-state.md.
 inline constexpr float kHalfStateScale = 1.0F / 256;
+
+/// The name of the tensor with the exponents of a binary16 WKV state: "X.wkv_exponent" for
+/// "X.wkv_state"; empty for other names.
+std::string exponent_name(std::string_view state);
 
 /// One architecture at one size. Inputs of every graph: "tokens" (B, T) i32.
 class Model {
@@ -75,7 +79,9 @@ class Model {
   virtual std::vector<StateSpec> state_specs(int64_t batch,
                                              DType activations = DType::kF32) const = 0;
   /// The same for graphs with this WKV variant (GraphOptions::wkv). One with a binary16 state has
-  /// f16 WKV states and "elapsed" (batch) i32 as the last: the tokens that each sequence has seen.
+  /// f16 WKV states, right behind each of them "blocks.N.att.wkv_exponent" (batch, heads, head
+  /// size) i8, the exponents of its rows (kernels/wkv/row_exponent.h), and "elapsed" (batch) i32 as
+  /// the last: the tokens that each sequence has seen.
   std::vector<StateSpec> state_specs(int64_t batch, DType activations, std::string_view wkv) const;
 
   /// Writes the initial values of spec rwkv7 1.3 or rwkv4 1, a pure function of options and tensor

@@ -62,8 +62,9 @@ class Rwkv7 final : public BlockModel {
     if (!call.state.empty()) {
       in.shift = call.state[0];
       in.wkv = call.state[1];
-      ffn_shift = call.state[2];
+      ffn_shift = call.state.back();
       in.elapsed = call.elapsed;
+      if (in.elapsed) in.exponent = call.state[2];
     }
     // What the layers add is a value of its own only where it is to be seen.
     if (!call.expose) in.residual = x;
@@ -77,6 +78,7 @@ class Rwkv7 final : public BlockModel {
     if (!call.state.empty()) {
       g.output(n + "att.shift_state", att.shift);
       g.output(n + "att.wkv_state", att.wkv);
+      if (att.exponent) g.output(n + "att.wkv_exponent", att.exponent);
       g.output(n + "ffn.shift_state", ffn.shift);
     }
     if (!call.expose) return ffn.out;

@@ -4,7 +4,7 @@ rwkv_test(wkv7_test LABEL ops
   DEPS rwkv_kernels)
 # A state of binary16 numbers, with and without dither.
 rwkv_test(wkv7_fp16_test LABEL ops
-  SOURCES ops/half_test.cpp ops/wkv7_fp16_test.cpp
+  SOURCES ops/half_test.cpp ops/wkv7_fp16_test.cpp ops/wkv7_fp16_exponent_test.cpp
           ${PROJECT_SOURCE_DIR}/kernels/cases/wkv7_cases.cpp
   DEPS rwkv_kernels)
 rwkv_test(fp16_state_test LABEL unit SOURCES unit/fp16_state_test.cpp DEPS rwkv_inference)
@@ -14,7 +14,8 @@ rwkv_gpu_test(cuda_wkv7_test
   SOURCES ops/wkv7_test.cpp ${PROJECT_SOURCE_DIR}/kernels/cases/wkv7_cases.cpp
   DEPS rwkv_kernels)
 rwkv_gpu_test(cuda_wkv7_fp16_test
-  SOURCES ops/wkv7_fp16_test.cpp ${PROJECT_SOURCE_DIR}/kernels/cases/wkv7_cases.cpp
+  SOURCES ops/wkv7_fp16_test.cpp ops/wkv7_fp16_exponent_test.cpp
+          ${PROJECT_SOURCE_DIR}/kernels/cases/wkv7_cases.cpp
   DEPS rwkv_kernels)
 rwkv_gpu_test(cuda_fp16_state_test SOURCES unit/cuda_fp16_state_test.cpp DEPS rwkv_inference)
 rwkv_gpu_test(cuda_golden_dither SOURCES golden/dither_test.cpp DEPS rwkv_kernels rwkv_data)

@@ -25,7 +25,8 @@ float StateLayer::rms() const {
 std::vector<StateLayer> wkv_layers(std::span<const SequenceRunner::StateTensor> layout,
                                    const StateSnapshot& snapshot) {
   std::vector<StateLayer> layers;
-  for (const auto& t : layout) {
+  for (size_t n = 0; n < layout.size(); ++n) {
+    const auto& t = layout[n];
     if (t.name.find("wkv") == std::string::npos) continue;
     const TensorSpec& s = t.spec;
     StateLayer layer{t.name, 1, 1, s.last(), {}};
@@ -45,6 +46,13 @@ std::vector<StateLayer> wkv_layers(std::span<const SequenceRunner::StateTensor> 
       continue;
     }
     for (float& x : layer.values) x /= t.scale;
+    if (n + 1 < layout.size() && layout[n + 1].spec.dtype == DType::kI8) {  // exponents of rows
+      const auto& rows = layout[n + 1];
+      const size_t width = layer.values.size() / static_cast<size_t>(rows.spec.numel());
+      for (size_t i = 0; i < layer.values.size(); ++i)
+        layer.values[i] = std::ldexp(
+            layer.values[i], std::to_integer<int8_t>(snapshot.bytes[rows.offset + i / width]));
+    }
     layers.push_back(std::move(layer));
   }
   return layers;

@@ -35,6 +35,7 @@ struct BatchCall {
   const std::byte* plain = nullptr;    ///< of the plain layout
   const float* params = nullptr;
   std::byte *shift = nullptr, *wkv = nullptr;  ///< states of all slots, as in StepCall
+  int8_t* exponents = nullptr;
   int32_t* elapsed = nullptr;
   bool half_state = false;
   float state_scale = 1;

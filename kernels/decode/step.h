@@ -16,6 +16,7 @@ struct StepCall {
   const float* params = nullptr;       ///< [layers][kParams][width], then weight and bias of ln_out
   std::byte* shift = nullptr;          ///< [slot][layers][2][width] in the type of the weights
   std::byte* wkv = nullptr;            ///< [slot][layers][heads][64][64], f32 or f16
+  int8_t* exponents = nullptr;         ///< [slot][layers][heads][64], of rows of f16 states
   int32_t* elapsed = nullptr;          ///< [slot]; counted up by every token
   bool half_state = false;             ///< the WKV state is f16 with dither (wkv7_fp16.h)
   float state_scale = 1;               ///< of f16 states: they hold this times S

@@ -72,20 +72,27 @@ struct Wkv7Attrs {
   /// overflow from 65504 / c on, elements of S and v below 6.1e-5 / c lose bits. An f16 state holds
   /// c S, an f32 one S; gradients are those of S.
   float state_scale = 1;
+  /// Variants with a binary16 state only: every row of a state has an exponent of its own, which
+  /// follows its largest element (kernels/wkv/row_exponent.h), so that neither long sequences nor
+  /// heads that expand leave the range. Without a state exponents begin at 0.
+  bool row_exponents = false;
 };
 
 /// The WKV-7 recurrence per sequence and head (spec rwkv7 2.3), state S (N x N):
 ///   u = S a;   S = S diag(decay) + u b^T + v k^T;   y = S r
 ///   decay = exp(-exp(-1/2) * sigmoid(w_logit))
-/// in r, w_logit, k, v, a, b (B, T, C) [, s0 (B, H, N, N) f32 [, elapsed (B) i32]]
-/// out y (B, T, C) [, s_out (B, H, N, N) f32, present iff s0 is [, elapsed + T (B) i32, likewise]]
+/// in r, w_logit, k, v, a, b (B, T, C)
+///    [, s0 (B, H, N, N) f32 [, elapsed (B) i32 [, exponent (B, H, N) i8]]]
+/// out y (B, T, C) [, s_out (B, H, N, N) f32 [, elapsed + T (B) i32 [, exponent (B, H, N) i8]]],
+///     as many as come in
 /// elapsed: tokens that a sequence has seen before the call, for variants with a binary16 state
-/// only (they take 0 without it); may be updated in place, as s0. It has no gradient. Those
-/// variants also take s0 as f16, then s_out is f16 too; gradients of states stay f32. saved one f32
-/// tensor of the variant's saved_bytes; null or absent where no backward follows (one token then
-/// takes the variant's step, and s_out may be s0 itself). backward reads: in but s0; its gradients
-/// are those of every input, s0 included, with the gradient of s_out as the last dout. source: spec
-/// rwkv7 3.4, 4.1-4.3; kernels/ref/wkv7_ref.h
+/// only (they take 0 without it). exponent: with Wkv7Attrs::row_exponents and a state only, and
+/// then needed. Both may be updated in place, as s0, and have no gradient. Those variants also take
+/// s0 as f16, then s_out is f16 too; gradients of states stay f32. saved one f32 tensor of the
+/// variant's saved_bytes; null or absent where no backward follows (one token then takes the
+/// variant's step, and s_out may be s0 itself). backward reads: in but s0, elapsed and exponent;
+/// its gradients are those of every input, s0 included, with the gradient of s_out as the last
+/// dout. source: spec rwkv7 3.4, 4.1-4.3; kernels/ref/wkv7_ref.h
 extern const Op kWkv7;
 
 struct Wkv4Attrs {

@@ -18,8 +18,8 @@ void infer(ShapeCall& call) {
   RWKV_CHECK(call.attrs != nullptr, ConfigError,
              "wkv7: attributes are missing; pass a Wkv7Attrs with head size and kernel");
   const auto& attrs = call.attr<Wkv7Attrs>();
-  RWKV_CHECK(call.in.size() >= 6 && call.in.size() <= 8, ShapeError, "wkv7: found ", call.in.size(),
-             " inputs, expected r, w_logit, k, v, a, b and optionally s0 and elapsed");
+  RWKV_CHECK(call.in.size() >= 6 && call.in.size() <= 9, ShapeError, "wkv7: found ", call.in.size(),
+             " inputs, expected r, w_logit, k, v, a, b and optionally s0, elapsed and exponent");
   RWKV_CHECK(call.param.empty(), ShapeError, "wkv7: found ", call.param.size(),
              " parameters, expected none");
   const TensorSpec& r = call.in[0];
@@ -36,12 +36,15 @@ void infer(ShapeCall& call) {
   const WkvShape shape = shape_of(call);
   RWKV_CHECK(attrs.kernel != nullptr, ConfigError,
              "wkv7: no variant was chosen; call select_wkv before planning");
-  int exponent = 0;
+  int power = 0;
   RWKV_CHECK(attrs.state_scale == 1 || (attrs.kernel->state == DType::kF16 &&
-                                        std::frexp(attrs.state_scale, &exponent) == 0.5F),
+                                        std::frexp(attrs.state_scale, &power) == 0.5F),
              ConfigError, "wkv7: variant ", attrs.kernel->name, " with a state scale of ",
              attrs.state_scale, ", expected ",
              attrs.kernel->state == DType::kF16 ? "a power of two" : "1, its state is f32");
+  RWKV_CHECK(!attrs.row_exponents || attrs.kernel->state == DType::kF16, ConfigError,
+             "wkv7: variant ", attrs.kernel->name,
+             " has an f32 state, whose rows have no exponents");
   TensorSpec state({shape.batch, shape.heads, n, n}, DType::kF32);
   if (shape.has_state) {
     if (attrs.kernel->state == DType::kF16 && call.in[6].dtype == DType::kF16)
@@ -55,13 +58,22 @@ void infer(ShapeCall& call) {
              " cannot run this shape: ", misfit);
   call.out = {r};
   if (shape.has_state) call.out.push_back(state);
-  if (call.in.size() == 8) {
+  if (call.in.size() >= 8) {
     const TensorSpec elapsed({shape.batch}, DType::kI32);
     RWKV_CHECK(attrs.kernel->state == DType::kF16, ConfigError, "wkv7: variant ",
                attrs.kernel->name, " counts no tokens; leave elapsed away");
     RWKV_CHECK(call.in[7] == elapsed, ShapeError, "wkv7: elapsed is ", to_string(call.in[7]),
                ", expected ", to_string(elapsed), ", one counter per sequence");
     call.out.push_back(elapsed);
+  }
+  RWKV_CHECK((call.in.size() == 9) == (attrs.row_exponents && shape.has_state), ShapeError,
+             "wkv7: found ", call.in.size(), " inputs ", attrs.row_exponents ? "with" : "without",
+             " exponents of rows; a state and its exponents come together");
+  if (call.in.size() == 9) {
+    const TensorSpec exponent({shape.batch, shape.heads, n}, DType::kI8);
+    RWKV_CHECK(call.in[8] == exponent, ShapeError, "wkv7: exponent is ", to_string(call.in[8]),
+               ", expected ", to_string(exponent), ", one per row of the state");
+    call.out.push_back(exponent);
   }
   const auto floats = attrs.kernel->saved_bytes(shape) / sizeof(float);
   call.saved = {TensorSpec({static_cast<int64_t>(floats)}, DType::kF32)};

@@ -41,6 +41,10 @@ class Planner {
     if (spec.dtype == DType::kF16) spec.dtype = DType::kF32;
     return spec;
   }
+  /// Counters and exponents have no gradient.
+  bool counts(Value v) const {
+    return info(v).spec.dtype == DType::kI32 || info(v).spec.dtype == DType::kI8;
+  }
   static size_t idx(Value v) { return static_cast<size_t>(v.id); }
   int32_t now() const { return static_cast<int32_t>(plan_.steps_.size()); }
 
@@ -103,7 +107,7 @@ class Planner {
     for (const auto& n : graph_.nodes()) {
       const bool any = std::ranges::any_of(n.in, [&](Value v) { return depends[idx(v)]; }) ||
                        std::ranges::any_of(n.params, [&](ParamId p) { return trains(p); });
-      for (const Value v : n.out) depends[idx(v)] = any && info(v).spec.dtype != DType::kI32;
+      for (const Value v : n.out) depends[idx(v)] = any && !counts(v);
     }
     std::vector<bool> feeds(graph_.values().size(), false);
     feeds[idx(loss_)] = true;
@@ -201,7 +205,7 @@ class Planner {
         plan_recompute(n.block);
       }
       for (const Value v : n.out) {
-        if (grad_buffer_[idx(v)] >= 0 || info(v).spec.dtype == DType::kI32) continue;
+        if (grad_buffer_[idx(v)] >= 0 || counts(v)) continue;
         // An output that the loss does not depend on: its gradient is zero.
         PlanStep zero{.kind = PlanStep::Kind::kZero, .node = id, .block = n.block};
         zero.out = {grad_buffer_[idx(v)] = new_buffer("d" + info(v).name, gradient_spec(v))};

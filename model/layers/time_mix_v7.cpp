@@ -92,12 +92,16 @@ TimeMixV7::Outputs TimeMixV7::build(Graph& g, const Inputs& in, const WkvKernel&
 
   Values wkv_in = {o.r, o.w_logit, o.k, o.v, o.a, o.b};
   if (state) wkv_in.push_back(in.wkv);
-  if (in.elapsed) wkv_in.push_back(in.elapsed);
-  const float scale = wkv.state == DType::kF16 ? kHalfStateScale : 1;
-  const Values wkv_out = g.apply(kWkv7, wkv_in, {}, Wkv7Attrs{head_size_, &wkv, scale}, n + "wkv");
+  if (in.elapsed) wkv_in.insert(wkv_in.end(), {in.elapsed, in.exponent});
+  const bool half = wkv.state == DType::kF16;
+  const Wkv7Attrs attrs{head_size_, &wkv, half ? kHalfStateScale : 1, half};
+  const Values wkv_out = g.apply(kWkv7, wkv_in, {}, attrs, n + "wkv");
   o.y = wkv_out[0];
   if (state) o.wkv = wkv_out[1];
-  if (in.elapsed) o.elapsed = wkv_out[2];
+  if (in.elapsed) {
+    o.elapsed = wkv_out[2];
+    o.exponent = wkv_out[3];
+  }
 
   const Value mixed =
       g.apply(kWkv7Output, {o.y, o.r, o.k, o.v, o.gate}, {ln_x_weight_, ln_x_bias_, r_k_},

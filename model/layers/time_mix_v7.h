@@ -20,12 +20,13 @@ class TimeMixV7 {
     Value shift;     ///< last h of the tokens before (B, C); none without state
     Value residual;  ///< (B, T, C), added to `out`; may be none
     Value wkv;       ///< WKV state (B, H, N, N); none without state
-    Value elapsed;   ///< (B) i32, for variants that count tokens; none without state
+    Value elapsed;   ///< (B) i32, for variants with a binary16 state; none without state
+    Value exponent;  ///< (B, H, N) i8, likewise
   };
   struct Outputs {
     Value out;                              ///< (B, T, C)
     Value v_first;                          ///< layer 0: its value; other layers: the input
-    Value shift, wkv, elapsed;              ///< state after the last token, as far as it came in
+    Value shift, wkv, elapsed, exponent;    ///< state after the last token, as far as it came in
     Value r, w_logit, k, v, gate, a, b, y;  ///< intermediates, for tests
   };
   Outputs build(Graph& g, const Inputs& in, const WkvKernel& wkv) const;

@@ -16,97 +16,7 @@
 namespace rwkv::test {
 namespace {
 
-constexpr const char* kNames[] = {"dr", "dw_logit", "dk", "dv", "da", "db", "ds0"};
-
-double distance(const std::vector<float>& got, const std::vector<double>& want) {
-  if (got.size() != want.size()) return NAN;
-  double diff = 0, norm = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    const double e = static_cast<double>(got[i]) - want[i];
-    diff += e * e;
-    norm += want[i] * want[i];
-  }
-  return diff == 0 ? 0 : std::sqrt(diff / norm);
-}
-
-std::vector<double> widened(const std::vector<float>& x) {
-  return {x.begin(), x.end()};
-}
-
-/// Tokens [begin, end) of every vector; s0 and ds_out as they are.
-Wkv7Data tokens_of(const Wkv7Data& d, const WkvShape& s, int64_t begin, int64_t end) {
-  Wkv7Data part = d;
-  const int64_t width = s.heads * 64;
-  for (auto* x : {&part.r, &part.w_logit, &part.k, &part.v, &part.a, &part.b, &part.dy}) {
-    std::vector<float> rows;
-    for (int64_t b = 0; b < s.batch; ++b)
-      rows.insert(rows.end(), x->begin() + (b * s.tokens + begin) * width,
-                  x->begin() + (b * s.tokens + end) * width);
-    *x = rows;
-  }
-  return part;
-}
-
-/// spec 5.4: 3.4 in double with the states, u and 1 + w' that the binary16 forward went through.
-std::vector<std::vector<double>> straight_through(const WkvShape& s, const Wkv7Data& d,
-                                                  const std::vector<Fp16Trace>& traces) {
-  constexpr size_t n = 64;
-  std::vector<std::vector<double>> g(7, std::vector<double>(d.r.size(), 0.0));
-  g[6].assign(static_cast<size_t>(s.batch * s.heads) * n * n, 0.0);
-  for (size_t head = 0; head < traces.size(); ++head) {
-    std::vector<double> lambda(n * n, 0.0), e(n);
-    if (s.has_state)
-      for (size_t i = 0; i < n * n; ++i) lambda[i] = d.ds_out[head * n * n + i];
-    for (int64_t t = s.tokens - 1; t >= 0; --t) {
-      const auto at_t = static_cast<size_t>(t);
-      const size_t o = fp16_row(s, static_cast<int64_t>(head), t);
-      const auto &before = traces[head].state[at_t], &after = traces[head].state[at_t + 1],
-                 &u = traces[head].u[at_t], &w = traces[head].w[at_t];
-      const auto half = [&](const std::vector<float>& x, size_t j) {
-        return static_cast<double>(round_to_half(x[o + j]));
-      };
-      std::fill(e.begin(), e.end(), 0.0);
-      for (size_t i = 0; i < n; ++i)
-        for (size_t j = 0; j < n; ++j) {
-          const auto dy = static_cast<double>(d.dy[o + i]);
-          double& l = lambda[i * n + j];
-          g[0][o + j] += static_cast<double>(after[i * n + j]) * dy;
-          l += dy * half(d.r, j);
-          g[1][o + j] += l * static_cast<double>(before[i * n + j]);
-          g[2][o + j] += l * half(d.v, i);
-          g[3][o + i] += l * half(d.k, j);
-          g[5][o + j] += l * static_cast<double>(u[i]);
-          e[i] += l * half(d.b, j);
-        }
-      for (size_t j = 0; j < n; ++j) {
-        for (size_t i = 0; i < n; ++i) {
-          g[4][o + j] += static_cast<double>(before[i * n + j]) * e[i];
-          double& l = lambda[i * n + j];
-          l = l * (1 + static_cast<double>(w[j])) + e[i] * half(d.a, j);
-        }
-        const double x = half(d.w_logit, j), up = std::exp(-std::fabs(x));
-        g[1][o + j] *= ref::wkv7_decay(x) * -ref::kWkv7DecayScale * up / ((1 + up) * (1 + up));
-      }
-    }
-    std::copy(lambda.begin(), lambda.end(), g[6].begin() + static_cast<int64_t>(head * n * n));
-  }
-  return g;
-}
-
-class Wkv7Fp16 : public testing::TestWithParam<const WkvKernel*> {
- protected:
-  void SetUp() override { RWKV_NEED_TEST_DEVICE(); }
-  const WkvKernel& kernel() const { return *GetParam(); }
-  bool dithered() const { return kernel().family == "fp16-dithered"; }
-  bool bf16() const { return kernel().io == DType::kBF16; }
-  /// Of gradients of vectors: f32 sums, rounded to the type of the vectors.
-  double limit(double f32) const { return bf16() ? 3e-3 : f32; }
-  Wkv7Data data(const Wkv7Case& c) const {
-    Wkv7Data d = make_wkv7_data(c);
-    for (auto* x : {&d.r, &d.w_logit, &d.k, &d.v, &d.a, &d.b, &d.dy}) *x = as_io(kernel(), *x);
-    return d;
-  }
-};
+using Wkv7Fp16 = Wkv7Fp16Test;
 
 TEST_P(Wkv7Fp16, BitsAndGradientsMatchExactArithmetic) {
   using enum Wkv7Kind;
@@ -130,7 +40,7 @@ TEST_P(Wkv7Fp16, BitsAndGradientsMatchExactArithmetic) {
     for (size_t head = 0; head < traces.size(); ++head) {
       const auto h = static_cast<int64_t>(head);
       const auto b = static_cast<size_t>(h / s.heads);
-      traces[head] = fp16_trace(s, d, h, elapsed.empty() ? 0 : elapsed[b], dithered());
+      traces[head] = fp16_trace(s, d, h, {.elapsed = elapsed.empty() ? 0 : elapsed[b]}, dithered());
       for (int64_t t = 0; t < s.tokens; ++t) {
         const std::vector<float> y = as_io(kernel(), traces[head].y[static_cast<size_t>(t)]);
         for (size_t i = 0; i < 64; ++i)
@@ -445,13 +355,7 @@ TEST_P(Wkv7Fp16, GradientModes) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Device, Wkv7Fp16, testing::ValuesIn(fp16_variants()),
-                         [](const auto& param) {
-                           std::string name(param.param->name);
-                           for (char& ch : name)
-                             if (ch == '.' || ch == '-') ch = '_';
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(Device, Wkv7Fp16, testing::ValuesIn(fp16_variants()), fp16_test_name);
 
 TEST(Wkv7Fp16Registry, AutoNeverTakesIt) {
   for (const int64_t tokens : {1, 2, 16, 512, 4096})

@@ -42,11 +42,12 @@ class DeviceImage {
     }
     return tensors_.size() - 1;
   }
-  /// Adds a tensor of i32.
+  /// Adds a tensor of i32 or i8.
   size_t add_ints(const TensorSpec& spec, std::span<const int32_t> values) {
-    RWKV_ASSERT(spec.dtype == DType::kI32 && values.size_bytes() == spec.bytes(), to_string(spec));
-    std::memcpy(append(spec), values.data(), values.size_bytes());
-    return tensors_.size() - 1;
+    return add_raw<int32_t>(spec, values);
+  }
+  size_t add_bytes(const TensorSpec& spec, std::span<const int8_t> values) {
+    return add_raw<int8_t>(spec, values);
   }
 
   /// After the last add, before the first view.
@@ -78,13 +79,8 @@ class DeviceImage {
     }
     return v;
   }
-  std::vector<int32_t> ints(size_t i) const {
-    const Tensor& t = tensors_[i];
-    std::vector<int32_t> v(static_cast<size_t>(t.spec.numel()));
-    std::memcpy(v.data(), reinterpret_cast<const std::byte*>(words_.data()) + t.offset,
-                t.spec.bytes());
-    return v;
-  }
+  std::vector<int32_t> ints(size_t i) const { return raw<int32_t>(i); }
+  std::vector<int8_t> bytes(size_t i) const { return raw<int8_t>(i); }
   /// Everything between the tensors is as it was.
   testing::AssertionResult intact() const {
     const auto* p = reinterpret_cast<const uint8_t*>(words_.data());
@@ -108,6 +104,22 @@ class DeviceImage {
     TensorSpec spec;
     size_t offset;
   };
+  template <class T>
+  size_t add_raw(const TensorSpec& spec, std::span<const T> values) {
+    RWKV_ASSERT(spec.dtype == DTypeOf<T>::value && values.size_bytes() == spec.bytes(),
+                to_string(spec));
+    std::memcpy(append(spec), values.data(), values.size_bytes());
+    return tensors_.size() - 1;
+  }
+  template <class T>
+  std::vector<T> raw(size_t i) const {
+    const Tensor& t = tensors_[i];
+    RWKV_ASSERT(t.spec.dtype == DTypeOf<T>::value, to_string(t.spec));
+    std::vector<T> v(static_cast<size_t>(t.spec.numel()));
+    std::memcpy(v.data(), reinterpret_cast<const std::byte*>(words_.data()) + t.offset,
+                t.spec.bytes());
+    return v;
+  }
   std::byte* append(const TensorSpec& spec) {
     const size_t offset = align_up(words_.size() * 4 + kGuard);
     words_.resize((offset + align_up(spec.bytes())) / 4, kGuardWord);

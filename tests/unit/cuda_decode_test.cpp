@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -265,8 +266,8 @@ TEST_F(CudaDecode, LargeBuckets) {
 /// All of a slot's state, as bytes.
 std::vector<std::byte> state_of(Context& ctx, DecodeModel& decoder, int64_t slot) {
   std::vector<std::byte> all;
-  for (const TensorView& v :
-       {decoder.shift_of(slot), decoder.wkv_of(slot), decoder.elapsed_of(slot)}) {
+  for (const TensorView& v : {decoder.shift_of(slot), decoder.wkv_of(slot),
+                              decoder.exponents_of(slot), decoder.elapsed_of(slot)}) {
     std::vector<std::byte> part(v.bytes());
     copy(ctx, TensorView(part.data(), v.spec), v);
     ctx.synchronize("state");
@@ -338,6 +339,51 @@ TEST_F(CudaDecode, NeitherBucketNorPlaceChangesABit) {
                 static_cast<long long>(size.width), std::string(dtype_name(size.type)).c_str(),
                 wrong);
     std::fflush(stdout);
+  }
+}
+
+// Values so large that rows of the binary16 states need exponents, without the bonus that would
+// hide what comes out of the states.
+TEST_F(CudaDecode, ExponentsOfRows) {
+  const TestModel m = quick_model(3, 128, 300, 10);
+  for (const ParamSpec& p : m.model->params().specs())
+    for (float& x : m.tensor(p.name))
+      x *= p.name.ends_with("att.value.weight") ? 1 << 18 : p.name.ends_with("att.r_k") ? 0 : 1;
+  const auto ids = random_ids(11, 40, 300);
+  const auto want = by_engine(m, "fp16-dithered", ids);
+  const double noise = state_noise(m, ids, want);
+  const auto largest = [](Context& ctx, const DecodeModel& decoder, int64_t slot) {
+    const TensorView v = decoder.exponents_of(slot);
+    std::vector<int8_t> host(static_cast<size_t>(v.numel()));
+    copy(ctx, TensorView(host.data(), v.spec), v);
+    return static_cast<int>(*std::ranges::max_element(host));
+  };
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    Context ctx(Device::kCuda);
+    DecodeOptions options{.dtype = type, .slots = 3};
+    if (type == DType::kBF16) options.buckets = {2};
+    DecodeModel decoder(ctx, *m.model, *m.weights, options);
+    const double allowed = limit(type) + noise;
+    const auto got = decode(ctx, decoder, 1, ids);
+    EXPECT_LE(worst(got, want), allowed);
+    EXPECT_GE(largest(ctx, decoder, 1), 8);
+    EXPECT_EQ(largest(ctx, decoder, 2), 0);
+    std::printf("  exponents up to %d, %s: worst %.2e (limit %.1e)\n", largest(ctx, decoder, 1),
+                std::string(dtype_name(type)).c_str(), worst(got, want), allowed);
+    // A fork goes on with the same bits, and as a batch.
+    decoder.reset(1);
+    EXPECT_EQ(largest(ctx, decoder, 1), 0);
+    const auto first = decode(ctx, decoder, 1, std::span(ids).first(25));
+    decoder.copy_state(2, 1);
+    auto all = first;
+    const auto rest = decode(ctx, decoder, 2, std::span(ids).subspan(25));
+    all.insert(all.end(), rest.begin(), rest.end());
+    EXPECT_EQ(std::memcmp(all.data(), got.data(), all.size() * sizeof(float)), 0);
+    if (type != DType::kBF16) continue;
+    decoder.reset(0);
+    const auto batch = decode_batch(ctx, decoder, {0, 1}, {ids, ids});
+    EXPECT_LE(worst(batch[0], want), allowed);
+    EXPECT_GE(largest(ctx, decoder, 0), 8);
   }
 }
 

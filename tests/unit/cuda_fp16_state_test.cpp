@@ -2,6 +2,7 @@
 // engine on the CPU, and the loss under several variants. Skipped without a GPU.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -99,6 +100,39 @@ TEST_P(CudaFp16State, ResumedAndMovedSequencesGiveTheSameBits) {
     EXPECT_LE(error, GetParam() == DType::kF32 ? 5e-3 : 6e-2);
     std::printf("logits differ from the CPU's by %.1e\n", error);
   }
+}
+
+// Values so large that rows of the states need exponents, without the bonus that would hide them.
+TEST_P(CudaFp16State, ExponentsTravelWithTheState) {
+  const TestModel m = random_model(27);
+  for (const ParamSpec& p : m.model->params().specs())
+    for (float& x : m.tensor(p.name))
+      x *= p.name.ends_with("att.value.weight") ? 16384 : p.name.ends_with("att.r_k") ? 0 : 1;
+  const auto ids = random_ids(27, 90, kVocab);
+  const std::span<const int32_t> all(ids);
+  Engine engine(*m.model, *m.weights, options("fp16-dithered"));
+  RnnState state = engine.new_state();
+  engine.prefill(state, all.first(41));
+  for (int t = 41; t < 60; ++t) engine.decode(state, all.subspan(static_cast<size_t>(t), 1));
+  auto stored = fetch(engine, state);
+  ASSERT_EQ(state.specs()[2].name, "blocks.0.att.wkv_exponent");
+  EXPECT_GE(static_cast<int>(*std::ranges::max_element(stored[2])), 8);
+  RnnState fork = state.clone();
+  const auto want = values(engine.prefill(state, all.subspan(60)));
+  const auto end = fetch(engine, state);
+  EXPECT_EQ(values(engine.prefill(fork, all.subspan(60))), want);
+  EXPECT_EQ(fetch(engine, fork), end);
+  Engine other(*m.model, *m.weights, options("fp16-dithered"));
+  RnnState moved = other.new_state();
+  send(other, moved, stored);
+  EXPECT_EQ(values(other.prefill(moved, all.subspan(60))), want);
+  EXPECT_EQ(fetch(other, moved), end);
+  Engine cpu(*m.model, *m.weights, {.wkv = "fp16-dithered"});
+  RnnState cpu_state = cpu.new_state();
+  cpu.prefill(cpu_state, all.first(60));
+  const double error = distance(want, values(cpu.prefill(cpu_state, all.subspan(60))));
+  EXPECT_LE(error, GetParam() == DType::kF32 ? 5e-3 : 6e-2);
+  std::printf("logits differ from the CPU's by %.1e\n", error);
 }
 
 TEST_P(CudaFp16State, LossesUnderSeveralVariants) {

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -153,6 +154,35 @@ TEST_F(CudaPrefill, Width768) {
 TEST_F(CudaPrefill, Width2048And4096) {
   compare("L2 D2048", wide_model(2, 2048, 1024, 6), {500}, {512});
   compare("L2 D4096", wide_model(2, 4096, 1024, 7), {1100}, {2048});
+}
+
+// Values so large that rows of the binary16 states need exponents, without the bonus that would
+// hide what comes out of the states. Between pieces the states lie in the slot.
+TEST_F(CudaPrefill, ExponentsOfRows) {
+  const TestModel m = quick_model(3, 128, 300, 12);
+  for (const ParamSpec& p : m.model->params().specs())
+    for (float& x : m.tensor(p.name))
+      x *= p.name.ends_with("att.value.weight") ? 1 << 18 : p.name.ends_with("att.r_k") ? 0 : 1;
+  const Ids ids = random_ids(7, 60, 300), more = random_ids(8, 4, 300);
+  const auto want = by_engine(m, ids, more);
+  Context ctx(Device::kCuda);
+  DecodeModel model(ctx, *m.model, *m.weights,
+                    {.dtype = DType::kBF16, .slots = 2, .prefill = true});
+  DecodePrefill prefill(model, {.tokens = 16});
+  const double first = worst(prefill_one(model, prefill, 1, ids), want[0]);
+  std::vector<int8_t> exponents(static_cast<size_t>(model.exponents_of(1).numel()));
+  copy(ctx, TensorView(exponents.data(), model.exponents_of(1).spec), model.exponents_of(1));
+  EXPECT_GE(static_cast<int>(*std::ranges::max_element(exponents)), 8);
+  double next = 0;
+  for (size_t i = 0; i < more.size(); ++i) {
+    model.step(1, more[i]);
+    const double e = worst(on_host(ctx, model.logits()), want[i + 1]);
+    next = std::isnan(e) || e > next ? e : next;
+  }
+  std::printf("  exponents up to %d: worst %.2e, then decoding %.2e\n",
+              static_cast<int>(*std::ranges::max_element(exponents)), first, next);
+  EXPECT_LE(first, limit(DType::kBF16));
+  EXPECT_LE(next, 2 * limit(DType::kBF16));
 }
 
 TEST_F(CudaPrefill, SequencesSideBySide) {

@@ -48,6 +48,25 @@ double distance(const std::vector<float>& got, const std::vector<float>& want) {
   return std::sqrt(diff / norm);
 }
 
+/// Values so large that rows of the WKV states need exponents. Without the bonus, which would hide
+/// what comes out of the states: their norm is of order one.
+TestModel large_model(uint64_t seed) {
+  TestModel m = random_model(seed);
+  for (const ParamSpec& p : m.model->params().specs())
+    for (float& x : m.tensor(p.name))
+      x *= p.name.ends_with("att.value.weight") ? 16384 : p.name.ends_with("att.r_k") ? 0 : 1;
+  return m;
+}
+
+/// The largest exponent of all layers.
+int largest_exponent(const RnnState& s) {
+  int most = 0;
+  for (size_t i = 0; i < s.specs().size(); ++i)
+    if (s.specs()[i].name.ends_with(".wkv_exponent"))
+      for (int64_t k = 0; k < s[i].numel(); ++k) most = std::max<int>(most, s[i].as<int8_t>()[k]);
+  return most;
+}
+
 TEST(Fp16State, OnlyVariantsThatCountHaveACounter) {
   const TestModel m = random_model(21);
   const size_t plain = m.model->state_specs(2).size();
@@ -55,7 +74,11 @@ TEST(Fp16State, OnlyVariantsThatCountHaveACounter) {
   EXPECT_EQ(m.model->state_specs(2, DType::kF32, "serial").size(), plain);
   for (const char* wkv : {"fp16-dithered", "fp16-plain", "wkv7.cpu.fp16-dithered"}) {
     const auto specs = m.model->state_specs(2, DType::kF32, wkv);
-    ASSERT_EQ(specs.size(), plain + 1) << wkv;
+    const auto layers = static_cast<size_t>(m.model->config().n_layer);
+    ASSERT_EQ(specs.size(), plain + layers + 1) << wkv;
+    EXPECT_EQ(specs[1].spec.dtype, DType::kF16);
+    EXPECT_EQ(specs[2].name, "blocks.0.att.wkv_exponent");
+    EXPECT_EQ(specs[2].spec, TensorSpec({2, m.model->config().n_head(), 64}, DType::kI8));
     EXPECT_EQ(specs.back().name, "elapsed");
     EXPECT_EQ(specs.back().spec, TensorSpec({2}, DType::kI32));
   }
@@ -96,6 +119,49 @@ TEST(Fp16State, ResumedAndMovedSequencesGiveTheSameBits) {
 
     state.reset();
     EXPECT_EQ(counter.as<int32_t>()[0], 0);
+  }
+}
+
+TEST(Fp16State, ExponentsTravelWithTheState) {
+  const TestModel m = large_model(27);
+  const auto ids = random_ids(27, 90, kVocab);
+  const std::span<const int32_t> all(ids);
+  for (const char* wkv : {"fp16-dithered", "fp16-plain"}) {
+    SCOPED_TRACE(wkv);
+    Engine engine(*m.model, *m.weights, {.wkv = wkv, .prefill_tokens = 20});
+    Engine serial(*m.model, *m.weights, {.wkv = "serial"});
+    RnnState state = engine.new_state(), of_serial = serial.new_state();
+    engine.prefill(state, all.first(41));
+    for (int t = 41; t < 60; ++t) engine.decode(state, all.subspan(static_cast<size_t>(t), 1));
+    EXPECT_GE(largest_exponent(state), 8);
+    const std::vector<std::byte> stored = bytes_of(state);
+    const auto want = values(engine.prefill(state, all.subspan(60)));
+    const std::vector<std::byte> end = bytes_of(state);
+
+    // In one piece, and from the stored bytes in another engine.
+    Engine other(*m.model, *m.weights, {.wkv = wkv, .prefill_tokens = 90});
+    RnnState moved = other.new_state();
+    restore(moved, stored);
+    EXPECT_EQ(values(other.prefill(moved, all.subspan(60))), want);
+    EXPECT_EQ(bytes_of(moved), end);
+    moved.reset();
+    EXPECT_EQ(largest_exponent(moved), 0);
+    const auto whole = values(other.prefill(moved, all));
+    EXPECT_LE(distance(whole, want), 1e-2);  // products of more rows round in other places
+
+    // Near the f32 state; far from it without the exponents.
+    serial.prefill(of_serial, all.first(60));
+    const auto f32 = values(serial.prefill(of_serial, all.subspan(60)));
+    const double error = distance(want, f32);
+    EXPECT_LE(error, 3e-2);
+    restore(moved, stored);
+    for (size_t i = 0; i < moved.specs().size(); ++i)
+      if (moved.specs()[i].name.ends_with(".wkv_exponent"))
+        std::memset(moved[i].data, 0, moved[i].bytes());
+    const double without = distance(values(other.prefill(moved, all.subspan(60))), f32);
+    EXPECT_GE(without, 3 * error);
+    std::printf("%s: largest exponent %d; logits off by %.1e, without exponents %.1e\n", wkv,
+                largest_exponent(state), error, without);
   }
 }
 
@@ -159,6 +225,18 @@ TEST(Fp16State, TrainsLikeAnF32State) {
     std::printf("%s: loss %.6f, f32 state %.6f; gradients differ by %.1e\n", wkv, got.loss,
                 want.loss, error);
   }
+}
+
+// The forward without states has exponents too: it is the one that an engine runs.
+TEST(Fp16State, TrainsWithExponents) {
+  const TestModel m = large_model(28);
+  const auto want = train_step(m, "serial", GradCheckpointing::kNone);
+  const auto got = train_step(m, "fp16-dithered", GradCheckpointing::kNone),
+             with_states = train_step(m, "fp16-dithered", GradCheckpointing::kBlock, true);
+  EXPECT_EQ(got.loss, with_states.loss);
+  EXPECT_EQ(got.grads, with_states.grads);
+  EXPECT_LE(std::fabs(got.loss - want.loss), 1e-3 * std::fabs(want.loss));
+  EXPECT_LE(distance(got.grads, want.grads), 5e-2);
 }
 
 // Binary16 states take part in the backward, with gradients in f32.

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -11,6 +12,7 @@
 #include "data/io/tensor_file.h"
 #include "inference/generate.h"
 #include "inference/state_file.h"
+#include "kernels/core/half.h"
 #include "tests/unit/data_test_util.h"
 #include "tests/unit/inference_model.h"
 
@@ -80,14 +82,37 @@ TEST(StateFiles, MoveBetweenF32AndBinary16) {
     off = std::max<double>(off, std::fabs(without[i] - want[i]));
   EXPECT_GT(off, 0.2);
 
-  // Beyond what binary16 holds, scaled or not.
+  // Beyond what binary16 holds without exponents.
   RnnState large = plain.new_state();
   for (size_t i = 0; i < large.specs().size(); ++i)
     if (large.specs()[i].name == "blocks.1.att.wkv_state") large[i].f32()[7] = 1e8F;
   write_state_file(dir.file("large"), plain, large, 4);
+  read_state_file(dir.file("large"), half, into_half);
+  std::vector<float> exponents;
+  for (size_t i = 0; i < into_half.specs().size(); ++i)
+    if (into_half.specs()[i].name == "blocks.1.att.wkv_exponent")
+      exponents.assign(into_half[i].as<int8_t>(), into_half[i].as<int8_t>() + 64);
+  ASSERT_EQ(exponents.size(), 64u);
+  EXPECT_EQ(exponents[0], 16);  // 1e8 / 256 / 2^16 = 5.96
+  EXPECT_EQ(std::ranges::count(exponents, 0.0F), 63);
+  // Files with exponents: an f32 state needs none, a binary16 state takes them; they must fit.
+  write_state_file(dir.file("exponents"), half, into_half, 4);
+  RnnState back = plain.new_state(), again = half.new_state();
+  read_state_file(dir.file("exponents"), plain, back);
+  for (size_t i = 0; i < back.specs().size(); ++i)
+    if (back.specs()[i].name == "blocks.1.att.wkv_state") {
+      EXPECT_EQ(back[i].f32()[7], to_float(to_half(1e8F / (1 << 24))) * (1 << 24));
+    }
+  read_state_file(dir.file("exponents"), half, again);
+  for (size_t i = 0; i < again.specs().size(); ++i)
+    EXPECT_EQ(std::memcmp(again[i].data, into_half[i].data, again[i].bytes()), 0)
+        << again.specs()[i].name;
+  for (size_t i = 0; i < again.specs().size(); ++i)
+    if (again.specs()[i].name == "blocks.1.att.wkv_exponent") again[i].as<int8_t>()[3] = 5;
+  write_state_file(dir.file("bad"), half, again, 4);
   EXPECT_NE(error_of<IoError>([&] {
-              read_state_file(dir.file("large"), half, into_half);
-            }).find("binary16"),
+              read_state_file(dir.file("bad"), half, into_half);
+            }).find("wkv_exponent"),
             std::string::npos);
 }
 

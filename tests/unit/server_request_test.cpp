@@ -157,18 +157,22 @@ TEST(ApiRequest, ChatsBecomePrompts) {
 }
 
 TEST(StateView, ShowsTheNumbersThatAScaledStateStandsFor) {
-  const TensorSpec half({1, 2, 4, 4}, DType::kF16), shift({1, 8});
+  const TensorSpec half({1, 2, 4, 4}, DType::kF16), exponent({1, 2, 4}, DType::kI8), shift({1, 8});
   const std::vector<SequenceRunner::StateTensor> layout = {
       {"blocks.0.att.wkv_state", half, 0, 1.0F / 256},
-      {"blocks.0.att.shift_state", shift, half.bytes(), 1}};
+      {"blocks.0.att.wkv_exponent", exponent, half.bytes(), 1},
+      {"blocks.0.att.shift_state", shift, half.bytes() + exponent.bytes(), 1}};
   StateSnapshot snapshot;
-  snapshot.bytes.resize(half.bytes() + shift.bytes());
+  snapshot.bytes.resize(half.bytes() + exponent.bytes() + shift.bytes());
   const F16 x = half_bits(-3.0F);
   std::memcpy(snapshot.bytes.data() + 2 * 5, &x, 2);
   const std::vector<StateLayer> layers = wkv_layers(layout, snapshot);
   ASSERT_EQ(layers.size(), 1u);
   EXPECT_EQ(layers[0].heads, 2);
   EXPECT_EQ(layers[0].values[5], -768.0F);
+  // The second row's exponent: 2^8 times as much.
+  snapshot.bytes[half.bytes() + 1] = std::byte{8};
+  EXPECT_EQ(wkv_layers(layout, snapshot)[0].values[5], -768.0F * 256);
   EXPECT_EQ(layers[0].largest(), 768.0F);
   EXPECT_NEAR(layers[0].rms(), 768.0 / std::sqrt(32.0), 1e-3);
 }

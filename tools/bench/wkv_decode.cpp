@@ -10,6 +10,7 @@
 #include "kernels/core/parallel.h"
 #include "kernels/core/trace.h"
 #include "kernels/wkv/registry.h"
+#include "model/rwkv.h"
 #include "tools/bench/cuda_timing.h"
 #include "tools/bench/device_values.h"
 #include "tools/bench/wkv_fp16.h"
@@ -29,18 +30,22 @@ class Step {
  public:
   Step(Context& ctx, const WkvKernel& kernel, const WkvShape& s)
       : ctx_(ctx), attrs_{s.head_size, &kernel} {
+    const bool half = kernel.state == DType::kF16;
+    if (half) attrs_ = {s.head_size, &kernel, kHalfStateScale, true};  // as models have it
     const TensorSpec vec({s.batch, 1, s.heads * s.head_size}, kernel.io),
         state({s.batch, s.heads, s.head_size, s.head_size}, kernel.state),
-        counter({s.batch}, DType::kI32);
+        counter({s.batch}, DType::kI32), exponent({s.batch, s.heads, s.head_size}, DType::kI8);
     arena_ = Arena(ctx.device(),
-                   7 * align_up(vec.bytes()) + align_up(state.bytes()) + align_up(counter.bytes()),
+                   7 * align_up(vec.bytes()) + align_up(state.bytes()) + align_up(counter.bytes()) +
+                       align_up(exponent.bytes()),
                    "decoding benchmark");
     for (int i = 0; i < 6; ++i) in_.push_back(arena_.take(vec, "input"));
     in_.push_back(arena_.take(state, "state"));
     out_ = {arena_.take(vec, "output"), in_[6]};
-    if (kernel.state == DType::kF16) {
+    if (half) {
       in_.push_back(arena_.take(counter, "counter"));
-      out_.push_back(in_[7]);
+      in_.push_back(arena_.take(exponent, "exponents"));
+      out_.insert(out_.end(), {in_[7], in_[8]});
     }
     ctx.reserve_workspace(kernel.workspace_bytes(s));
     fill_zero(ctx, arena_.at(0, TensorSpec({static_cast<int64_t>(arena_.bytes())}, DType::kI8)));

@@ -5,10 +5,19 @@
 #include "kernels/core/bf16.h"
 #include "kernels/core/parallel.h"
 #include "kernels/wkv/registry.h"
+#include "model/rwkv.h"
 #include "tools/bench/device_values.h"
 
 namespace rwkv::bench {
 namespace {
+
+/// As models have it.
+Wkv7Attrs attrs_of(const WkvShape& shape, const WkvKernel& kernel) {
+  const bool half = kernel.state == DType::kF16;
+  // Exponents come with states as inputs; this problem has none for them.
+  return {shape.head_size, &kernel, half && !shape.has_state ? kHalfStateScale : 1,
+          half && !shape.has_state};
+}
 
 ShapeCall sizes_of(const WkvShape& shape, DType io, const Wkv7Attrs& attrs) {
   const TensorSpec vec({shape.batch, shape.tokens, shape.heads * shape.head_size}, io);
@@ -31,7 +40,7 @@ WkvProblem::WkvProblem(Context& ctx, const WkvShape& shape, DType io,
   const TensorSpec state({shape.batch, shape.heads, shape.head_size, shape.head_size});
   size_t saved = 0, workspace = 0;
   for (const WkvKernel* kernel : kernels) {
-    const Wkv7Attrs attrs{shape.head_size, kernel};
+    const Wkv7Attrs attrs = attrs_of(shape, *kernel);
     const ShapeCall sizes = sizes_of(shape, io, attrs);
     saved = std::max(saved, sizes.saved[0].bytes());
     workspace = std::max(workspace, sizes.workspace_bytes);
@@ -77,14 +86,14 @@ OpCall WkvProblem::base_call(const Wkv7Attrs& attrs) {
 }
 
 void WkvProblem::forward(const WkvKernel& kernel) {
-  const Wkv7Attrs attrs{shape_.head_size, &kernel};
+  const Wkv7Attrs attrs = attrs_of(shape_, kernel);
   OpCall call = base_call(attrs);
   call.out = out_;
   run_forward(ctx_, kWkv7, call);
 }
 
 void WkvProblem::backward(const WkvKernel& kernel) {
-  const Wkv7Attrs attrs{shape_.head_size, &kernel};
+  const Wkv7Attrs attrs = attrs_of(shape_, kernel);
   OpCall call = base_call(attrs);
   call.dout = dout_;
   call.din = din_;

@@ -219,6 +219,8 @@ Heads Step::heads(int layer) const {
   h.wkv = c_.wkv + index * state;
   h.wkv_stride = static_cast<int64_t>(state) * l_.shape.layers;
   h.half_state = c_.half_state;
+  h.exponents = c_.exponents + index * d;
+  h.exponents_stride = int64_t{l_.shape.width} * l_.shape.layers;
   h.scale = c_.state_scale;
   h.inverse = 1 / c_.state_scale;
   h.slots = c_.slots;

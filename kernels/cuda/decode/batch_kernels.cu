@@ -341,6 +341,9 @@ __global__ void __launch_bounds__(32, kHeadBlocks)
     const int64_t at = static_cast<int64_t>(row) * (a.heads * kN) + channel;
     const int slot = a.slots[row];
     const auto elapsed = static_cast<uint32_t>(a.elapsed[slot]);
+    auto* const exponents =
+        reinterpret_cast<char2*>(a.exponents + slot * a.exponents_stride) + (head * kN / 2 + lane);
+    const char2 before = *exponents;  // of rows 2 lane and 2 lane + 1
     const Channels<T, 2> own(a, at, channel);
     const float squares = warp_sum(own.squares), bonus = warp_sum(own.bonus);
     const float inverse = rsqrtf(fmaxf(squares, 1e-24f));
@@ -371,11 +374,24 @@ __global__ void __launch_bounds__(32, kHeadBlocks)
       for (int q = 0; q < fp16::kPacks; ++q)
         *reinterpret_cast<fp16::Pack*>(&rows.of[e].s[4 * q]) =
             fp16::load_pack(&tile[swizzled(2 * lane + (e ^ swap), q)]);
-    const __half v[2] = {__float2half_rn((swap != 0 ? own.v[1] : own.v[0]) * a.scale),
-                         __float2half_rn((swap != 0 ? own.v[0] : own.v[1]) * a.scale)};
+    int exponent[2] = {swap != 0 ? before.y : before.x, swap != 0 ? before.x : before.y};
+    const __half v[2] = {
+        fp16::row_value(__float2half_rn((swap != 0 ? own.v[1] : own.v[0]) * a.scale),
+                        power_of_two(-exponent[0])),
+        fp16::row_value(__float2half_rn((swap != 0 ? own.v[0] : own.v[1]) * a.scale),
+                        power_of_two(-exponent[1]))};
     __half u[2], half_y[2];
     rows.dot(vector(3), u);
     rows.advance(u, v, vector(1), vector(2), vector(4), vector(0), half_y);
+    const float y[2] = {__half2float(half_y[0]) * (a.inverse * power_of_two(exponent[0])),
+                        __half2float(half_y[1]) * (a.inverse * power_of_two(exponent[1]))};
+    if (exponent_due(elapsed)) {
+      const bool first = fp16::follow(rows.of[0], exponent[0]),
+                 second = fp16::follow(rows.of[1], exponent[1]);
+      if (first || second)
+        *exponents = make_char2(static_cast<signed char>(swap != 0 ? exponent[1] : exponent[0]),
+                                static_cast<signed char>(swap != 0 ? exponent[0] : exponent[1]));
+    }
 #pragma unroll
     for (int e = 0; e < 2; ++e)
 #pragma unroll
@@ -388,7 +404,6 @@ __global__ void __launch_bounds__(32, kHeadBlocks)
       store_tile(states, false, shared_address(tile), 0, head * kN, slot);
       commit_tiles();
     }
-    const float y[2] = {__half2float(half_y[0]) * a.inverse, __half2float(half_y[1]) * a.inverse};
     const float mean = warp_sum(y[0] + y[1]) * (1.0f / kN);
     const float centred[2] = {(swap != 0 ? y[1] : y[0]) - mean, (swap != 0 ? y[0] : y[1]) - mean};
     const float variance =

@@ -44,6 +44,8 @@ struct Heads {
   int64_t wkv_stride = 0;                               ///< bytes from slot to slot
   bool half_state = false;
   float scale = 1, inverse = 1;  ///< of f16 states: they hold scale S
+  int8_t* exponents = nullptr;   ///< of rows of f16 states: of the layer in the first slot
+  int64_t exponents_stride = 0;  ///< from slot to slot
   const int32_t *slots = nullptr, *elapsed = nullptr;
   void* out = nullptr;  ///< [rows][width]
 };

@@ -114,6 +114,7 @@ class Prefill {
                .shift = c.shift,
                .shift_stride = mix_.shift_stride,
                .last = c.work + at_.last,
+               .exponents = c.exponents,
                .elapsed = c.elapsed};
   }
 

@@ -3,6 +3,7 @@
 #include "kernels/core/cuda/cuda_check.h"
 #include "kernels/core/error.h"
 #include "kernels/cuda/decode/prefill_common.cuh"
+#include "kernels/wkv/row_exponent.h"
 
 namespace rwkv::cuda::decode {
 namespace {
@@ -216,7 +217,24 @@ __global__ void states_kernel(const PromptStates p) {
       get8(state + i, x);
     else
       get8(in_slot + layer * numbers + i, x);
-    const float factor = kBack ? p.slot_scale / p.scale : p.scale / p.slot_scale;
+    float factor = kBack ? p.slot_scale / p.scale : p.scale / p.slot_scale;
+    if constexpr (kHalf) {  // eight threads have a row
+      int8_t* const exponent =
+          p.exponents +
+          ((static_cast<int64_t>(p.prompts.slots[sequence]) * p.layers + layer) * numbers + i) / kN;
+      if (kBack) {
+        float largest = 0;
+#pragma unroll
+        for (int c = 0; c < 8; ++c) largest = fmaxf(largest, fabsf(x[c] * factor));
+        for (int lanes = 4; lanes > 0; lanes /= 2)
+          largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, lanes));
+        const int e = exponent_for(largest);
+        factor *= power_of_two(-e);
+        if (i % kN == 0) *exponent = static_cast<int8_t>(e);
+      } else {
+        factor *= power_of_two(*exponent);
+      }
+    }
 #pragma unroll
     for (int c = 0; c < 8; ++c) x[c] *= factor;
     if (kBack)

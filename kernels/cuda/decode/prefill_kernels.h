@@ -116,10 +116,11 @@ struct PromptStates {
   int64_t wkv_stride = 0;    ///< bytes from slot to slot
   float* states = nullptr;   ///< [layers][batch][heads][64][64], f32
   // Only going back:
-  void* shift = nullptr;       ///< of the first slot
-  int64_t shift_stride = 0;    ///< elements from slot to slot
-  const void* last = nullptr;  ///< [batch][shift_stride]
-  int32_t* elapsed = nullptr;  ///< counted up
+  void* shift = nullptr;        ///< of the first slot
+  int64_t shift_stride = 0;     ///< elements from slot to slot
+  const void* last = nullptr;   ///< [batch][shift_stride]
+  int8_t* exponents = nullptr;  ///< of rows of f16 states of the first slot: read, then chosen
+  int32_t* elapsed = nullptr;   ///< counted up
 };
 void launch_prompt_states_load(const PromptStates& states, cudaStream_t stream);
 void launch_prompt_states_store(DType type, const PromptStates& states, cudaStream_t stream);

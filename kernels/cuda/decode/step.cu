@@ -63,6 +63,7 @@ void step(Context& ctx, const Layout& l, DType weights, const StepCall& c) {
   a.params = c.params;
   a.shift = c.shift;
   a.wkv = c.wkv;
+  a.exponents = c.exponents;
   a.elapsed = c.elapsed;
   a.slot = c.slot;
   a.token = c.token;

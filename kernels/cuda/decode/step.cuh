@@ -15,6 +15,7 @@ struct Args {
   const float* params;
   std::byte* shift;
   std::byte* wkv;
+  int8_t* exponents;
   int32_t* elapsed;
   const int32_t* slot;
   const int32_t* token;
@@ -40,6 +41,7 @@ struct HeadMemory {
   float decay[kN], rate[kN], mix[kN], gate[kN];  ///< decay logit, alpha, nu, gamma
   float y[kN];
   float v_first[kN];
+  alignas(16) int8_t exponents[kN];  ///< of the rows of an f16 state
   alignas(16) __half hr[kN], hw[kN], hk[kN], ha[kN], hb[kN];
 };
 

@@ -11,6 +11,33 @@ __device__ __forceinline__ int swizzled(int i, int q) {
   return i * fp16::kPacks + (q ^ (i % fp16::kPacks));
 }
 
+/// fp16::follow with the thread's row in shared memory, pack by pack, because registers are few. To
+/// the state.
+template <class T, int kPairs, bool kHalfState>
+__device__ __forceinline__ void Step<T, kPairs, kHalfState>::follow(const fp16::Pack* packs,
+                                                                    std::byte* state) {
+  unsigned most = 0;
+#pragma unroll 1
+  for (int q = 0; q < fp16::kPacks; ++q) {
+    const fp16::Pack p = packs[swizzled(t_, q)];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      most = __vmaxu2(most, *reinterpret_cast<const unsigned*>(&p.pair[i]) & 0x7fff7fffu);
+  }
+  const auto bits = static_cast<unsigned short>(max(most & 0xffffu, most >> 16));
+  int8_t& exponent = head_memory_.exponents[t_];
+  const int change = exponent_change(float_bits(__half2float(__ushort_as_half(bits))), exponent);
+  if (change != 0) exponents_of(state)[t_] = static_cast<int8_t>(exponent + change);
+  const __half2 factor = __float2half2_rn(power_of_two(-change));
+#pragma unroll 1
+  for (int q = 0; q < fp16::kPacks; ++q) {
+    fp16::Pack p = packs[swizzled(t_, q)];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) p.pair[i] = __hmul2_rn(p.pair[i], factor);
+    fp16::store_pack(state + (t_ * kN + 8 * q) * 2, p);
+  }
+}
+
 template <class T, int kPairs, bool kHalfState>
 __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
   using namespace rwkv::decode;
@@ -25,6 +52,7 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
   if constexpr (kHalfState) {
     static_assert(fp16::kStatePacks == kThreads);
     copy_pack(packs + swizzled(t_ / fp16::kPacks, t_ % fp16::kPacks), state + 16 * t_);
+    if (t_ < kN / 16) copy_pack(m.exponents + 16 * t_, exponents_of(state) + 16 * t_);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -146,13 +174,22 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
             fp16::load_pack(packs + swizzled(t_, q));
       const __half sum = fp16::dot(half_row, m.ha);
       __half y;
-      fp16::advance<true>(half_row, sum, __float2half_rn(m.mix[t_] * a_.scale), m.hw, m.hk, m.hb,
-                          m.hr, m.ha, &y);
-      m.y[t_] = __half2float(y) * a_.inverse;
+      const int exponent = m.exponents[t_];
+      const __half v =
+          fp16::row_value(__float2half_rn(m.mix[t_] * a_.scale), power_of_two(-exponent));
+      fp16::advance<true>(half_row, sum, v, m.hw, m.hk, m.hb, m.hr, m.ha, &y);
+      m.y[t_] = __half2float(y) * (a_.inverse * power_of_two(exponent));
+      if (exponent_due(sequence_.elapsed)) {
 #pragma unroll
-      for (int q = 0; q < fp16::kPacks; ++q)
-        fp16::store_pack(state + (t_ * kN + 8 * q) * 2,
-                         *reinterpret_cast<const fp16::Pack*>(&half_row.s[4 * q]));
+        for (int q = 0; q < fp16::kPacks; ++q)
+          packs[swizzled(t_, q)] = *reinterpret_cast<const fp16::Pack*>(&half_row.s[4 * q]);
+        follow(packs, state);
+      } else {
+#pragma unroll
+        for (int q = 0; q < fp16::kPacks; ++q)
+          fp16::store_pack(state + (t_ * kN + 8 * q) * 2,
+                           *reinterpret_cast<const fp16::Pack*>(&half_row.s[4 * q]));
+      }
     }
   } else {
     constexpr float kScale = 0.6065306597126334f;

@@ -452,6 +452,11 @@ class Step {
     return static_cast<int>(kPacked >> (4 * section) & 15u);
   }
 
+  /// Exponents of the rows of a head's f16 state: they lie as the rows do.
+  __device__ __forceinline__ int8_t* exponents_of(const std::byte* state) const {
+    return a_.exponents + (state - a_.wkv) / (2 * kN);
+  }
+  __device__ __forceinline__ void follow(const fp16::Pack* packs, std::byte* state);
   /// The block's head (step_head.cuh): everything between the two products with D x D matrices.
   __device__ __forceinline__ void lora(int layer);
 

@@ -12,6 +12,7 @@ Wkv7Call unpack_inputs(const OpCall& call) {
   c.stride = r.dim(2);
   c.heads = c.stride / n;
   c.state_scale = call.attr<Wkv7Attrs>().state_scale;
+  c.row_exponents = call.attr<Wkv7Attrs>().row_exponents;
   c.r = r.f32();
   c.w = call.in[1].f32();
   c.k = call.in[2].f32();

@@ -17,7 +17,8 @@ inline constexpr float kDecayScale = 0.60653065971263342f;
 /// One call with typed pointers. Token rows of a head are `stride` floats apart.
 struct Wkv7Call {
   int64_t batch, tokens, heads, stride;
-  float state_scale;  ///< of Wkv7Attrs
+  float state_scale;   ///< of Wkv7Attrs
+  bool row_exponents;  ///< likewise
   const float *r, *w, *k, *v, *a, *b;
   bool has_state;   ///< the call has an s0
   const float* s0;  ///< null without a state, in the backward, and if the state is f16

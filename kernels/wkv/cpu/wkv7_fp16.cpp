@@ -7,6 +7,7 @@
 
 #include "kernels/wkv/cpu/wkv7_common.h"
 #include "kernels/wkv/dither.h"
+#include "kernels/wkv/row_exponent.h"
 
 namespace rwkv::cpu {
 namespace {
@@ -17,15 +18,16 @@ constexpr int kSegment = 16;           // tokens between two saved states
 constexpr int kHeadSizes[] = {kHead};
 
 constexpr size_t kForwardFloats = kState + 8 * kHead;
-// lambda, states, inputs r w' k v a b and u of a segment, one token's gradients and dy, y
+// lambda, states, inputs r w' k v a b and u of a segment, one token's gradients and dy twice, y
 constexpr size_t kBackwardFloats =
-    (kSegment + 2) * kState + 7 * kSegment * kHead + 8 * kHead + kHead * kLanes;
+    (kSegment + 2) * kState + 7 * kSegment * kHead + 9 * kHead + kHead * kLanes;
 
 int64_t segments(int64_t tokens) {
   return (tokens + kSegment - 1) / kSegment;
 }
-// Two binary16 numbers to a float, after one float with the bits of the counter.
-constexpr int64_t kSavedStateFloats = kState / 2;
+// Two binary16 numbers, or four exponents, to a float, after one float with the bits of the
+// counter.
+constexpr int64_t kSavedStateFloats = kState / 2 + kHead / 4;
 int64_t saved_per_head(int64_t tokens) {
   return 1 + segments(tokens) * kSavedStateFloats;
 }
@@ -36,6 +38,48 @@ void round_row(const float* from, float* to, float scale = 1) {
 
 void scale_row(const float* from, float* to, float scale, int n = kHead) {
   for (int j = 0; j < n; ++j) to[j] = from[j] * scale;
+}
+
+// Exponents of the rows of a state, and 2^e.
+struct Exponents {
+  int8_t e[kHead] = {};
+  float up[kHead];
+  Exponents() { std::fill(up, up + kHead, 1.0f); }
+
+  void set(const void* from) {
+    std::memcpy(e, from, sizeof e);
+    for (int i = 0; i < kHead; ++i) up[i] = power_of_two(e[i]);
+  }
+  // Of half(c v), to what is added to the rows.
+  void apply(float* v) const {
+    for (int i = 0; i < kHead; ++i) v[i] = round_to_half(v[i] * (1 / up[i]));
+  }
+  // What kernels/wkv/row_exponent.h says about a (transposed) state. Whether something changed.
+  bool follow(float* state) {
+    uint32_t largest[kHead] = {};
+    for (int j = 0; j < kHead; ++j)
+      for (int i = 0; i < kHead; ++i)
+        largest[i] = std::max(largest[i], float_bits(state[j * kHead + i]) & 0x7fffffffu);
+    float by[kHead];
+    bool changed = false;
+    for (int i = 0; i < kHead; ++i) {
+      const int change = exponent_change(largest[i], e[i]);
+      changed |= change != 0;
+      e[i] = static_cast<int8_t>(e[i] + change);
+      up[i] = power_of_two(e[i]);
+      by[i] = power_of_two(-change);
+    }
+    for (int j = 0; changed && j < kHead; ++j)
+      for (int i = 0; i < kHead; ++i)
+        state[j * kHead + i] = round_to_half(state[j * kHead + i] * by[i]);
+    return changed;
+  }
+};
+
+// m[j][i] *= by[i]
+void scale_columns(float* m, const float* by) {
+  for (int j = 0; j < kHead; ++j)
+    for (int i = 0; i < kHead; ++i) m[j * kHead + i] *= by[i];
 }
 
 // e = fma(x, s, e) for a row of the transposed state.
@@ -53,21 +97,23 @@ void decays(const float* w_logit, uint32_t t, int64_t head, float* w) {
   }
 }
 
-void pack(const float* state, float* saved) {
+void pack(const float* state, const Exponents& x, float* saved) {
   auto* half = reinterpret_cast<unsigned char*>(saved);
   for (int64_t i = 0; i < kState; ++i) {
     const F16 h = half_bits(state[i]);
     std::memcpy(half + 2 * i, &h, 2);
   }
+  std::memcpy(half + 2 * kState, x.e, sizeof x.e);
 }
 
-void unpack(const float* saved, float* state) {
+void unpack(const float* saved, float* state, Exponents& x) {
   const auto* half = reinterpret_cast<const unsigned char*>(saved);
   for (int64_t i = 0; i < kState; ++i) {
     F16 h;
     std::memcpy(&h, half + 2 * i, 2);
     state[i] = to_float(h);
   }
+  x.set(half + 2 * kState);
 }
 
 uint32_t elapsed_of(const OpCall& call, int64_t sequence) {
@@ -75,14 +121,21 @@ uint32_t elapsed_of(const OpCall& call, int64_t sequence) {
   return given ? static_cast<uint32_t>(call.in[7].as<int32_t>()[sequence]) : 0u;
 }
 
-/// The states of a call that are f16 tensors; null: there are none, or they are f32.
+/// The states of a call that are f16 tensors, and exponents of states; null: there are none, or the
+/// states are f32.
 struct HalfStates {
   const F16* s0 = nullptr;
   F16* s_out = nullptr;
+  const int8_t* exponent = nullptr;
+  int8_t* exponent_out = nullptr;
 };
 
 HalfStates half_states(const OpCall& call) {
   HalfStates h;
+  if (call.in.size() > 8) {
+    h.exponent = call.in[8].as<int8_t>();
+    h.exponent_out = call.out[3].as<int8_t>();
+  }
   if (call.in.size() <= 6 || call.in[6].spec.dtype != DType::kF16) return h;
   h.s0 = call.in[6].as<F16>();
   if (call.out[1]) h.s_out = call.out[1].as<F16>();
@@ -98,29 +151,39 @@ void forward_head(const Wkv7Call& c, const HalfStates& half, uint32_t elapsed, i
   const int64_t o = c.origin(head);
   float* saved = c.saved == nullptr ? nullptr : c.saved + head * saved_per_head(c.tokens);
   if (saved != nullptr) *saved++ = bits_float(elapsed);
+  Exponents exponents;
+  if (half.exponent != nullptr) exponents.set(half.exponent + head * kHead);
   if (half.s0 != nullptr) {
     const F16* from = half.s0 + head * kState;
     for (int i = 0; i < kState; ++i) st[i % kHead * kHead + i / kHead] = to_float(from[i]);
   } else if (c.s0 != nullptr) {
     transpose<kHead, kHead>(c.s0 + head * kState, kHead, st, kHead);
-    for (int i = 0; i < kState; ++i) st[i] = round_to_half(st[i] * c.state_scale);
+    for (int i = 0; i < kState; ++i)
+      st[i] = round_to_half(st[i] * (c.state_scale / exponents.up[i % kHead]));
   } else {
     std::fill(st, st + kState, 0.0f);
   }
   const float* const in[] = {c.r, nullptr, c.k, c.v, c.a, c.b};
   for (int64_t t = 0; t < c.tokens; ++t) {
-    if (saved != nullptr && t % kSegment == 0) pack(st, saved + t / kSegment * kSavedStateFloats);
+    if (saved != nullptr && t % kSegment == 0)
+      pack(st, exponents, saved + t / kSegment * kSavedStateFloats);
     const int64_t at = o + t * c.stride;
     for (int i = 0; i < 6; ++i)
       if (in[i] != nullptr) round_row(in[i] + at, row(i), i == 3 ? c.state_scale : 1);
-    decays<dithered>(c.w + at, elapsed + static_cast<uint32_t>(t), head % c.heads, row(1));
+    exponents.apply(row(3));
+    const uint32_t position = elapsed + static_cast<uint32_t>(t);
+    decays<dithered>(c.w + at, position, head % c.heads, row(1));
     wkv7_fp16_token(st, row(1), row(0), row(2), row(3), row(4), row(5), row(6), row(7));
-    scale_row(row(7), c.y + at, 1 / c.state_scale);
+    for (int i = 0; i < kHead; ++i) c.y[at + i] = row(7)[i] * (exponents.up[i] / c.state_scale);
+    if (c.row_exponents && exponent_due(position)) exponents.follow(st);
   }
+  if (half.exponent_out != nullptr)
+    std::memcpy(half.exponent_out + head * kHead, exponents.e, sizeof exponents.e);
   if (c.s_out != nullptr) {
     float* to = c.s_out + head * kState;
     transpose<kHead, kHead>(st, kHead, to, kHead);
-    scale_row(to, to, 1 / c.state_scale, kState);
+    for (int i = 0; i < kHead; ++i)
+      scale_row(to + i * kHead, to + i * kHead, exponents.up[i] / c.state_scale);
   }
   if (half.s_out == nullptr) return;
   F16* to = half.s_out + head * kState;
@@ -157,8 +220,8 @@ void column_dots(const float* m, const float* x, float* sums) {
   }
 }
 
-struct Token {  // rows of one token
-  const float *r, *w, *k, *v, *a, *b, *u, *dy;
+struct Token {  // rows of one token; dy in units of the state ahead of it and behind it
+  const float *r, *w, *k, *v, *a, *b, *u, *dy, *dy_after;
 };
 
 // spec 3.4 with transposed matrices; `out`: dr, d(1 + w'), dk, dv, da, db and e, kHead floats each
@@ -166,7 +229,7 @@ void token_backward(const Token& x, const float* before, const float* after, flo
                     float* out, float* parts) {
   float *dr = out, *dw = out + kHead, *dk = out + 2 * kHead, *dv = out + 3 * kHead,
         *da = out + 4 * kHead, *db = out + 5 * kHead, *e = out + 6 * kHead;
-  row_dots(after, x.dy, parts, dr);
+  row_dots(after, x.dy_after, parts, dr);
   for (int j = 0; j < kHead; ++j) {
     const Vec rj = splat(x.r[j]);
     Vec dot{};
@@ -193,45 +256,64 @@ void token_backward(const Token& x, const float* before, const float* after, flo
   }
 }
 
+// Of X behind the last token, whose exponents are given.
+void start_lambda(const Wkv7Call& c, int64_t head, const Exponents& x, float* lambda) {
+  if (c.ds_out == nullptr) {
+    std::fill(lambda, lambda + kState, 0.0f);
+    return;
+  }
+  transpose<kHead, kHead>(c.ds_out + head * kState, kHead, lambda, kHead);
+  float by[kHead];
+  for (int i = 0; i < kHead; ++i) by[i] = x.up[i] / c.state_scale;
+  scale_columns(lambda, by);
+}
+
 template <bool dithered>
 void backward_head(const Wkv7Call& c, int64_t head, float* scratch) {
   float* lambda = scratch;
   float* states = lambda + kState;                 // of the segment, transposed
   float* rows = states + (kSegment + 1) * kState;  // [7][kSegment][kHead]
   float* grads = rows + 7 * kSegment * kHead;      // dr, dw', dk, dv, da, db, e
-  float* dy = grads + 7 * kHead;                   // of c S: that of y by c
-  float* parts = dy + kHead;                       // kHead vectors, or one y
+  float* dy = grads + 7 * kHead;                   // of X: that of y by c, times 2^e
+  float* dy_after = dy + kHead;                    // with the exponents behind the token
+  float* parts = dy_after + kHead;                 // kHead vectors, or one y
+  Exponents exponents[kSegment + 1];               // ahead of every token, and behind the last
   const auto row = [&](int i, int64_t t) { return rows + (i * kSegment + t) * kHead; };
   const int64_t o = c.origin(head);
   const float* saved = c.saved + head * saved_per_head(c.tokens);
   const uint32_t elapsed = float_bits(*saved++);
-  if (c.ds_out != nullptr) {
-    transpose<kHead, kHead>(c.ds_out + head * kState, kHead, lambda, kHead);
-    scale_row(lambda, lambda, 1 / c.state_scale, kState);
-  } else {
-    std::fill(lambda, lambda + kState, 0.0f);
-  }
   const float* const in[] = {c.r, nullptr, c.k, c.v, c.a, c.b};
 
   for (int64_t seg = segments(c.tokens) - 1; seg >= 0; --seg) {
     const int64_t t0 = seg * kSegment, n = std::min<int64_t>(kSegment, c.tokens - t0);
-    unpack(saved + seg * kSavedStateFloats, states);
+    unpack(saved + seg * kSavedStateFloats, states, exponents[0]);
+    bool changed[kSegment] = {};
     for (int64_t t = 0; t < n; ++t) {
       const int64_t at = o + (t0 + t) * c.stride;
       for (int i = 0; i < 6; ++i)
         if (in[i] != nullptr) round_row(in[i] + at, row(i, t), i == 3 ? c.state_scale : 1);
-      decays<dithered>(c.w + at, elapsed + static_cast<uint32_t>(t0 + t), head % c.heads,
-                       row(1, t));
+      exponents[t].apply(row(3, t));
+      const uint32_t position = elapsed + static_cast<uint32_t>(t0 + t);
+      decays<dithered>(c.w + at, position, head % c.heads, row(1, t));
       float* to = states + (t + 1) * kState;
       std::copy(to - kState, to, to);
       wkv7_fp16_token(to, row(1, t), row(0, t), row(2, t), row(3, t), row(4, t), row(5, t),
                       row(6, t), parts);
+      exponents[t + 1] = exponents[t];
+      if (c.row_exponents && exponent_due(position)) changed[t] = exponents[t + 1].follow(to);
     }
+    if (t0 + n == c.tokens) start_lambda(c, head, exponents[n], lambda);
     for (int64_t t = n - 1; t >= 0; --t) {
       const int64_t at = o + (t0 + t) * c.stride;
-      const Token x{row(0, t), row(1, t), row(2, t), row(3, t),
-                    row(4, t), row(5, t), row(6, t), dy};
-      scale_row(c.dy + at, dy, 1 / c.state_scale);
+      const Token x{row(0, t), row(1, t), row(2, t), row(3, t), row(4, t),
+                    row(5, t), row(6, t), dy,        dy_after};
+      const float *up = exponents[t].up, *up_after = exponents[t + 1].up;
+      for (int i = 0; i < kHead; ++i) {
+        dy[i] = c.dy[at + i] * (up[i] / c.state_scale);
+        dy_after[i] = c.dy[at + i] * (up_after[i] / c.state_scale);
+        parts[i] = up[i] / up_after[i];
+      }
+      if (changed[t]) scale_columns(lambda, parts);
       token_backward(x, states + t * kState, states + (t + 1) * kState, lambda, grads, parts);
       float* dw = grads + kHead;
       for (int j = 0; j < kHead; j += kLanes) {
@@ -241,7 +323,7 @@ void backward_head(const Wkv7Call& c, int64_t head, float* scratch) {
         vsigmoid(load(logit), s, rest);
         store(dw + j, load(dw + j) * vexp(-kDecayScale * s) * -kDecayScale * s * rest);
       }
-      scale_row(grads + 3 * kHead, grads + 3 * kHead, c.state_scale);
+      for (int i = 0; i < kHead; ++i) grads[3 * kHead + i] *= c.state_scale / up[i];
       for (int g = 0; g < 6; ++g)
         if (c.mode[g] != Accum::kSkip)
           put_rows<kHead>(c.grad[g] + at, c.stride, c.mode[g], grads + g * kHead, 1);
@@ -249,7 +331,8 @@ void backward_head(const Wkv7Call& c, int64_t head, float* scratch) {
   }
   if (c.mode[6] == Accum::kSkip) return;
   transpose<kHead, kHead>(lambda, kHead, states, kHead);
-  scale_row(states, states, c.state_scale, kState);
+  for (int i = 0; i < kHead; ++i)
+    scale_row(states + i * kHead, states + i * kHead, c.state_scale / exponents[0].up[i]);
   put_rows<kHead>(c.grad[6] + head * kState, kHead, c.mode[6], states, kHead);
 }
 

@@ -19,10 +19,21 @@
 /// and the counter gives the same bits, in any batch slot. Without `elapsed` sequences start at t =
 /// 0.
 ///
-/// Saved: the states ahead of every 16 tokens as binary16, and the counter. Backward (5.4): every
-/// rounding counts as identity and the dither as a constant. 16 tokens at a time are run again,
-/// with the same bits; the gradient of the state is f32. With 1 + w' for the decay the formulas
-/// are those of 3.4; w_logit gets the derivative of the decay that was not rounded.
+/// With Wkv7Attrs::row_exponents the rows i of S have exponents e[i]: the recurrence above runs on
+/// X[i][j] = c 2^-e[i] S[i][j], and
+///
+///   v[i] : half(half(c v[i]) 2^-e[i]);  y[i], given out : y[i] 2^e[i] / c, a float
+///   after y, if t mod 16 = 15 : every row and its exponent as kernels/wkv/row_exponent.h says
+///
+/// f32 states still hold S (s0 becomes half(S c 2^-e[i])), f16 ones X. Where all exponents stay 0
+/// the bits are those without.
+///
+/// Saved: the states and exponents ahead of every 16 tokens, states as binary16, and the counter.
+/// Backward (5.4): every rounding counts as identity and the dither as a constant. 16 tokens at a
+/// time are run again, with the same bits; the gradient of the state is f32, of X: that of y comes
+/// in as dy[i] 2^e[i] / c, that of v goes out times c 2^-e[i], and where a row was multiplied by a
+/// power of two its gradient is, too. With 1 + w' for the decay the formulas are those of 3.4;
+/// w_logit gets the derivative of the decay that was not rounded.
 
 #include "kernels/wkv/wkv.h"
 

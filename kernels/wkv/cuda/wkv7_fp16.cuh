@@ -6,6 +6,7 @@
 
 #include "kernels/wkv/cuda/wkv7_fp16.h"
 #include "kernels/wkv/dither.h"
+#include "kernels/wkv/row_exponent.h"
 
 namespace rwkv::cuda::fp16 {
 
@@ -126,14 +127,47 @@ __device__ __forceinline__ __half advance(Row& row, __half u, __half v, const __
   return joined(next);
 }
 
+/// v of a token for a row with exponent e: half(half(c v) 2^-e), `down` = 2^-e.
+__device__ __forceinline__ __half row_value(__half scaled, float down) {
+  return __float2half_rn(__half2float(scaled) * down);
+}
+
+/// Bits of max |X| of a row as float; a NaN is more than all numbers.
+__device__ __forceinline__ uint32_t largest_of(const Row& row) {
+  __half2 m[4] = {};
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) m[i % 4] = __hmax2_nan(m[i % 4], __habs2(row.s[i]));
+  m[0] = __hmax2_nan(__hmax2_nan(m[0], m[1]), __hmax2_nan(m[2], m[3]));
+  const __half most = __hmax_nan(__low2half(m[0]), __high2half(m[0]));
+  return float_bits(__half2float(most)) & 0x7fffffffu;
+}
+__device__ __forceinline__ void scale_row(Row& row, int by) {
+  const __half2 factor = __float2half2_rn(power_of_two(by));
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) row.s[i] = __hmul2_rn(row.s[i], factor);
+}
+/// What row_exponent.h says, at a position where it is due. Whether the row changed.
+__device__ __forceinline__ bool follow(Row& row, int& exponent) {
+  const int change = exponent_change(largest_of(row), exponent);
+  if (change == 0) return false;
+  exponent += change;
+  scale_row(row, -change);
+  return true;
+}
+
 /// Saved: (chunks + 1) states per head, [pack][row], so that threads that own rows touch
-/// neighbours; the last is the final one. Then the counters.
+/// neighbours; the last is the final one. Then as many exponents, [row]. Then the counters.
 __host__ __device__ inline int chunks_of(int tokens) {
   return (tokens + kInterval - 1) / kInterval;
 }
+inline size_t saved_states(const Wkv7Shape& s) {
+  return static_cast<size_t>(s.batch) * s.heads * (chunks_of(s.tokens) + 1);
+}
+inline int8_t* saved_exponents(void* saved, const Wkv7Shape& s) {
+  return reinterpret_cast<int8_t*>(static_cast<uint4*>(saved) + saved_states(s) * kStatePacks);
+}
 inline uint32_t* saved_counters(void* saved, const Wkv7Shape& s) {
-  const size_t states = static_cast<size_t>(s.batch) * s.heads * (chunks_of(s.tokens) + 1);
-  return reinterpret_cast<uint32_t*>(static_cast<uint4*>(saved) + states * kStatePacks);
+  return reinterpret_cast<uint32_t*>(saved_exponents(saved, s) + saved_states(s) * kN);
 }
 
 }  // namespace rwkv::cuda::fp16

@@ -6,8 +6,11 @@
 /// of u and y are the two halves of one chain of fma.rn.f16x2. All other arithmetic of the forward
 /// is kernels/wkv/dither.h.
 ///
-/// Backward (spec rwkv7 5.4): the forward saves the state ahead of every 8 tokens; 8 tokens at a
-/// time are run again from it, with the same bits; gradients of the state and all sums are fp32.
+/// Exponents of rows (kernels/wkv/row_exponent.h) are the owning thread's: rows never meet.
+///
+/// Backward (spec rwkv7 5.4): the forward saves the state and its exponents ahead of every 8
+/// tokens; 8 tokens at a time are run again from it, with the same bits; gradients of the state and
+/// all sums are fp32.
 
 #include <cstddef>
 #include <cstdint>
@@ -18,8 +21,9 @@ namespace rwkv::cuda {
 
 struct Wkv7Fp16Kind {
   bool dithered = true;
-  bool io_f32 = false;    ///< vectors are fp32, else bf16
-  float state_scale = 1;  ///< of Wkv7Attrs
+  bool io_f32 = false;         ///< vectors are fp32, else bf16
+  float state_scale = 1;       ///< of Wkv7Attrs
+  bool row_exponents = false;  ///< of Wkv7Attrs
 };
 
 struct Wkv7Fp16Forward {
@@ -30,6 +34,8 @@ struct Wkv7Fp16Forward {
   void* s_out;             ///< null: not wanted; may be s0
   const int32_t* elapsed;  ///< tokens that each sequence has seen; null: none
   int32_t* elapsed_out;    ///< null: not wanted; may be elapsed
+  const int8_t* exponent;  ///< of the rows of s0, with row_exponents; null: 0
+  int8_t* exponent_out;    ///< null: not wanted; may be exponent
   void* saved;             ///< for the backward; null: nothing is saved
 };
 

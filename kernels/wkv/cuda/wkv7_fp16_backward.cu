@@ -10,6 +10,10 @@
 ///   write    (warps 8, 9)  sums the partial sums in order, writes the gradients
 ///
 /// The block meets after every half chunk.
+///
+/// Exponents of rows: lambda is the gradient of X = c 2^-e S. `rerun` multiplies dy by 2^e and v by
+/// 2^-e, `back` multiplies lambda where it passes a change of e (at most one in 8 tokens), `write`
+/// multiplies dv by 2^-e.
 
 #include "kernels/wkv/cuda/wkv7_fp16.cuh"
 
@@ -30,6 +34,7 @@ struct Params {
   float* ds0;
   unsigned add;
   const uint4* states;
+  const int8_t* exponents;
   const uint32_t* counters;
   float scale, inverse;  // of the state
   int tokens, heads;
@@ -52,7 +57,16 @@ struct Shared {
   float sums[2][kHalf][4][kSums][kN];  // of a half chunk, by warp
   float dv[2][kHalf][kN];
   float e[2][4][16];
+  int8_t exponent[4][2][kN];  // ahead of and behind the change in a chunk, as `slope`
+  int change[4][2];           // the token with it, by warp; kInterval: no exponent is other than 0
 };
+
+/// The token of a chunk behind which exponents may change, kInterval if there is none; `first` is
+/// the position of the chunk's first token.
+__device__ __forceinline__ int change_in(uint32_t first) {
+  const uint32_t left = kExponentTokens - 1 - first % kExponentTokens;
+  return left < kInterval ? static_cast<int>(left) : kInterval;
+}
 
 __device__ __forceinline__ float slope_of(float w_logit) {
   const float x = __half2float(__float2half_rn(w_logit));
@@ -106,7 +120,10 @@ __device__ __forceinline__ void put_gradient(T* to, int64_t at, float x, unsigne
 // Gradients of tokens [t0, t0 + kHalf), column j.
 template <class T>
 __device__ __forceinline__ void write(const Params<T>& p, const Shared& sh, int buffer,
-                                      const float (*slopes)[kN], int64_t origin, int t0, int j) {
+                                      const float (*slopes)[kN], const int8_t (*exponents)[kN],
+                                      int changed, int64_t origin, int t0, int j) {
+  const float down[2] = {p.scale * power_of_two(-exponents[0][j]),
+                         p.scale * power_of_two(-exponents[1][j])};
 #pragma unroll
   for (int t = 0; t < kHalf; ++t) {
     if (t0 + t >= p.tokens) break;
@@ -120,7 +137,7 @@ __device__ __forceinline__ void write(const Params<T>& p, const Shared& sh, int 
     put_gradient(p.dr, at, sum[kDr], p.add);
     put_gradient(p.dw, at, sum[kDw] * slopes[t][j], p.add >> 1);
     put_gradient(p.dk, at, sum[kDk], p.add >> 2);
-    put_gradient(p.dv, at, sh.dv[buffer][t][j] * p.scale, p.add >> 3);
+    put_gradient(p.dv, at, sh.dv[buffer][t][j] * (t > changed ? down[1] : down[0]), p.add >> 3);
     put_gradient(p.da, at, sum[kDa], p.add >> 4);
     put_gradient(p.db, at, sum[kDb], p.add >> 5);
   }
@@ -284,6 +301,21 @@ __device__ __forceinline__ void back(Tile& lambda, Tile& after, const Operands& 
   put_columns(da, to + kDa * kN, g, c);
 }
 
+/// From behind a change of exponents to ahead of it: gradient and state of a token's end.
+__device__ __forceinline__ void cross(Tile& lambda, Tile& after, const int8_t (*exponents)[kN],
+                                      int row0) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int change = exponents[1][row0 + i] - exponents[0][row0 + i];
+    const float up = power_of_two(change), down = power_of_two(-change);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      lambda.x[i][n] *= down;
+      after.x[i][n] *= up;
+    }
+  }
+}
+
 template <class T, bool kDithered>
 __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Params<T> p) {
   extern __shared__ uint4 memory[];
@@ -294,6 +326,8 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Params<T> p
   const int64_t origin = p.origin(stream), state = static_cast<int64_t>(stream) * kN * kN;
   const uint32_t elapsed = p.counters[stream / p.heads];
   const uint4* const saved = p.states + static_cast<int64_t>(stream) * (chunks + 1) * kStatePacks;
+  const int8_t* const saved_exponent =
+      p.exponents + static_cast<int64_t>(stream) * (chunks + 1) * kN;
 
   if (warp >= 8) {  // write
     const int j = thread - 256;
@@ -302,7 +336,8 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Params<T> p
         // What `back` did before the last meeting: it goes from the second half to the first.
         const int chunk = h == 1 ? chunks + 1 - s : chunks + 2 - s;
         if (chunk >= 0 && chunk < chunks)
-          write(p, sh, 1 - h, sh.slope[chunk & 3] + h * kHalf, origin,
+          write(p, sh, 1 - h, sh.slope[chunk & 3] + h * kHalf, sh.exponent[chunk & 3],
+                change_in(elapsed + static_cast<uint32_t>(chunk * kInterval)) - h * kHalf, origin,
                 chunk * kInterval + h * kHalf, j);
         __syncthreads();
       }
@@ -331,6 +366,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Params<T> p
     const int i = thread - 128;
     Row row;
     __half u{};
+    int exponent[2] = {};  // ahead of and behind the change
     for (int s = 0; s < chunks + 3; ++s)
       for (int h = 0; h < 2; ++h) {
         const int chunk = chunks - s;
@@ -338,11 +374,27 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Params<T> p
           Token* const x = sh.tokens[chunk % 3];
           if (h == 0) {
 #pragma unroll
+            for (int e = 0; e < 2; ++e) exponent[e] = saved_exponent[(chunk + e) * kN + i];
+#pragma unroll
             for (int q = 0; q < kPacks; ++q)
               *reinterpret_cast<Pack*>(&row.s[4 * q]) =
                   load_pack(saved + static_cast<int64_t>(chunk) * kStatePacks + q * kN + i);
             u = dot(row, x[0].a);
+#pragma unroll
+            for (int e = 0; e < 2; ++e)
+              sh.exponent[chunk & 3][e][i] = static_cast<int8_t>(exponent[e]);
           }
+          // Mostly nothing is to be done, for all rows of the warp.
+          int change = kInterval;
+          if (__any_sync(0xffffffffu, (exponent[0] | exponent[1]) != 0)) {
+            change = change_in(elapsed + static_cast<uint32_t>(chunk * kInterval));
+            for (int t = h * kHalf; t < h * kHalf + kHalf; ++t) {
+              const int e = t > change ? exponent[1] : exponent[0];
+              x[t].v[i] = row_value(x[t].v[i], power_of_two(-e));
+              x[t].dy[i] *= power_of_two(e);
+            }
+          }
+          if (lane == 0) sh.change[chunk & 3][warp - 4] = change;
 #pragma unroll 1
           for (int t = h * kHalf; t < h * kHalf + kHalf; ++t) {
             uint4* const to = sh.states[chunk & 1][t] + i * kPacks;
@@ -353,6 +405,10 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Params<T> p
             if (t + 1 < kInterval)
               u = advance<false>(row, u, x[t].v[i], x[t].w, x[t].k, x[t].b, nullptr, x[t + 1].a,
                                  nullptr);
+            if (t == change && t + 1 < kInterval) {
+              scale_row(row, exponent[0] - exponent[1]);
+              u = dot(row, x[t + 1].a);
+            }
           }
         }
         __syncthreads();
@@ -364,9 +420,10 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Params<T> p
   Tile lambda, after;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
+    const float up = p.inverse * power_of_two(saved_exponent[chunks * kN + row0 + i]);
     const float4 x = p.ds_out == nullptr
                          ? float4{0.0f, 0.0f, 0.0f, 0.0f}
-                         : scaled(load4(p.ds_out + state + (row0 + i) * kN + 4 * c), p.inverse);
+                         : scaled(load4(p.ds_out + state + (row0 + i) * kN + 4 * c), up);
     lambda.x[i][0] = x.x;
     lambda.x[i][1] = x.y;
     lambda.x[i][2] = x.z;
@@ -384,28 +441,38 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(const Params<T> p
         const auto* const states = sh.states[chunk & 1] + half * kHalf;
         Operands x;
         x.load(tokens[last], states[last], row0, c);
+        // The change, if one of these tokens has it behind it, lies between two runs of the loop.
+        const int* const change = sh.change[chunk & 3];
+        const int stop = min(change[0], change[1]) - half * kHalf;
 #pragma unroll 1
-        for (int t = last; t >= 0; --t) {
-          const int before = max(t - 1, 0);
-          Operands next;
-          back(lambda, after, x, &sh.sums[h][t][warp][0][0], sh.dv[h][t], sh.e[t & 1][warp], row0,
-               g, c, [&] { next.load(tokens[before], states[before], row0, c); });
-          x = next;
+        for (int t = last; t >= 0;) {
+          if (t == stop) cross(lambda, after, sh.exponent[chunk & 3], row0);
+          const int end = stop < t ? stop + 1 : 0;
+#pragma unroll 1
+          for (; t >= max(end, 0); --t) {
+            const int before = max(t - 1, 0);
+            Operands next;
+            back(lambda, after, x, &sh.sums[h][t][warp][0][0], sh.dv[h][t], sh.e[t & 1][warp], row0,
+                 g, c, [&] { next.load(tokens[before], states[before], row0, c); });
+            x = next;
+          }
         }
       }
       __syncthreads();
     }
   if (p.ds0 == nullptr) return;
 #pragma unroll
-  for (int i = 0; i < 8; ++i)
+  for (int i = 0; i < 8; ++i) {
+    const float down = p.scale * power_of_two(-saved_exponent[row0 + i]);
 #pragma unroll
     for (int n = 0; n < 4; ++n)
-      put_gradient(p.ds0, state + (row0 + i) * kN + 4 * c + n, lambda.x[i][n] * p.scale,
-                   p.add >> 6);
+      put_gradient(p.ds0, state + (row0 + i) * kN + 4 * c + n, lambda.x[i][n] * down, p.add >> 6);
+  }
 }
 
 template <class T, bool kDithered>
-cudaError_t launch(const Wkv7Shape& s, float scale, const Wkv7Backward& io, cudaStream_t stream) {
+cudaError_t launch(const Wkv7Shape& s, const Wkv7Fp16Kind& kind, const Wkv7Backward& io,
+                   cudaStream_t stream) {
   const auto in = [](const void* x) { return static_cast<const T*>(x); };
   const auto out = [](void* x) { return static_cast<T*>(x); };
   Params<T> p{};
@@ -426,9 +493,10 @@ cudaError_t launch(const Wkv7Shape& s, float scale, const Wkv7Backward& io, cuda
   p.ds0 = io.ds0;
   p.add = io.add;
   p.states = static_cast<const uint4*>(io.saved);
+  p.exponents = saved_exponents(const_cast<void*>(io.saved), s);
   p.counters = saved_counters(const_cast<void*>(io.saved), s);
-  p.scale = scale;
-  p.inverse = 1 / scale;
+  p.scale = kind.state_scale;
+  p.inverse = 1 / kind.state_scale;
   p.tokens = s.tokens;
   p.heads = s.heads;
   const auto kernel = backward_kernel<T, kDithered>;
@@ -447,10 +515,10 @@ cudaError_t wkv7_fp16_backward(const Wkv7Shape& s, Wkv7Fp16Kind kind, const Wkv7
                                cudaStream_t stream) {
   if (s.head_size != fp16::kN) return cudaErrorInvalidValue;
   if (kind.io_f32)
-    return kind.dithered ? fp16::launch<float, true>(s, kind.state_scale, io, stream)
-                         : fp16::launch<float, false>(s, kind.state_scale, io, stream);
-  return kind.dithered ? fp16::launch<__nv_bfloat16, true>(s, kind.state_scale, io, stream)
-                       : fp16::launch<__nv_bfloat16, false>(s, kind.state_scale, io, stream);
+    return kind.dithered ? fp16::launch<float, true>(s, kind, io, stream)
+                         : fp16::launch<float, false>(s, kind, io, stream);
+  return kind.dithered ? fp16::launch<__nv_bfloat16, true>(s, kind, io, stream)
+                       : fp16::launch<__nv_bfloat16, false>(s, kind, io, stream);
 }
 
 }  // namespace rwkv::cuda

@@ -21,8 +21,11 @@ struct Params {
   const int32_t* elapsed;
   int32_t* elapsed_out;  // null also if it is `elapsed`
   uint4* states;         // saved
+  int8_t* exponents;     // saved
   uint32_t* counters;    // saved
-  bool state_f16;
+  const int8_t* exponent;
+  int8_t* exponent_out;
+  bool state_f16, row_exponents;
   float scale, inverse;  // of the state
   int tokens, heads;
   __device__ int64_t stride() const { return static_cast<int64_t>(heads) * kN; }
@@ -140,45 +143,72 @@ __global__ void __launch_bounds__(128) sequence_kernel(const Params<T> p) {
   uint4* saved = p.states == nullptr ? nullptr
                                      : p.states + static_cast<int64_t>(stream) *
                                                       (chunks_of(p.tokens) + 1) * kStatePacks;
+  int8_t* saved_exponent =
+      saved == nullptr
+          ? nullptr
+          : p.exponents + static_cast<int64_t>(stream) * (chunks_of(p.tokens) + 1) * kN + i;
+  int exponent = p.exponent == nullptr ? 0 : p.exponent[stream * kN + i];
+  float down = power_of_two(-exponent), up = p.inverse * power_of_two(exponent);
   Row row;
-  load_row(row, p.s0, p.state_f16, p.scale, state, i);
+  load_row(row, p.s0, p.state_f16, p.scale * down, state, i);
   __syncthreads();
   __half u = dot(row, ring[0].a[0]);
   T* y_at = p.y + origin + i;
   const int64_t stride = p.stride();
   for (int c = 0; c < chunks; ++c) {
-    const Prepared& x = ring[c & 1];
+    Prepared& x = ring[c & 1];
     const int n = min(kChunk, p.tokens - c * kChunk);
     const auto token = [&](int t) {
       __half y;
       u = advance<true>(row, u, x.v[t][i], x.w[t], x.k[t], x.b[t], x.r[t], x.a[t + 1], &y);
-      put(y_at, __half2float(y) * p.inverse);
+      put(y_at, __half2float(y) * up);
       y_at += stride;
     };
+    const auto save = [&] {
+      save_row(row, saved, i);
+      saved += kStatePacks;
+      *saved_exponent = static_cast<int8_t>(exponent);
+      saved_exponent += kN;
+    };
     // Several tokens a round: the tail of one fills the gaps of the next, and the row needs no
-    // copies from one set of registers to another.
-    int t = 0;
+    // copies from one set of registers to another. The look at exponents, behind token `due`, lies
+    // between the loops.
+    const int due =
+        p.row_exponents
+            ? static_cast<int>(kExponentTokens - 1 -
+                               (elapsed + static_cast<uint32_t>(c * kChunk)) % kExponentTokens)
+            : kChunk;
+    for (int t = 0; t < n;) {
+      const int end = t <= due ? min(n, due + 1) : n;
+      if (exponent != 0)  // this thread's v, once for every token
+        for (int m = t; m < end; ++m) x.v[m][i] = row_value(x.v[m][i], down);
+      // States are saved between rounds: only where those begin at multiples of their length.
+      const int rounds = saved != nullptr && t % kRound != 0 ? t : end;
 #pragma unroll 1
-    for (; t + kRound <= n; t += kRound) {
-      if (saved != nullptr && t % kInterval == 0) {
-        save_row(row, saved, i);
-        saved += kStatePacks;
-      }
+      for (; t + kRound <= rounds; t += kRound) {
+        if (saved != nullptr && t % kInterval == 0) save();
 #pragma unroll
-      for (int m = 0; m < kRound; ++m) token(t + m);
-    }
-#pragma unroll 1
-    for (; t < n; ++t) {
-      if (saved != nullptr && t % kInterval == 0) {
-        save_row(row, saved, i);
-        saved += kStatePacks;
+        for (int m = 0; m < kRound; ++m) token(t + m);
       }
-      token(t);
+#pragma unroll 1
+      for (; t < end; ++t) {
+        if (saved != nullptr && t % kInterval == 0) save();
+        token(t);
+      }
+      if (t - 1 == due && follow(row, exponent)) {
+        down = power_of_two(-exponent);
+        up = p.inverse * power_of_two(exponent);
+        u = dot(row, x.a[t]);
+      }
     }
     __syncthreads();
   }
-  if (saved != nullptr) save_row(row, saved, i);
-  if (p.s_out != nullptr) store_row(row, p.s_out, p.state_f16, p.inverse, state, i);
+  if (saved != nullptr) {
+    save_row(row, saved, i);
+    *saved_exponent = static_cast<int8_t>(exponent);
+  }
+  if (p.s_out != nullptr) store_row(row, p.s_out, p.state_f16, up, state, i);
+  if (p.exponent_out != nullptr) p.exponent_out[stream * kN + i] = static_cast<int8_t>(exponent);
   if (head == 0 && i == 0) {
     if (p.counters != nullptr) p.counters[sequence] = elapsed;
     if (p.elapsed_out != nullptr)
@@ -195,6 +225,7 @@ template <class T, bool kDithered>
 __global__ void __launch_bounds__(kN, 10) step_kernel(const Params<T> p) {
   __shared__ alignas(16) uint4 packs[kStatePacks];
   __shared__ alignas(16) __half r[kN], w[kN], k[kN], a[kN], b[kN];
+  __shared__ volatile int8_t exponents[kN];  // registers are for the row
   const int stream = static_cast<int>(blockIdx.x), i = static_cast<int>(threadIdx.x);
   const int sequence = stream / p.heads;
   const auto head = static_cast<uint32_t>(stream % p.heads);
@@ -215,7 +246,12 @@ __global__ void __launch_bounds__(kN, 10) step_kernel(const Params<T> p) {
   k[i] = __float2half_rn(load1(p.k + at));
   a[i] = __float2half_rn(load1(p.a + at));
   b[i] = __float2half_rn(load1(p.b + at));
-  const __half v = __float2half_rn(load1(p.v + at) * p.scale);
+  __half v = __float2half_rn(load1(p.v + at) * p.scale);
+  if (p.exponent != nullptr) {
+    const int8_t e = p.exponent[at];
+    exponents[i] = e;
+    v = row_value(v, power_of_two(-e));
+  }
   w[i] = __float2half_rn(
       decay_of<kDithered>(in_w, dither_phase(elapsed, head, static_cast<uint32_t>(i))));
   asm volatile("cp.async.wait_all;\n" ::: "memory");
@@ -228,7 +264,14 @@ __global__ void __launch_bounds__(kN, 10) step_kernel(const Params<T> p) {
   const __half u = dot(row, a);
   __half y;
   advance<true>(row, u, v, w, k, b, r, a, &y);
-  put(p.y + at, __half2float(y) * p.inverse);
+  float up = p.inverse;
+  if (p.exponent != nullptr) {
+    int exponent = exponents[i];
+    up *= power_of_two(exponent);
+    const bool changed = exponent_due(elapsed) && follow(row, exponent);
+    if (changed || p.exponent_out != p.exponent) p.exponent_out[at] = static_cast<int8_t>(exponent);
+  }
+  put(p.y + at, __half2float(y) * up);
 #pragma unroll
   for (int q = 0; q < kPacks; ++q)
     store_pack(&packs[swizzled(i, q)], *reinterpret_cast<const Pack*>(&row.s[4 * q]));
@@ -254,8 +297,8 @@ __global__ void count_kernel(int32_t* counters, int n, int tokens) {
 }
 
 template <class T, bool kDithered>
-cudaError_t launch(const Wkv7Shape& s, float scale, const Wkv7Fp16Forward& io, bool step,
-                   cudaStream_t stream) {
+cudaError_t launch(const Wkv7Shape& s, const Wkv7Fp16Kind& kind, const Wkv7Fp16Forward& io,
+                   bool step, cudaStream_t stream) {
   const auto in = [](const void* x) { return static_cast<const T*>(x); };
   const bool in_place = io.elapsed_out != nullptr && io.elapsed_out == io.elapsed;
   Params<T> p{};
@@ -271,12 +314,16 @@ cudaError_t launch(const Wkv7Shape& s, float scale, const Wkv7Fp16Forward& io, b
   p.elapsed = io.elapsed;
   p.elapsed_out = in_place ? nullptr : io.elapsed_out;
   p.state_f16 = io.state_f16;
-  p.scale = scale;
-  p.inverse = 1 / scale;
+  p.exponent = io.exponent;
+  p.exponent_out = io.exponent_out;
+  p.row_exponents = kind.row_exponents;
+  p.scale = kind.state_scale;
+  p.inverse = 1 / kind.state_scale;
   p.tokens = s.tokens;
   p.heads = s.heads;
   if (io.saved != nullptr) {
     p.states = static_cast<uint4*>(io.saved);
+    p.exponents = saved_exponents(io.saved, s);
     p.counters = saved_counters(io.saved, s);
   }
   const auto blocks = static_cast<unsigned>(s.batch * s.heads);
@@ -294,18 +341,18 @@ cudaError_t run(const Wkv7Shape& s, Wkv7Fp16Kind kind, const Wkv7Fp16Forward& io
                 cudaStream_t stream) {
   if (s.head_size != kN) return cudaErrorInvalidValue;
   if (kind.io_f32)
-    return kind.dithered ? launch<float, true>(s, kind.state_scale, io, step, stream)
-                         : launch<float, false>(s, kind.state_scale, io, step, stream);
-  return kind.dithered ? launch<__nv_bfloat16, true>(s, kind.state_scale, io, step, stream)
-                       : launch<__nv_bfloat16, false>(s, kind.state_scale, io, step, stream);
+    return kind.dithered ? launch<float, true>(s, kind, io, step, stream)
+                         : launch<float, false>(s, kind, io, step, stream);
+  return kind.dithered ? launch<__nv_bfloat16, true>(s, kind, io, step, stream)
+                       : launch<__nv_bfloat16, false>(s, kind, io, step, stream);
 }
 
 }  // namespace
 }  // namespace fp16
 
 size_t wkv7_fp16_saved_bytes(const Wkv7Shape& s) {
-  const size_t states = static_cast<size_t>(s.batch) * s.heads * (fp16::chunks_of(s.tokens) + 1);
-  return states * fp16::kStatePacks * sizeof(uint4) + static_cast<size_t>(s.batch) * 4;
+  return fp16::saved_states(s) * (fp16::kStatePacks * sizeof(uint4) + fp16::kN) +
+         static_cast<size_t>(s.batch) * 4;
 }
 
 cudaError_t wkv7_fp16_forward(const Wkv7Shape& shape, Wkv7Fp16Kind kind, const Wkv7Fp16Forward& io,
@@ -315,7 +362,9 @@ cudaError_t wkv7_fp16_forward(const Wkv7Shape& shape, Wkv7Fp16Kind kind, const W
 
 cudaError_t wkv7_fp16_step(const Wkv7Shape& shape, Wkv7Fp16Kind kind, const Wkv7Fp16Forward& io,
                            cudaStream_t stream) {
-  if (shape.tokens != 1 || !io.state_f16 || io.s0 == nullptr || io.saved != nullptr)
+  if (shape.tokens != 1 || !io.state_f16 || io.s0 == nullptr || io.saved != nullptr ||
+      kind.row_exponents != (io.exponent != nullptr) ||
+      kind.row_exponents != (io.exponent_out != nullptr))
     return cudaErrorInvalidValue;
   return fp16::run(shape, kind, io, true, stream);
 }

@@ -18,7 +18,8 @@ cudaStream_t stream_of(Context& ctx) {
 
 template <bool kDithered, DType Io>
 Wkv7Fp16Kind kind_of(const OpCall& c) {
-  return {kDithered, Io == DType::kF32, c.attr<Wkv7Attrs>().state_scale};
+  const auto& attrs = c.attr<Wkv7Attrs>();
+  return {kDithered, Io == DType::kF32, attrs.state_scale, attrs.row_exponents};
 }
 
 template <bool kDithered, DType Io>
@@ -40,6 +41,10 @@ void forward(Context& ctx, const OpCall& c) {
   if (counted) {
     io.elapsed = c.in[7].as<int32_t>();
     io.elapsed_out = c.out[2].as<int32_t>();
+  }
+  if (c.in.size() > 8) {
+    io.exponent = c.in[8].as<int8_t>();
+    io.exponent_out = c.out[3].as<int8_t>();
   }
   io.saved = c.saved.empty() ? nullptr : c.saved[0].data;
   const Wkv7Shape s = call_shape(c);
