@@ -19,6 +19,8 @@
 #              (60 s), and larger batches and contexts in bf16 (60 s)
 #     occupancy  what the WKV-4 kernels keep busy, by ncu (occupancy.sh, 30 s)
 #     rwkv4    wkv4, step4, times, occupancy (4 min)
+#     decode   tokens per second of RWKV-7 0.1B, 1.5B, 7.2B, random weights: one sequence by both ways,
+#              64, 320 and 960 at a time, and large batches for seconds, at the power limit (25 s)
 #
 # records.sh takes the records into the tree and draws their pictures.
 # Programs are taken from BIN (default: this folder). A table that fails or takes more than 120 s
@@ -48,10 +50,11 @@ trap 'rm -rf "$work"' EXIT
 failed=0
 # bench NAME SUBCOMMAND ARGUMENTS...
 bench() {
-  local name=$1 started=$SECONDS
+  local name=$1 started=$SECONDS device=(--device cuda)
   shift
+  if [ "$1" = decode ]; then device=(); fi  # there is no other
   echo "== $name: rwkv-bench $*"
-  timeout -k 5 120 "$folder/rwkv-bench" "$@" --device cuda --json "$out/$name.json" 2>&1 | tee "$out/$name.txt"
+  timeout -k 5 120 "$folder/rwkv-bench" "$@" "${device[@]}" --json "$out/$name.json" 2>&1 | tee "$out/$name.txt"
   if [ "${PIPESTATUS[0]}" -ne 0 ]; then
     echo "== $name: FAILED"
     failed=1
@@ -103,6 +106,13 @@ for part in "${parts[@]}"; do
       bench train-times-large train-times "${data[@]}" --dtype bf16 --set train.steps=12 \
         --variant serial --variant scan --variant cumsum --variant chunk \
         --shape 16,1024 --shape 64,1024 --shape 16,4096
+      ;;
+    decode)
+      bench decode-tokens decode --random 0.1B --random 1.5B --random 7.2B --batch 1 --batch 64 \
+        --batch 320 --batch 960 --exact --repeats 9 --tokens 32
+      bench decode-no-skip decode --random 0.1B --random 1.5B --random 7.2B --no-skip --repeats 9 \
+        --tokens 32
+      bench decode-sustained decode --random 7.2B --batch 320 --batch 960 --repeats 40 --tokens 64
       ;;
     occupancy)
       echo "== occupancy: occupancy.sh"
