@@ -77,7 +77,7 @@ std::vector<ProductPlan> product_plans(std::span<const Product> products, int ro
                                        int multiprocessors) {
   std::vector<std::pair<double, ProductPlan>> all;
   for (const int columns : kColumnsOf) {
-    if (rows > 4 * columns && columns < kMostColumns) continue;
+    if (rows > 6 * columns && columns < kMostColumns) continue;
     for (int pair = 1; pair <= 2; ++pair)
       for (int split = 1; split <= pieces && pair * split <= kMostBlocksOfCluster; split *= 2) {
         const ProductPlan plan{columns, pair, split};
