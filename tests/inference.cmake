@@ -36,6 +36,8 @@ rwkv_test(inference_state_test LABEL unit SOURCES unit/inference_state_test.cpp 
 rwkv_test(inference_runner_test LABEL unit SOURCES unit/inference_runner_test.cpp
   DEPS rwkv_inference)
 rwkv_gpu_test(cuda_inference_runner_test SOURCES unit/inference_runner_test.cpp DEPS rwkv_inference)
+rwkv_test(inference_serving_test LABEL unit SOURCES unit/inference_serving_test.cpp
+  DEPS rwkv_inference)
 rwkv_test(inference_scheduler_test LABEL unit SOURCES unit/inference_scheduler_test.cpp
   DEPS rwkv_inference)
 rwkv_test(server_request_test LABEL unit SOURCES unit/server_request_test.cpp DEPS rwkv_inference)
