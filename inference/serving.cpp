@@ -67,8 +67,9 @@ ServingSize serving_size(const ModelConfig& config, const ServingOptions& o) {
   else
     s.prefill = device_weights(*model, DType::kF32);
   const auto d = static_cast<size_t>(config.n_embd), layers = static_cast<size_t>(config.n_layer);
+  // Rows of WKV states have exponents of a byte.
   s.state = layers * (2 * d * dtype_bytes(o.weights) +
-                      d * decode::kHeadSize * (o.half_state ? sizeof(F16) : sizeof(float))) +
+                      d * decode::kHeadSize * (o.half_state ? sizeof(F16) : sizeof(float)) + d) +
             sizeof(int32_t);
   s.states = (slots + 1) * s.state;  // one for rows that fill a batch up
   return s;

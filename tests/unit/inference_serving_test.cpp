@@ -64,7 +64,7 @@ TEST(ServingSize, FollowsTheFormulas) {
               << name << ": " << got << ", by the formula " << want;
         };
         near(s.weights, weights, 0.01);  // low-rank widths are padded
-        near(s.states, 101 * (l * (2 * d * w + 64 * d * state) + 4), 1e-9);
+        near(s.states, 101 * (l * (2 * d * w + 64 * d * state + d) + 4), 1e-9);
         near(s.logits, 4 * 100 * v, 1e-9);
         EXPECT_EQ(s.prefill > 0, type == DType::kF32);
         EXPECT_EQ(s.all(), s.weights + s.prefill + s.states + s.logits);
