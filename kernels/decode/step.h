@@ -33,6 +33,7 @@ struct StepCall {
   int ahead_bytes = 0;
   int nap = 0;                ///< nanoseconds between two looks for what other blocks compute
   int slots = 0;              ///< of a block's ring; 0: as many as fit
+  int flight = 0;             ///< of them, that are being filled at a time; 0: all
   int64_t* stamps = nullptr;  ///< null, or zeros, [blocks][layers + 1][kStamps]: SM clocks
 };
 

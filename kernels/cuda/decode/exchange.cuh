@@ -40,12 +40,18 @@ __device__ __forceinline__ uint4 look(const Tagged* from, uint32_t offset) {
       : "memory");
   return x;
 }
-__device__ __forceinline__ uint2 look_one(const Tagged* from) {
+__device__ __forceinline__ uint2 look_one(const Tagged* from, uint32_t offset) {
   uint2 x;
-  asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];"
-               : "=r"(x.x), "=r"(x.y)
-               : "l"(from)
-               : "memory");
+  asm volatile(
+      "{\n"
+      ".reg .u64 at;\n"
+      "cvt.u64.u32 at, %3;\n"
+      "add.u64 at, at, %2;\n"
+      "ld.volatile.global.v2.u32 {%0, %1}, [at];\n"
+      "}"
+      : "=r"(x.x), "=r"(x.y)
+      : "l"(from), "r"(offset)
+      : "memory");
   return x;
 }
 
@@ -79,15 +85,6 @@ __device__ __forceinline__ void get_pairs(float2 (&x)[n], uint32_t tag, uint32_t
   for (int i = 0; i < n; ++i)
     x[i] = wanted[i] ? make_float2(__uint_as_float(raw[i].x), __uint_as_float(raw[i].z))
                      : make_float2(0.0f, 0.0f);
-}
-
-__device__ __forceinline__ float get_one(const Tagged* from, uint32_t tag, uint32_t nap) {
-  for (int looks = 0;; ++looks) {
-    const uint2 x = look_one(from);
-    if (x.y == tag) return __uint_as_float(x.x);
-    if (looks > kMostLooks) __trap();
-    if (nap > 0) __nanosleep(nap);
-  }
 }
 
 }  // namespace rwkv::cuda::decode

@@ -109,6 +109,7 @@ void step(Context& ctx, const Layout& l, DType weights, const StepCall& c) {
       cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, ctx.cuda().device));
   const int fit = std::min((most - a.ring_at) / slot_bytes, kMaxSlots);
   a.slots = c.slots > 0 ? std::min(c.slots, fit) : fit;
+  a.flight = c.flight > 0 ? std::min(c.flight, a.slots) : a.slots;
   RWKV_CHECK(a.slots >= 2, ConfigError, "decode step: width ", l.shape.width,
              " and channel mix of ", l.shape.ffn, " need ", a.ring_at, " of ", most,
              " bytes of shared memory");

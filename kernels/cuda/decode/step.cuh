@@ -25,6 +25,7 @@ struct Args {
   int64_t* stamps;
   uint32_t nap;
   int ahead;             ///< pieces brought to the L2 cache ahead of the ring
+  int flight;            ///< pieces on their way at a time
   float scale, inverse;  ///< of f16 states
   bool skip, stream_value;
   // A row's 16-byte packs are shared among the lanes of `row_warps` warps; `groups` rows at a time.
@@ -37,7 +38,7 @@ struct Args {
 
 /// What the block of a head keeps in shared memory.
 struct HeadMemory {
-  float r[kN], k[kN], v[kN];                     ///< products, v before the value mix
+  float rkv[3 * kN];                             ///< products: r, k, and v before the value mix
   float decay[kN], rate[kN], mix[kN], gate[kN];  ///< decay logit, alpha, nu, gamma
   float y[kN];
   float v_first[kN];
@@ -170,7 +171,11 @@ __device__ __forceinline__ void prefetch_lines(const void* p, int begin, int end
 }
 
 __device__ __forceinline__ float sigmoid(float x) {
-  return 1.0f / (1.0f + expf(-x));
+  return __fdividef(1.0f, 1.0f + __expf(-x));
+}
+/// To about 1e-7 absolute.
+__device__ __forceinline__ float tanh_of(float x) {
+  return 1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * fminf(x, 20.0f)));
 }
 
 /// A barrier of the threads that compute.

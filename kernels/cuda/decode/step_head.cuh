@@ -38,6 +38,55 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::follow(const fp16::
   }
 }
 
+/// The head's r, k and v, and the low-rank vectors, activated, as they come in.
+template <class T, int kPairs, bool kHalfState>
+__device__ __forceinline__ void Step<T, kPairs, kHalfState>::get_products(int base) {
+  HeadMemory& m = head_memory_;
+  const int low_at = l_.section[3], lows = l_.in_rows() - low_at, all = lows + 3 * kN;
+  constexpr int kAtOnce = 1024 / kThreads;
+#pragma unroll 1
+  for (int first = t_; first < all; first += kAtOnce * kThreads) {
+    uint2 raw[kAtOnce];
+    const auto index = [&](int n) { return min(first + n * kThreads, all - 1); };
+    for (int looks = 0;; ++looks) {
+      bool there = true;
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        const int i = index(n), c = i - lows;
+        raw[n] = look_one(
+            a_.in, 8u * static_cast<uint32_t>(c < 0 ? low_at + i : c / kN * d_ + base + c % kN));
+      }
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) there = there && raw[n].y == tag_;
+      if (there) break;
+      if (looks > kMostLooks) __trap();
+      if (a_.nap > 0) __nanosleep(a_.nap);
+    }
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const int i = index(n), c = i - lows;
+      const float x = __uint_as_float(raw[n].x);
+      if (c >= 0) {
+        m.rkv[c] = x;
+        continue;
+      }
+      // Which matrix, and where in it; a step's elements lie as `multiply` wants them.
+      int matrix = 0, padded = 0, begin = 0;
+#pragma unroll
+      for (int j = 1; j < rwkv::decode::kLowRanks; ++j)
+        if (i >= l_.section[3 + j] - low_at) {
+          matrix = j;
+          padded += l_.padded_rank(j - 1);
+          begin = l_.section[3 + j] - low_at;
+        }
+      const float y = matrix == 0 ? tanh_of(x) : matrix == 3 ? sigmoid(x) : x;
+      constexpr int kStep = 8 * kPack;
+      const int e = i - begin;
+      low_[padded + e / kStep * kStep + place<T>(e % kStep, kStep)] = y;
+    }
+  }
+}
+
 template <class T, int kPairs, bool kHalfState>
 __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
   using namespace rwkv::decode;
@@ -69,30 +118,15 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
   const float ln_weight = fetch1(param(layer, kLnXWeight) + mine),
               ln_bias = fetch1(param(layer, kLnXBias) + mine);
 
-  const int lows = l_.in_rows() - l_.section[3];
-  for (int i = t_; i < lows + 3 * kN; i += kThreads) {
-    if (i >= lows) {
-      const int which = (i - lows) / kN, c = (i - lows) % kN;
-      const float x = get_one(a_.in + which * d_ + base + c, tag_, a_.nap);
-      (which == 0 ? m.r : which == 1 ? m.k : m.v)[c] = x;
-      continue;
-    }
-    const float x = get_one(a_.in + l_.section[3] + i, tag_, a_.nap);
-    int matrix = 0, padded = 0;
-    while (l_.section[3] + i >= l_.section[4 + matrix]) padded += l_.padded_rank(matrix++);
-    const float y = matrix == 0 ? tanhf(x) : matrix == 3 ? sigmoid(x) : x;
-    // A step's elements lie as `multiply` wants them.
-    constexpr int kStep = 8 * kPackOf<T>;
-    const int e = i - (l_.section[3 + matrix] - l_.section[3]);
-    low_[padded + e / kStep * kStep + place<T>(e % kStep, kStep)] = y;
-  }
+  get_products(base);
   sync();
   stamp(layer, 2);
 
   // Some steps at a time, so that their loads do not wait for each other.
   constexpr int kBatch = 4;
   float low[kLowRanks] = {};
-  int matrix = 0, left = l_.steps[0];
+  const int ends[] = {l_.steps[0], l_.steps[0] + l_.steps[1],
+                      l_.steps[0] + l_.steps[1] + l_.steps[2], l_.all_steps};
   for (int first = 0; first < l_.all_steps; first += kBatch) {
     uint4 raw[kBatch];
     float sum[kBatch];
@@ -114,11 +148,10 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
     }
 #pragma unroll
     for (int n = 0; n < kBatch; ++n)
-      if (first + n < l_.all_steps) {
-        while (left == 0) left = l_.steps[++matrix];
-        --left;
 #pragma unroll
-        for (int i = 0; i < kLowRanks; ++i) low[i] += i == matrix ? sum[n] : 0.0f;
+      for (int i = 0; i < kLowRanks; ++i) {
+        const int begin = i == 0 ? 0 : ends[i - 1];
+        low[i] += first + n >= begin && first + n < ends[i] ? sum[n] : 0.0f;
       }
   }
 #pragma unroll
@@ -129,7 +162,7 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
     m.decay[channel] = w0 + low[0];
     m.rate[channel] = sigmoid(a0 + low[1]);
     m.gate[channel] = low[3];
-    float v = m.v[channel];
+    float v = m.rkv[2 * kN + channel];
     if (layer == 0)
       m.v_first[channel] = v;
     else
@@ -140,8 +173,8 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
 
   // Every warp prepares all of the head: two columns a lane.
   const int c = 2 * lane();
-  const float2 r = *reinterpret_cast<const float2*>(m.r + c),
-               k0 = *reinterpret_cast<const float2*>(m.k + c),
+  const float2 r = *reinterpret_cast<const float2*>(m.rkv + c),
+               k0 = *reinterpret_cast<const float2*>(m.rkv + kN + c),
                rate = *reinterpret_cast<const float2*>(m.rate + c),
                decay = *reinterpret_cast<const float2*>(m.decay + c);
   const float2 u = {k0.x * key_scale.x, k0.y * key_scale.y};

@@ -459,6 +459,7 @@ class Step {
   __device__ __forceinline__ void follow(const fp16::Pack* packs, std::byte* state);
   /// The block's head (step_head.cuh): everything between the two products with D x D matrices.
   __device__ __forceinline__ void lora(int layer);
+  __device__ __forceinline__ void get_products(int base);
 
   __device__ __forceinline__ void out(int layer) {
     begin_stage();

@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kThreads + kHelpers, 1)
         slots,
         Cursor(args.l, ranges, args.weights, head, args.pass_bytes, value.at(args.l),
                args.stream_value && value.is_mine ? value.bytes(args.l) : 0),
-        args.ahead);
+        args.ahead, args.flight);
   } else if (t >= kThreads + 32) {
     prefetch_layers<T, kHalfState>(args, ranges, sequence, head, t % 32);
   }

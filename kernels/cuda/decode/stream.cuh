@@ -171,14 +171,24 @@ constexpr int slot_bytes(int row_packs) {
 
 /// One thread: has all pieces of `next` brought to the slots; while no slot is free for long, up to
 /// `ahead` pieces more to the L2 cache. (All pieces would be slower than none: the L2 cache has
-/// little bandwidth to spare.)
+/// little bandwidth to spare.) No more than `flight` pieces are on their way at a time: what other
+/// blocks compute would have to wait behind them.
 template <int kRowPacks>
-__device__ __forceinline__ void produce(const Slots& s, Cursor next, int ahead) {
+__device__ __forceinline__ void produce(const Slots& s, Cursor next, int ahead, int flight) {
   uint64_t once;  // what has been copied to a slot is not read again
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
-  int slot = 0;
-  uint32_t parity = 0;
+  int slot = 0, landing = 0, flying = 0;  // next to fill; the oldest on its way; how many are
+  uint32_t parity = 0, landing_parity = 0;
   const auto ask = [&] {
+    if (flying == flight) {
+      wait_phase(s.full(landing), landing_parity);
+      if (++landing == s.count) {
+        landing = 0;
+        landing_parity ^= 1u;
+      }
+      --flying;
+    }
+    ++flying;
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(s.full(slot)),
                  "r"(next.bytes())
                  : "memory");
