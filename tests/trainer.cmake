@@ -12,4 +12,5 @@ rwkv_test(trainer_events_test LABEL unit SOURCES unit/trainer_events_test.cpp DE
 rwkv_test(trainer_memory_test LABEL unit SOURCES unit/trainer_memory_test.cpp DEPS rwkv_trainer)
 rwkv_test(trainer_gemm_cache_test LABEL unit SOURCES unit/trainer_gemm_cache_test.cpp
   DEPS rwkv_trainer)
+rwkv_test(trainer_signals_test LABEL unit SOURCES unit/trainer_signals_test.cpp DEPS rwkv_trainer)
 rwkv_test(trainer_shard_test LABEL unit SOURCES unit/trainer_shard_test.cpp DEPS rwkv_trainer)

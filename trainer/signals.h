@@ -3,9 +3,11 @@
 
 namespace rwkv {
 
-/// While it lives, the first SIGTERM or SIGINT is only noted and the second ends the process at
-/// once (exit code 128 + signal). Writing beyond a file-size limit (SIGXFSZ) or into a closed pipe
-/// (SIGPIPE) becomes an error of the write instead of a silent death. One at a time.
+/// While it lives, the first SIGTERM or SIGINT is only noted and a second one ends the process at
+/// once (exit code 128 + signal); within 2 s of the first the same signal counts as the same
+/// request, since launchers signal ranks directly and through their parent. Writing beyond a
+/// file-size limit (SIGXFSZ) or into a closed pipe (SIGPIPE) becomes an error of the write instead
+/// of a silent death. One at a time.
 class StopSignals {
  public:
   StopSignals();

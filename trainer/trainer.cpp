@@ -76,6 +76,7 @@ class Run {
       open_validation();
       step_.allocate();
     });
+    if (comm_ != nullptr) require_same(*group(), "the validation data", valid_hash_);
     start();
     on_rank_0([&] { begin_log(); });
     const auto loader =
@@ -153,6 +154,7 @@ class Run {
     RWKV_CHECK(valid.blob.hash == data_.blob.hash, ConfigError, "validating on ",
                config_.data.valid, ": it was made with another tokenizer than ",
                config_.data.train);
+    valid_hash_ = valid.hash;
     valid_.emplace(valid.source, config_.train.batch, config_.train.context,
                    config_.eval.batches * config_.ranks);
   }
@@ -435,6 +437,7 @@ class Run {
   std::string dir_;
   std::optional<RunLock> lock_;
   std::optional<ValidationSet> valid_;
+  std::string valid_hash_;
   std::optional<JsonLog> log_;
   std::optional<EventLog> events_;
   TrainerState state_;
@@ -501,18 +504,9 @@ RunResult run_training(const TrainConfig& config, const TrainerOptions& options)
   HostGroup* group = options.comm == nullptr ? nullptr : &options.comm->group();
   std::optional<Run> run;
   agree(group, [&] { run.emplace(config, options); });
-  if (group == nullptr) return run->run();
-  try {
-    return run->run();
-  } catch (const AgreedError&) {
-    throw;
-  } catch (const ReportedError&) {
-    throw;
-  } catch (const Error& e) {
-    // Before anything is torn down: memory that others still send to would make that wait for ever.
-    group->abort(e.what(), e.exit_code());
-    throw;  // not reached: abort ends the process
-  }
+  RunResult result;
+  abort_on_error(group, [&] { result = run->run(); });
+  return result;
 }
 
 }  // namespace rwkv

@@ -64,6 +64,30 @@ TEST(DetectLaunch, KnowsLaunchersByTheirVariables) {
       << "a shell in an allocation";
 }
 
+TEST(DetectLaunch, ExplicitRanksComeBeforeMpiAndMpiBeforeSlurm) {
+  Variables v = {{"PMIX_RANK", "0"},       {"OMPI_COMM_WORLD_SIZE", "2"}, {"RANK", "3"},
+                 {"WORLD_SIZE", "8"},      {"LOCAL_RANK", "1"},           {"MASTER_ADDR", "a"},
+                 {"MASTER_PORT", "29500"}, {"SLURM_PROCID", "1"},         {"SLURM_NTASKS", "2"},
+                 {"SLURM_LOCALID", "0"}};
+  EXPECT_EQ(detect(v).kind, Launch::Kind::kTcp);
+  EXPECT_EQ(detect(v).rank, 3);
+  v["RANK"] = "0";
+  v["WORLD_SIZE"] = "1";  // what mpirun starts inside such a process are ranks
+  v.erase("SLURM_PROCID");
+  EXPECT_EQ(detect(v).kind, Launch::Kind::kMpi);
+  v.erase("RANK");
+  v.erase("WORLD_SIZE");
+  v["SLURM_PROCID"] = "1";
+  const Launch l = detect(v);
+  EXPECT_EQ(l.kind, has_mpi() ? Launch::Kind::kMpi : Launch::Kind::kTcp);
+  if (!has_mpi()) {
+    EXPECT_EQ(l.rank, 1);
+    EXPECT_EQ(l.size, 2);
+  }
+  v.erase("MASTER_ADDR");
+  EXPECT_EQ(detect(v).kind, Launch::Kind::kMpi);
+}
+
 TEST(DetectLaunch, RefusesWhatIsIncomplete) {
   const Variables good = {{"RANK", "1"},
                           {"WORLD_SIZE", "2"},
@@ -226,6 +250,48 @@ TEST_F(Tcp, AFailingRankGivesItsReason) {
   EXPECT_NE(first->text.find("rank 1 ("), std::string::npos) << first->text;
   EXPECT_NE(first->text.find("the disk is on fire"), std::string::npos) << first->text;
   EXPECT_EQ(failing->text + last->text, "") << "one message";
+}
+
+TEST_F(Tcp, AnErrorWithinSharedWorkEndsAllBeforeAnythingIsTornDown) {
+  struct TellsItsEnd {
+    ~TellsItsEnd() { std::fprintf(stderr, "torn down\n"); }
+  };
+  const auto failing = [](auto error) {
+    return [error](HostGroup& g) -> int {
+      g.barrier();
+      const TellsItsEnd end;
+      abort_on_error(&g, [&] { throw error; });
+      return 0;
+    };
+  };
+  const auto check = [&](const auto& body, int code, const char* says) {
+    auto first = start(0, 2, wait_forever);
+    auto other = start(1, 2, body);
+    EXPECT_EQ(other->wait(), code);
+    EXPECT_EQ(other->text, "");
+    EXPECT_EQ(first->wait(), code);
+    EXPECT_NE(first->text.find(says), std::string::npos) << first->text;
+  };
+  check(failing(IoError("no such disk")), 3, "no such disk");
+  check(failing(std::bad_alloc()), 4, "out of memory");
+  check(failing(std::runtime_error("a surprise")), 1, "a surprise");
+  // What all ranks throw together goes up.
+  auto agreed = start(0, 2, [](HostGroup& g) {
+    int code = 0;
+    try {
+      abort_on_error(&g, [] { throw AgreedError("", 2); });
+    } catch (const AgreedError& e) {
+      code = e.exit_code();
+    }
+    g.barrier();
+    return code;
+  });
+  auto reported = start(1, 2, [](HostGroup& g) {
+    g.barrier();
+    return 0;
+  });
+  EXPECT_EQ(agreed->wait(), 2) << agreed->text;
+  EXPECT_EQ(reported->wait(), 0) << reported->text;
 }
 
 TEST_F(Tcp, MissingRanksAndWrongNumbersAreNamed) {

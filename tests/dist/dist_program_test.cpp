@@ -223,6 +223,19 @@ TEST_F(Mpi, DifferencesBetweenRanksAreOneClearError) {
   EXPECT_EQ(count("rwkv-train: error:"), 1u) << output();
   EXPECT_TRUE(says("the configuration (--print-config shows it) of rank 1 differs")) << output();
 
+  // The same files by name, but another validation text in the folder of the second rank.
+  fs::create_directory(dir_ / "other");
+  for (const char* name : {"train.h5", "tiny.json", "rank.sh"})
+    fs::copy_file(dir_ / name, dir_ / (std::string("other/") + name));
+  test::write_token_file(dir_ / "other/valid.h5", 3000, 3);
+  second = {":", RWKV_MPIEXEC_COUNT, "1", "/bin/sh", "-c", "cd other && exec \"$@\"", "sh"};
+  const Words same = program("run");
+  second.insert(second.end(), same.begin(), same.end());
+  EXPECT_EQ(run(1, same, second), 2) << output();
+  EXPECT_EQ(count("rwkv-train: error:"), 1u) << output();
+  EXPECT_TRUE(says("the validation data of rank 1 differs")) << output();
+  fs::remove_all(dir_ / "run");
+
   EXPECT_EQ(run(2, program("run", {"--set", "data.train=absent.h5"})), 3) << output();
   EXPECT_EQ(count("rwkv-train: error:"), 1u) << output();
   EXPECT_EQ(run(2, program("run", {"--set", "no.key=1"})), 2) << output();

@@ -21,6 +21,8 @@ inline int run_rank_tests(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   return run_ranks(1, "test", [](RankSession& session) {
     test_ranks() = session.connect(kTestDevice);
+    // An exception must end all ranks: the others wait in a collective for the one that threw.
+    if (session.size() > 1) GTEST_FLAG_SET(catch_exceptions, false);
     auto& listeners = testing::UnitTest::GetInstance()->listeners();
     if (session.rank() != 0) delete listeners.Release(listeners.default_result_printer());
     int failed = RUN_ALL_TESTS();

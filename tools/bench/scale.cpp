@@ -106,16 +106,18 @@ Timing time_steps(const ScaleOptions& o, const Shape& shape, Communicator* comm,
       id = static_cast<int32_t>(rng.below(counter++, static_cast<uint64_t>(o.vocab)));
   };
   std::vector<double> seconds;
-  for (int i = -3; i < o.repeats; ++i) {
-    const double start = now_seconds();
-    fill(step.tokens());
-    fill(step.targets());
-    step.accumulate(0);
-    const TrainStep::Result r = step.finish(1e-6);
-    RWKV_CHECK(r.finite, NonFiniteError, "the step's loss is ", r.loss, ", its gradient norm ",
-               r.grad_norm);
-    if (i >= 0) seconds.push_back(now_seconds() - start);
-  }
+  abort_on_error(group, [&] {
+    for (int i = -3; i < o.repeats; ++i) {
+      const double start = now_seconds();
+      fill(step.tokens());
+      fill(step.targets());
+      step.accumulate(0);
+      const TrainStep::Result r = step.finish(1e-6);
+      RWKV_CHECK(r.finite, NonFiniteError, "the step's loss is ", r.loss, ", its gradient norm ",
+                 r.grad_norm);
+      if (i >= 0) seconds.push_back(now_seconds() - start);
+    }
+  });
   return summarize(std::move(seconds));
 }
 
@@ -155,12 +157,14 @@ Exchanges time_exchanges(const ScaleOptions& o, Communicator& comm) {
     return (now_seconds() - start) / kRuns;
   };
   Exchanges e;
-  e.seconds = time(once);
+  abort_on_error(&comm.group(), [&] { e.seconds = time(once); });
   const double others = 1.0 - 1.0 / comm.size();
   e.bytes = others * static_cast<double>(layout.elements()) *
             static_cast<double>(dtype_bytes(there) + dtype_bytes(back));
   const int64_t count = layout.elements();
-  const double all_reduce = time([&] { comm.all_reduce(grads.data(), count); });
+  double all_reduce = 0;
+  abort_on_error(&comm.group(),
+                 [&] { all_reduce = time([&] { comm.all_reduce(grads.data(), count); }); });
   e.peak_bytes_per_second = 2 * others * static_cast<double>(count) * sizeof(float) / all_reduce;
   return e;
 }

@@ -19,7 +19,7 @@ export NCCL_NVLS_ENABLE="${NCCL_NVLS_ENABLE:-0}"
 pids=()
 for ((rank = 0; rank < ranks; ++rank)); do
   RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$ranks MASTER_ADDR=127.0.0.1 MASTER_PORT=29455 \
-    "$folder/cuda_dist_step_test" >"$logs/rank$rank.log" 2>&1 &
+    timeout 300 "$folder/cuda_dist_step_test" >"$logs/rank$rank.log" 2>&1 &
   pids+=($!)
 done
 failed=0

@@ -74,6 +74,26 @@ void agree(HostGroup* group, const std::function<void()>& work) {
                     first->code);
 }
 
+void abort_on_error(HostGroup* group, const std::function<void()>& work) {
+  if (group == nullptr) {
+    work();
+    return;
+  }
+  try {
+    work();
+  } catch (const AgreedError&) {
+    throw;
+  } catch (const ReportedError&) {
+    throw;
+  } catch (const Error& e) {
+    group->abort(e.what(), e.exit_code());
+  } catch (const std::bad_alloc&) {
+    group->abort("out of memory", 4);
+  } catch (const std::exception& e) {
+    group->abort(e.what(), 1);
+  }
+}
+
 void require_same(HostGroup& group, std::string_view what, const std::string& value) {
   Sha256 sha;
   sha.update(value);

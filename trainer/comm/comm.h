@@ -98,6 +98,11 @@ class Communicator {
 /// ReportedError. `group` null: just runs it.
 void agree(HostGroup* group, const std::function<void()>& work);
 
+/// Runs `work`, in which ranks may wait for each other. What it throws on one of them ends all
+/// ranks before the exception goes up and tears down what others still send to; only AgreedError
+/// and ReportedError, which all ranks throw, go up. `group` null: just runs it.
+void abort_on_error(HostGroup* group, const std::function<void()>& work);
+
 /// Throws AgreedError on rank 0 (ReportedError elsewhere) unless `value` is the same on all ranks,
 /// naming `what` and the ranks that differ from rank 0.
 void require_same(HostGroup& group, std::string_view what, const std::string& value);

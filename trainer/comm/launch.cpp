@@ -122,6 +122,12 @@ int watch_ranks(const std::vector<pid_t>& pids, const std::string& program) {
 }  // namespace
 
 Launch detect_launch(const Get& get) {
+  // torchrun and operators set these two within SLURM or MPI jobs, whose variables are those of the
+  // processes that started them. A single one says nothing about ranks that mpirun starts in it.
+  if (!get("RANK").empty() && !get("WORLD_SIZE").empty() && get("WORLD_SIZE") != "1")
+    return from_variables(get, "RANK", "WORLD_SIZE", "LOCAL_RANK");
+  const bool slurm =
+      !get("SLURM_PROCID").empty() && !get("SLURM_NTASKS").empty() && !get("MASTER_ADDR").empty();
   for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS"}) {
     const std::string value = get(name);
     const bool counts = std::strcmp(name, "PMIX_RANK") != 0;
@@ -129,8 +135,8 @@ Launch detect_launch(const Get& get) {
     Launch l;
     l.kind = Launch::Kind::kMpi;
     l.description = "MPI";
-    // A launcher that also sets the variables below serves builds without MPI.
-    if (has_mpi() || get("WORLD_SIZE").empty()) return l;
+    // srun sets PMI's variables by itself; a build without MPI takes SLURM's own.
+    if (has_mpi() || !slurm) return l;
   }
   if (!get("WORLD_SIZE").empty() || !get("RANK").empty()) {
     for (const char* name : {"WORLD_SIZE", "RANK"})
@@ -138,8 +144,7 @@ Launch detect_launch(const Get& get) {
                  get("RANK").empty() ? "WORLD_SIZE" : "RANK", " is set; set both or none");
     return from_variables(get, "RANK", "WORLD_SIZE", "LOCAL_RANK");
   }
-  if (!get("SLURM_PROCID").empty() && !get("SLURM_NTASKS").empty() && !get("MASTER_ADDR").empty())
-    return from_variables(get, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID");
+  if (slurm) return from_variables(get, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID");
   return {};
 }
 

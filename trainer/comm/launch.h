@@ -26,9 +26,10 @@ struct Launch {
   std::string description;  ///< "mpirun", "RANK and WORLD_SIZE", ...
 };
 
-/// From the environment: MPI's own variables; else RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
+/// From the environment: RANK and WORLD_SIZE (both, more than one), LOCAL_RANK, MASTER_ADDR and
 /// MASTER_PORT, as torchrun and Kubernetes operators set them (NCCL_COMM_ID=HOST:PORT may stand for
-/// the last two); else SLURM_PROCID, SLURM_NTASKS and SLURM_LOCALID with MASTER_ADDR. Throws
+/// the last two); else MPI's own variables; else SLURM_PROCID, SLURM_NTASKS and SLURM_LOCALID with
+/// MASTER_ADDR, which a build without MPI prefers to MPI's variables. Throws
 /// ConfigError for incomplete or contradicting ones. `get` reads a variable: empty if not set.
 Launch detect_launch(const std::function<std::string(const char*)>& get);
 Launch detect_launch();

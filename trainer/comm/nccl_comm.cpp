@@ -104,7 +104,8 @@ class NcclCommunicator final : public Communicator {
                    rank(), " have the same GPU; start one rank per GPU");
     });
     group_->broadcast(&id, sizeof id);
-    agree(group_.get(), [&] {
+    // The other ranks wait within NCCL for one that fails here: they cannot agree on an error.
+    abort_on_error(group_.get(), [&] {
       check(api_.comm_init_rank(&comm_, size(), id, rank()), "connecting the ranks");
       int least = 0, greatest = 0;
       check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for priorities");

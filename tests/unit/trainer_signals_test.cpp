@@ -1,0 +1,62 @@
+// Signals that ask a run to stop: one request that comes twice is one, a later one ends it.
+
+#include "trainer/signals.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
+
+namespace rwkv {
+namespace {
+
+constexpr useconds_t kLonger = 2'100'000;  // than repeats count as one, in microseconds
+
+/// For a process of its own: 0 if the run would still stop in good order.
+int good_end(const StopSignals& stop, int signal) {
+  return stop.received() == signal ? 0 : 1;
+}
+
+TEST(StopSignalsDeathTest, ARepeatIsTheSameRequest) {
+  for (const int signal : {SIGTERM, SIGINT}) {
+    const auto twice = [signal] {
+      const StopSignals stop;
+      raise(signal);
+      raise(signal);
+      usleep(50000);
+      raise(signal);
+      _exit(good_end(stop, signal));
+    };
+    EXPECT_EXIT(twice(), testing::ExitedWithCode(0), "") << signal;
+  }
+}
+
+TEST(StopSignalsDeathTest, ALaterOneOrAnotherOneEndsAtOnce) {
+  const auto later = [] {
+    const StopSignals stop;
+    raise(SIGTERM);
+    usleep(kLonger);
+    raise(SIGTERM);
+    _exit(good_end(stop, SIGTERM));
+  };
+  EXPECT_EXIT(later(), testing::ExitedWithCode(128 + SIGTERM), "interrupted");
+  const auto other = [] {
+    const StopSignals stop;
+    raise(SIGTERM);
+    raise(SIGINT);
+    _exit(good_end(stop, SIGTERM));
+  };
+  EXPECT_EXIT(other(), testing::ExitedWithCode(128 + SIGINT), "interrupted");
+}
+
+TEST(StopSignals, ANewOneStartsAfresh) {
+  for (const int signal : {SIGTERM, SIGINT}) {
+    const StopSignals stop;
+    EXPECT_EQ(stop.received(), 0);
+    raise(signal);
+    EXPECT_EQ(stop.received(), signal);
+    EXPECT_STREQ(stop.name(), signal == SIGINT ? "SIGINT" : "SIGTERM");
+  }
+}
+
+}  // namespace
+}  // namespace rwkv
