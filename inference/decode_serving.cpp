@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -32,6 +33,10 @@ void use_all(SequenceRunner& runner, std::span<const int64_t> buckets) {
     runner.decode(slots, std::vector<int32_t>(slots.size(), 0));
   }
   for (const int64_t s : slots) runner.reset(s);
+  // The longest piece of a prompt: its products are tried out, shorter ones record launches alone.
+  const int64_t longest = runner.prefill_piece(std::numeric_limits<int32_t>::max());
+  if (longest > 1) runner.prefill(0, std::vector<int32_t>(static_cast<size_t>(longest), 0));
+  runner.reset(0);
 }
 
 class DecodeServing : public Serving {
@@ -44,8 +49,8 @@ class DecodeServing : public Serving {
                 .slots = o.runner.slots,
                 .buckets = buckets_of(o),
                 .prefill = o.weights != DType::kF32}),
-        options_{.prefill_tokens =
-                     o.runner.prefill_tokens > 0 ? o.runner.prefill_tokens : kPrefill},
+        options_{.prefill_tokens = o.runner.prefill_tokens > 0 ? o.runner.prefill_tokens : kPrefill,
+                 .exact = o.exact},
         engine_(
             o.weights == DType::kF32
                 ? std::make_unique<Engine>(model, weights, decode_engine_options(model_, options_))

@@ -155,8 +155,10 @@ class Scheduler::Worker {
       auto waiting = std::exchange(waiting_, {});
       auto commands = std::exchange(commands_, {});
       lock.unlock();
-      for (auto& job : waiting) end_job(*job, GenerationEnd::kCancelled);
-      end_running(GenerationEnd::kCancelled, {});
+      const std::string why = failure();
+      const GenerationEnd end = why.empty() ? GenerationEnd::kCancelled : GenerationEnd::kError;
+      for (auto& job : waiting) end_job(*job, end, why);
+      end_running(end, why);
       for (auto& command : commands) command();
       lock.lock();
       if (stopping_ && waiting_.empty() && commands_.empty()) return;
@@ -219,9 +221,15 @@ class Scheduler::Worker {
         ++it;
       }
     }
-    if (std::ranges::any_of(decoding_, [&](auto& s) { return unwanted(*s->job, now); })) tell();
+    // Asked once: clients cancel at any time, and what has been drawn is told before a sequence
+    // ends.
+    std::vector<Sequence*> ending;
     for (auto& s : decoding_)
-      if (!s->ended && unwanted(*s->job, now)) finish(*s, why_unwanted(*s->job), {});
+      if (unwanted(*s->job, now)) ending.push_back(s.get());
+    if (ending.empty()) return sweep();
+    tell_without_sweep();
+    for (Sequence* s : ending)
+      if (!s->ended) finish(*s, why_unwanted(*s->job), {});
     sweep();
   }
 

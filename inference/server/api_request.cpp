@@ -69,7 +69,8 @@ class Members {
   /// An integer or a list of integers.
   std::vector<int32_t> ids(const std::string& name, const Json& v) const {
     std::vector<int32_t> out;
-    for (const Json& x : v.is_array() ? v : Json::array({v})) {
+    const Json one = v.is_array() ? Json() : Json::array({v});
+    for (const Json& x : v.is_array() ? v : one) {
       if (!x.is_number_integer()) wrong(name, x, "token ids");
       const auto id = x.get<int64_t>();
       if (id < 0 || id > INT32_MAX) fail(name, str("has the token id ", x.dump()));
@@ -187,7 +188,8 @@ class Parser {
     in_.integer("max_tokens", common_.max_tokens, request_.chat ? 1 : 0, most);
     if (request_.chat) in_.integer("max_completion_tokens", common_.max_tokens, 1, most);
     if (const Json* v = in_.find("stop")) {
-      for (const Json& s : v->is_array() ? *v : Json::array({*v})) {
+      const Json one = v->is_array() ? Json() : Json::array({*v});
+      for (const Json& s : v->is_array() ? *v : one) {
         if (!s.is_string()) in_.wrong("stop", s, "a string or a list of strings");
         if (s.get_ref<const std::string&>().empty()) in_.fail("stop", "has an empty string");
         common_.stop.push_back(s.get<std::string>());
@@ -457,13 +459,36 @@ std::string api_error_json(const ApiError& error) {
   return body.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
+void check_nesting(std::string_view body) {
+  constexpr int kDeepest = 64;
+  int depth = 0;
+  bool text = false;
+  for (size_t i = 0; i < body.size(); ++i) {
+    const char c = body[i];
+    if (text) {
+      if (c == '\\') ++i;
+      if (c == '"') text = false;
+    } else if (c == '"') {
+      text = true;
+    } else if (c == '[' || c == '{') {
+      if (++depth > kDeepest)
+        throw ApiError(400, str("the body is nested more than ", kDeepest, " levels deep"));
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+}
+
 ApiRequest parse_api_request(std::string_view body, bool chat, const ApiSettings& settings,
                              const Tokenizer& tokenizer, uint64_t seed) {
+  check_nesting(body);
   Json json;
   try {
     json = Json::parse(body);
   } catch (const Json::parse_error& e) {
     throw ApiError(400, str("the body is not valid JSON: error at byte ", e.byte));
+  } catch (const Json::exception&) {
+    throw ApiError(400, "the body has a number that is out of range");
   }
   return Parser(json, chat, settings, tokenizer, seed).parse();
 }

@@ -43,6 +43,9 @@ struct ApiRequest {
   int64_t choices() const { return prompts.empty() ? 0 : std::ssize(prompts) * prompts[0].samples; }
 };
 
+/// ApiError 400 if brackets are nested too deeply for what copies and prints JSON by recursion.
+void check_nesting(std::string_view body);
+
 /// `seed`: for requests without one. Throws ApiError, naming the member.
 ApiRequest parse_api_request(std::string_view body, bool chat, const ApiSettings& settings,
                              const Tokenizer& tokenizer, uint64_t seed);

@@ -1,5 +1,8 @@
 #include "inference/server/connection_threads.h"
 
+#include <exception>
+#include <iostream>
+#include <system_error>
 #include <utility>
 
 namespace rwkv {
@@ -27,8 +30,17 @@ void ConnectionThreads::enqueue(std::function<void()> connection) {
   pool.jobs.push_back(std::move(connection));
   const auto waiting = static_cast<int64_t>(pool.jobs.size());
   if (waiting > pool.idle && pool.threads < (refuse ? refusing_ : limit_)) {
-    ++pool.threads;
-    threads_.emplace_back([this, &pool, refuse] { work(pool, refuse); });
+    try {
+      threads_.emplace_back([this, &pool, refuse] { work(pool, refuse); });
+      ++pool.threads;
+    } catch (const std::system_error&) {
+      // The machine gives no more threads: the connection waits for one, or is closed if there is
+      // none.
+      if (pool.threads == 0) {
+        pool.jobs.pop_back();
+        if (!refuse) --open_;
+      }
+    }
   }
   wake_.notify_all();
 }
@@ -44,7 +56,11 @@ void ConnectionThreads::work(Pool& pool, bool refusing) {
     const auto job = std::move(pool.jobs.front());
     pool.jobs.pop_front();
     lock.unlock();
-    job();
+    try {
+      job();
+    } catch (const std::exception& e) {  // costs this connection, not the others
+      std::cerr << "rwkv-serve: a connection ended: " << e.what() << '\n';
+    }
     lock.lock();
     if (!refusing) --open_;
   }

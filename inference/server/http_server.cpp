@@ -117,6 +117,11 @@ class HttpServer::Impl {
     http_.set_write_timeout(options_.client_seconds);
     http_.set_payload_max_length(static_cast<size_t>(options_.max_body_bytes));
     http_.set_tcp_nodelay(true);
+    // Before a body is read: the library's limit is on Content-Length alone.
+    http_.set_pre_routing_handler([this](const Request& req, Response& res) {
+      return refuse_body(req, res) ? httplib::Server::HandlerResponse::Handled
+                                   : httplib::Server::HandlerResponse::Unhandled;
+    });
     http_.set_error_handler([this](const Request& req, Response& res) { shape_error(req, res); });
     // Called when an answer has been written.
     http_.set_logger([this](const Request& req, const Response& res) {
@@ -274,6 +279,20 @@ class HttpServer::Impl {
       throw ApiError(401, "the API key is not the right one", "", "invalid_api_key");
   }
 
+  /// Bodies whose length is not known before they are read or unpacked. True: the answer is made.
+  bool refuse_body(const Request& req, Response& res) {
+    const bool body = req.method == "POST" || req.method == "PUT" || req.method == "PATCH";
+    const bool packed = req.has_header("Content-Encoding");
+    if (!body ||
+        (!packed && !req.has_header("Transfer-Encoding") && req.has_header("Content-Length")))
+      return false;
+    allow_origin(res);
+    res.set_header("Connection", "close");  // the body is not read
+    fail(res, packed ? ApiError(415, "compressed bodies are not taken: send no Content-Encoding")
+                     : ApiError(411, "the request has no Content-Length, or is sent in chunks"));
+    return true;
+  }
+
   /// Errors that the library found: no handler has filled the body.
   void shape_error(const Request& req, Response& res) {
     if (!res.body.empty()) return;
@@ -289,6 +308,8 @@ class HttpServer::Impl {
         }
     } else if (res.status == 413) {
       what = str("the body is larger than the limit of ", options_.max_body_bytes, " bytes");
+      if (req.get_header_value("Content-Type").starts_with("application/x-www-form-urlencoded"))
+        what += ", or of 8192 for a form: send Content-Type: application/json";
     } else if (res.status == 400) {
       what = "the request is not valid HTTP";
     }
@@ -312,6 +333,7 @@ class HttpServer::Impl {
   }
 
   static Json parse_object(const Request& req) {
+    check_nesting(req.body);
     const Json body = Json::parse(req.body, nullptr, false);
     if (!body.is_object()) throw ApiError(400, "the body is not a JSON object");
     return body;
@@ -400,6 +422,9 @@ class HttpServer::Impl {
         if (over) out += e.answer->end(e.cached());
       } catch (const ApiError& error) {
         out += str("data: ", api_error_json(error), "\n\n");
+        over = true;
+      } catch (const std::exception& error) {  // nothing above this would catch it
+        out += str("data: ", api_error_json(ApiError(500, error.what())), "\n\n");
         over = true;
       }
       if (e.client->gone()) return false;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "kernels/core/error.h"
 #include "kernels/core/half.h"
 
 namespace rwkv {
@@ -46,14 +47,26 @@ std::vector<StateLayer> wkv_layers(std::span<const SequenceRunner::StateTensor> 
       continue;
     }
     for (float& x : layer.values) x /= t.scale;
-    if (n + 1 < layout.size() && layout[n + 1].spec.dtype == DType::kI8) {  // exponents of rows
+    if (n + 1 < layout.size() && layout[n + 1].spec.dtype == DType::kI8 &&
+        layout[n + 1].spec.numel() > 0) {  // exponents of rows
       const auto& rows = layout[n + 1];
       const size_t width = layer.values.size() / static_cast<size_t>(rows.spec.numel());
       for (size_t i = 0; i < layer.values.size(); ++i)
         layer.values[i] = std::ldexp(
             layer.values[i], std::to_integer<int8_t>(snapshot.bytes[rows.offset + i / width]));
     }
-    layers.push_back(std::move(layer));
+    const int64_t blocks = s.rank == 4 ? s.dim[0] : 1;
+    if (blocks == 1) {
+      layers.push_back(std::move(layer));
+      continue;
+    }
+    const auto each = std::ssize(layer.values) / blocks;  // all blocks in one tensor
+    for (int64_t b = 0; b < blocks; ++b)
+      layers.push_back({str("blocks.", b, ".att.wkv_state"),
+                        layer.heads / blocks,
+                        layer.rows,
+                        layer.columns,
+                        {layer.values.begin() + b * each, layer.values.begin() + (b + 1) * each}});
   }
   return layers;
 }

@@ -20,7 +20,7 @@ struct StateLayer {
 };
 
 /// The WKV states of a snapshot, by block, as the numbers they stand for where they are kept
-/// scaled. Shift states are left out.
+/// scaled. Shift states are left out. A tensor of rank 4 holds (blocks, heads, rows, columns).
 std::vector<StateLayer> wkv_layers(std::span<const SequenceRunner::StateTensor> layout,
                                    const StateSnapshot& snapshot);
 

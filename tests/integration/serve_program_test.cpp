@@ -314,7 +314,16 @@ TEST_F(Serve, ErrorsHaveTheShapeThatClientsKnow) {
   expect_error(post("[]"), 400, bad, "", "expected an object");
   expect_error(post(""), 400, bad, "", "not valid JSON");
   expect_error(post("\xff\xfe"), 400, bad, "", "not valid JSON");
-  expect_error(post(std::string(10000, '[')), 400, bad, "", "not valid JSON");
+  // What copies JSON recurses: 9000 levels were a stack overflow at larger limits of the body.
+  expect_error(post(std::string(10000, '[')), 400, bad, "", "nested");
+  const auto deep = [](const char* member) {
+    return str("{\"prompt\": \"a\", \"", member, "\": ", std::string(9000, '['),
+               std::string(9000, ']'), "}");
+  };
+  expect_error(post(deep("stop")), 400, bad, "", "nested");
+  expect_error(alphabet_->post("/detokenize", deep("tokens")), 400, bad, "", "nested");
+  EXPECT_EQ(post(str(R"({"prompt": "a", "stop": "\")", std::string(200, '['), "\"}")).status, 200);
+  expect_error(post(R"({"prompt": "a", "temperature": 1e999})"), 400, bad, "", "out of range");
   expect_error(post("{}"), 400, bad, "prompt", "missing");
   expect_error(post(R"({"prompt": 5})"), 400, bad, "prompt", "is a number");
   expect_error(post(R"({"prompt": "a", "max_tokens": "5"})"), 400, bad, "max_tokens", "a string");
@@ -334,6 +343,18 @@ TEST_F(Serve, ErrorsHaveTheShapeThatClientsKnow) {
   expect_error(post(R"({"prompt": "a", "model": "gpt"})"), 404, "not_found_error", "model", "gpt");
   expect_error(post(str("{\"prompt\": \"", std::string(30000, 'a'), "\"}")), 413, bad, "",
                "20000 bytes");
+  // Bodies whose length is not told.
+  auto client = alphabet_->client();
+  const auto pieces = [](size_t, httplib::DataSink& sink) {
+    sink.os << R"({"prompt": "a"})";
+    sink.done();
+    return true;
+  };
+  expect_error(Program::answer(client.Post("/v1/completions", pieces, "application/json")), 411,
+               bad, "", "Content-Length");
+  expect_error(
+      alphabet_->post("/v1/completions", R"({"prompt": "a"})", {{"Content-Encoding", "gzip"}}), 415,
+      bad, "", "Content-Encoding");
   expect_error(alphabet_->chat({{"messages", Json::array()}}), 400, bad, "messages", "empty");
   expect_error(alphabet_->chat({{"messages", {{{"role", "cat"}, {"content", "x"}}}}}), 400, bad,
                "messages", "'cat'");

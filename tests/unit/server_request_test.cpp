@@ -177,5 +177,24 @@ TEST(StateView, ShowsTheNumbersThatAScaledStateStandsFor) {
   EXPECT_NEAR(layers[0].rms(), 768.0 / std::sqrt(32.0), 1e-3);
 }
 
+TEST(StateView, CutsATensorOfAllBlocks) {
+  const TensorSpec all({3, 2, 4, 4}, DType::kF16), exponents({1, 24}, DType::kI8);
+  const std::vector<SequenceRunner::StateTensor> layout = {
+      {"wkv_states", all, 0, 1}, {"wkv_exponents", exponents, all.bytes(), 1}};
+  StateSnapshot snapshot;
+  snapshot.bytes.resize(all.bytes() + exponents.bytes());
+  const F16 x = half_bits(2.0F);
+  std::memcpy(snapshot.bytes.data() + 2 * (2 * 32 + 21), &x, 2);  // block 2, head 1, row 1
+  snapshot.bytes[all.bytes() + 16 + 5] = std::byte{8};
+  const std::vector<StateLayer> layers = wkv_layers(layout, snapshot);
+  ASSERT_EQ(layers.size(), 3u);
+  EXPECT_EQ(layers[0].largest(), 0);
+  EXPECT_EQ(layers[2].name, "blocks.2.att.wkv_state");
+  EXPECT_EQ(layers[2].heads, 2);
+  EXPECT_EQ(layers[2].rows, 4);
+  EXPECT_EQ(layers[2].columns, 4);
+  EXPECT_EQ(layers[2].values[21], 512.0F);
+}
+
 }  // namespace
 }  // namespace rwkv
