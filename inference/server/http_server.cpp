@@ -125,7 +125,7 @@ class HttpServer::Impl {
     http_.set_error_handler([this](const Request& req, Response& res) { shape_error(req, res); });
     // Called when an answer has been written.
     http_.set_logger([this](const Request& req, const Response& res) {
-      if (ConnectionThreads::is_refusing())
+      if (ConnectionThreads::is_refusing() || res.status == 411 || res.status == 415)
         ClientSocket(req.remote_addr, req.remote_port).end_reading();
       const std::lock_guard lock(mutex_);
       ++answers_[res.status];
