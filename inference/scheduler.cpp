@@ -226,8 +226,7 @@ class Scheduler::Worker {
     std::vector<Sequence*> ending;
     for (auto& s : decoding_)
       if (unwanted(*s->job, now)) ending.push_back(s.get());
-    if (ending.empty()) return sweep();
-    tell_without_sweep();
+    if (!ending.empty()) tell_without_sweep();
     for (Sequence* s : ending)
       if (!s->ended) finish(*s, why_unwanted(*s->job), {});
     sweep();
