@@ -427,7 +427,6 @@ class Scheduler::Worker {
       if (!t.sequence->ended) deliver(*t.sequence, std::move(t.drawn));
     told_.clear();
   }
-
   void deliver(Sequence& s, Drawn d) {
     if (!d.error.empty()) return finish(s, GenerationEnd::kError, {.error = std::move(d.error)});
     const GenerationRequest& r = s.job->request;
@@ -453,6 +452,7 @@ class Scheduler::Worker {
     if (s.job->request.keep_state && s.sample == 0) keep_state(s);
     s.ended = true;
     free_slots_.push_back(s.slot);
+    publish();  // before anybody can ask
     s.job->handle->push(std::move(event));
     if (--s.job->samples_open == 0) close(*s.job);
   }
