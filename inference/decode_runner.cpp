@@ -71,10 +71,10 @@ class DecodeRunner : public SequenceRunner {
     }
     for (const auto& [name, view] : parts(0)) {
       const bool half = name == "wkv_states" && view.spec.dtype == DType::kF16;
-      const int64_t n = config_.head_size;
+      const int64_t size = config_.head_size;
       const TensorSpec spec =
           name == "wkv_states"
-              ? TensorSpec({config_.n_layer, config_.n_embd / n, n, n}, view.spec.dtype)
+              ? TensorSpec({config_.n_layer, config_.n_embd / size, size, size}, view.spec.dtype)
               : view.spec;
       RWKV_ASSERT(spec.bytes() == view.bytes(), "decode runner: states of another size");
       layout_.push_back({name, spec, state_bytes_, half ? kHalfStateScale : 1});
