@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "inference/decode_weights.h"
+#include "inference/stage_times.h"
 #include "kernels/core/backend.h"
 #include "kernels/core/bf16.h"
 #include "kernels/core/error.h"
@@ -364,26 +365,8 @@ void DecodeModel::batch_again(int64_t bucket) {
 }
 
 std::vector<std::pair<std::string, double>> DecodeModel::batch_stages(int64_t bucket) {
-  std::vector<std::pair<std::string, Event>> points;
-  const std::function<void(const char*)> mark = [&](const char* stage) {
-    points.emplace_back(stage, backend::cuda_event_create());
-    backend::cuda_event_record(points.back().second.get(), ctx_.stream());
-  };
   const Batch& batch = batch_of(bucket);
-  mark("");
-  queue_batch(bucket, batch.plans, &mark);
-  std::vector<std::pair<std::string, double>> stages;
-  for (size_t i = 1; i < points.size(); ++i) {
-    const double seconds =
-        backend::cuda_event_seconds(points[i - 1].second.get(), points[i].second.get());
-    const auto known =
-        std::ranges::find_if(stages, [&](const auto& s) { return s.first == points[i].first; });
-    if (known == stages.end())
-      stages.emplace_back(points[i].first, seconds);
-    else
-      known->second += seconds;
-  }
-  return stages;
+  return time_stages(ctx_, [&](const StageMark& mark) { queue_batch(bucket, batch.plans, &mark); });
 }
 
 double DecodeModel::zero_share() {

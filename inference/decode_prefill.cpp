@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "inference/stage_times.h"
 #include "kernels/core/backend.h"
 #include "kernels/core/error.h"
 #include "kernels/core/gemm.h"
@@ -189,31 +190,10 @@ std::vector<float> DecodePrefill::losses(int64_t slot, std::span<const int32_t> 
 
 std::vector<std::pair<std::string, double>> DecodePrefill::stages() {
   RWKV_ASSERT(last_.first > 0, "no prompt has run");
-  struct Release {
-    void operator()(void* event) const { backend::cuda_event_release(event); }
-  };
   Context& ctx = model_.context();
-  std::vector<std::pair<std::string, std::unique_ptr<void, Release>>> points;
-  const std::function<void(const char*)> mark = [&](const char* stage) {
-    points.emplace_back(stage, backend::cuda_event_create());
-    backend::cuda_event_record(points.back().second.get(), ctx.stream());
-  };
   // The GPU is kept busy while the host gets ahead of it.
   for (int i = 0; i < 4; ++i) graph_of(last_).launch(ctx);
-  mark("");
-  queue(last_, false, &mark);
-  std::vector<std::pair<std::string, double>> stages;
-  for (size_t i = 1; i < points.size(); ++i) {
-    const double seconds =
-        backend::cuda_event_seconds(points[i - 1].second.get(), points[i].second.get());
-    const auto known =
-        std::ranges::find_if(stages, [&](const auto& s) { return s.first == points[i].first; });
-    if (known == stages.end())
-      stages.emplace_back(points[i].first, seconds);
-    else
-      known->second += seconds;
-  }
-  return stages;
+  return time_stages(ctx, [&](const StageMark& mark) { queue(last_, false, &mark); });
 }
 
 }  // namespace rwkv
