@@ -7,6 +7,8 @@
 #include <cstring>
 
 #include "inference/decode_runner.h"
+#include "inference/state_file.h"
+#include "tests/unit/data_test_util.h"
 #include "tests/unit/inference_model.h"
 
 namespace rwkv {
@@ -212,6 +214,38 @@ TEST_F(CudaDecodeRunner, StatesMoveAndErrorsAreTold) {
   EXPECT_THROW(runner->decode(std::vector<int64_t>{1}, std::vector<int32_t>{1, 2}), ShapeError);
   EXPECT_THROW(runner->prefill(0, std::span(ids).first(3)), ConfigError);
   EXPECT_THROW(runner->save(0, std::span(saved).first(8)), ShapeError);
+}
+
+TEST_F(CudaDecodeRunner, StateFilesGoToTheCpuAndBack) {
+  const test::TempDir dir;
+  const TestModel m = random_model(6);
+  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16})
+    for (const bool half : {false, true}) {
+      Context ctx(Device::kCuda);
+      DecodeModel model(ctx, *m.model, *m.weights, {.dtype = type, .half_state = half, .slots = 3});
+      const auto runner =
+          make_decode_runner(model, m.model->config(), nullptr, {.least_parallel = 1 << 20});
+      const auto ids = random_ids(3, 32, kVocab);
+      runner->prefill(1, ids);
+      write_state_file(dir.file("s"), *runner, 1, 32);
+      EXPECT_EQ(read_state_file(dir.file("s"), *runner, 2), 32);
+      const auto want = row(runner->decode(std::vector<int64_t>{1}, std::vector<int32_t>{5}), 0);
+      EXPECT_EQ(row(runner->decode(std::vector<int64_t>{2}, std::vector<int32_t>{5}), 0), want);
+      Engine engine(*m.model, *m.weights);
+      RnnState state = engine.new_state();
+      EXPECT_EQ(read_state_file(dir.file("s"), engine, state), 32);
+      const auto next = row(engine.decode(state, std::vector<int32_t>{5}), 0);
+      const double limit = type == DType::kF32 ? half ? 1e-2 : 1e-5 : 6e-2;
+      EXPECT_LE(relative(want, next), limit) << dtype_name(type) << " " << half;
+      // Back: what the CPU read, it writes, and the GPU goes on from that.
+      write_state_file(dir.file("t"), engine, state, 33);
+      EXPECT_EQ(read_state_file(dir.file("t"), *runner, 0), 33);
+      const auto after = row(engine.decode(state, std::vector<int32_t>{6}), 0);
+      EXPECT_LE(
+          relative(row(runner->decode(std::vector<int64_t>{0}, std::vector<int32_t>{6}), 0), after),
+          limit)
+          << dtype_name(type) << " " << half;
+    }
 }
 
 }  // namespace
