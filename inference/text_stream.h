@@ -24,6 +24,9 @@ class StopFinder {
   /// What was held back in vain; empty if a stop string was found.
   std::string finish();
   bool found() const { return found_; }
+  bool holding() const {
+    return !held_.empty();
+  }  ///< the end may be the beginning of a stop string
   const std::string& stop() const { return stop_; }  ///< the one that was found
 
  private:
@@ -44,6 +47,8 @@ class TextStream {
   /// The rest. Call it once, at the end, also after a stop string.
   std::string finish();
   bool stopped() const { return stop_.found(); }
+  const std::string& stop() const { return stop_.stop(); }  ///< the string that was found
+  bool holding() const { return stop_.holding(); }  ///< the next text may complete a stop string
 
  private:
   const Tokenizer& tokenizer_;

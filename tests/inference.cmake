@@ -40,6 +40,10 @@ rwkv_test(inference_serving_test LABEL unit SOURCES unit/inference_serving_test.
   DEPS rwkv_inference)
 rwkv_test(inference_scheduler_test LABEL unit SOURCES unit/inference_scheduler_test.cpp
   DEPS rwkv_inference)
+rwkv_test(chat_session_test LABEL unit SOURCES unit/chat_session_test.cpp DEPS rwkv_inference)
+rwkv_test(chat_program_test LABEL integration SOURCES integration/chat_program_test.cpp
+  DEPS rwkv_inference)
+add_dependencies(chat_program_test rwkv-generate)
 rwkv_test(server_request_test LABEL unit SOURCES unit/server_request_test.cpp DEPS rwkv_inference)
 if(RWKV_HAVE_HTTPLIB)
   rwkv_test(serve_program_test LABEL integration SOURCES integration/serve_program_test.cpp

@@ -1,4 +1,5 @@
-// rwkv-generate: continues a text with a trained model. docs/generation.md explains the options.
+// rwkv-generate: continues a text with a trained model, or holds a conversation.
+// docs/generation.md explains the options.
 
 #include <unistd.h>
 
@@ -10,61 +11,16 @@
 #include "inference/generate.h"
 #include "inference/load.h"
 #include "inference/state_file.h"
+#include "tools/chat_console.h"
 #include "tools/cli_common.h"
 #include "tools/device_flags.h"
+#include "tools/generate_flags.h"
 
 namespace {
 
 using namespace rwkv;
 
-struct Flags {
-  std::string model, vocab, prompt, prompt_file, state_in, state_out;
-  DeviceFlags device;
-  std::vector<int32_t> prompt_ids;
-  GenerateOptions generate{.sampling = {.top_p = 0.85}};
-  bool ids = false, echo = false, no_start_token = false, stream = true, stats = false;
-  bool free_numbers = false, ignore_end = false;
-  int threads = 0;
-};
-
-void declare(CLI::App& app, Flags& f) {
-  SamplingOptions& s = f.generate.sampling;
-  app.add_option("--model", f.model,
-                 "model file of any format, checkpoint, or run folder (its newest)")
-      ->required();
-  auto* text = app.add_option("--prompt", f.prompt, "text to continue; else standard input");
-  auto* file = app.add_option("--prompt-file", f.prompt_file, "file with the text to continue");
-  auto* ids = app.add_option("--prompt-ids", f.prompt_ids, "token ids to continue, as they are");
-  text->excludes(file)->excludes(ids);
-  file->excludes(ids);
-  app.add_flag("--no-start-token", f.no_start_token, "do not put id 0 before the prompt");
-  app.add_option("--max-tokens", f.generate.max_tokens, "tokens to generate")
-      ->capture_default_str();
-  app.add_option("--stop", f.generate.stop, "text that ends generation, not printed; repeatable")
-      ->allow_extra_args(false);
-  app.add_flag("--ignore-end", f.ignore_end, "go on after id 0, the end of a document");
-  app.add_option("--temperature", s.temperature, "0: greedy")->capture_default_str();
-  app.add_option("--top-p", s.top_p, "acts before the temperature")->capture_default_str();
-  app.add_option("--top-k", s.top_k, "0: off")->capture_default_str();
-  app.add_option("--min-p", s.min_p, "0: off")->capture_default_str();
-  app.add_option("--repetition-penalty", s.repetition_penalty, "1: off")->capture_default_str();
-  app.add_option("--presence-penalty", s.presence_penalty, "0: off")->capture_default_str();
-  app.add_option("--frequency-penalty", s.frequency_penalty, "0: off")->capture_default_str();
-  app.add_option("--penalty-decay", s.penalty_decay, "1: off; the reference uses 0.996")
-      ->capture_default_str();
-  app.add_flag("--free-numbers", f.free_numbers, "digits and blanks pay no frequency penalty");
-  app.add_option("--seed", s.seed, "equal seeds give equal texts")->capture_default_str();
-  app.add_flag("--stream,!--no-stream", f.stream, "print text as it is generated (default)");
-  app.add_flag("--echo", f.echo, "print the prompt first");
-  app.add_flag("--ids", f.ids, "print token ids instead of text");
-  app.add_flag("--stats", f.stats, "print timings to standard error");
-  app.add_option("--state-in", f.state_in, "start from the state in this file");
-  app.add_option("--state-out", f.state_out,
-                 "write the state after prompt and output to this file");
-  app.add_option("--vocab", f.vocab, kVocabHelp);
-  add_decode_flags(app, f.device);
-  add_threads_flag(app, f.threads);
-}
+using Flags = GenerateFlags;
 
 std::string prompt_text(const CLI::App& app, const Flags& f) {
   if (app.count("--prompt") > 0) return f.prompt;
@@ -91,10 +47,29 @@ void print_stats(const Generated& g, size_t activations) {
                format_bytes(activations).c_str());
 }
 
+int chat(const CLI::App& app, const Flags& f) {
+  ChatOptions chat = chat_options(app, f);
+  check_device(f.device);
+  const std::string path = resolve_model(f.model);
+  ServingOptions options = serving_options(f.device, ModelFile::open(path).config());
+  options.runner.slots = ChatSession::kSlots;
+  options.exact = false;
+  const LoadedModel loaded = load_model(path, f.vocab);
+  const Tokenizer& tokenizer = loaded.need_tokenizer();
+  if (f.free_numbers) chat.sampling.uncounted_tokens = number_tokens(tokenizer);
+  const auto serving = make_serving(*loaded.model, *loaded.weights, options);
+  ChatSession session(serving->runner(), tokenizer, std::move(chat));
+  if (!f.state_in.empty()) session.load(f.state_in);
+  run_chat(session, {.stats = f.stats});
+  if (!f.state_out.empty()) session.save(f.state_out);
+  return 0;
+}
+
 int run(const CLI::App& app, Flags& f) {
   f.generate.sampling.check();
   use_threads(f.threads);
   if (!f.state_out.empty()) AtomicFile{f.state_out};  // a wrong place is found before the work
+  if (f.chat) return chat(app, f);
   check_device(f.device);
   const std::string path = resolve_model(f.model);
   const bool with_state = !f.state_in.empty() || !f.state_out.empty();
@@ -152,8 +127,8 @@ int run(const CLI::App& app, Flags& f) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Continues a text with a trained model.", "rwkv-generate");
+  CLI::App app("Continues a text with a trained model, or holds a conversation.", "rwkv-generate");
   Flags flags;
-  declare(app, flags);
+  declare_generate_flags(app, flags);
   return run_program(app, argc, argv, [&] { return run(app, flags); });
 }

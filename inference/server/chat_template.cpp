@@ -90,10 +90,15 @@ ChatPrompt chat_prompt(std::span<const ChatMessage> messages, ChatTemplate chat,
     prompt.text += "\n\n";
     prompt.ends.push_back(prompt.text.size());
   }
-  prompt.text += names.assistant;
-  if (thinking == Thinking::kOn) prompt.text += " <think";
-  if (thinking == Thinking::kOff) prompt.text += " <think>\n</think";
+  prompt.text += chat_opening(chat, thinking);
   return prompt;
+}
+
+std::string chat_opening(ChatTemplate chat, Thinking thinking) {
+  std::string text(names_of(chat).assistant);
+  if (thinking == Thinking::kOn) text += " <think";
+  if (thinking == Thinking::kOff) text += " <think>\n</think";
+  return text;
 }
 
 std::vector<std::string> chat_stops(ChatTemplate chat) {

@@ -44,6 +44,9 @@ struct ChatPrompt {
 ChatPrompt chat_prompt(std::span<const ChatMessage> messages, ChatTemplate chat, Thinking thinking,
                        std::string_view effort = {});
 
+/// What a prompt ends with, behind the last message: the beginning of the answer.
+std::string chat_opening(ChatTemplate chat, Thinking thinking);
+
 /// What ends an answer besides the end of the document: the beginning of the next turn.
 std::vector<std::string> chat_stops(ChatTemplate chat);
 

@@ -54,7 +54,7 @@ BEGIN {
   confine("^g(test|mock)/", "^tests/", "tests")
 
   # Operating system headers, free for all.
-  n = split("unistd fcntl signal sched pthread dirent poll errno dlfcn termios netdb ucontext " \
+  n = split("unistd fcntl signal sched pthread dirent poll errno dlfcn termios pty netdb ucontext " \
             "execinfo spawn", names, " ")
   for (i = 1; i <= n; i++) system_header[names[i] ".h"] = 1
 }
