@@ -12,6 +12,7 @@ else()
 endif()
 
 rwkv_test(comm_group_test LABEL dist SOURCES dist/comm_group_test.cpp DEPS rwkv_comm)
+rwkv_test(meeting_test LABEL dist SOURCES dist/meeting_test.cpp DEPS rwkv_comm)
 rwkv_test(dist_step_test LABEL dist SOURCES dist/dist_step_test.cpp DEPS rwkv_comm)
 if(RWKV_HAVE_MPI AND MPIEXEC_EXECUTABLE)
   foreach(ranks ${rwkv_rank_counts})

@@ -1,22 +1,18 @@
 // How ranks find each other without MPI, and what happens when one of them goes: real processes on
 // this machine. Also which variables say that a process is a rank.
 
-#include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <chrono>
-#include <cstdlib>
 #include <map>
-#include <thread>
 
-#include "trainer/comm/launch.h"
+#include "tests/dist/rank_processes.h"
 #include "trainer/comm/mpi_comm.h"
-#include "trainer/comm/tcp_group.h"
 
 namespace rwkv {
 namespace {
+
+using test::Child;
+using test::exchange;
+using test::Tcp;
+using test::wait_forever;
 
 using Variables = std::map<std::string, std::string>;
 
@@ -88,6 +84,28 @@ TEST(DetectLaunch, ExplicitRanksComeBeforeMpiAndMpiBeforeSlurm) {
   EXPECT_EQ(detect(v).kind, Launch::Kind::kMpi);
 }
 
+TEST(DetectLaunch, KnowsTheJob) {
+  Variables v = {{"RANK", "1"},
+                 {"WORLD_SIZE", "2"},
+                 {"LOCAL_RANK", "1"},
+                 {"MASTER_ADDR", "a"},
+                 {"MASTER_PORT", "5"}};
+  const std::string plain = detect(v).job;
+  v["MASTER_PORT"] = "6";
+  EXPECT_NE(detect(v).job, plain);
+  v["TORCHELASTIC_RUN_ID"] = "run";
+  const std::string torch = detect(v).job;
+  EXPECT_NE(torch.find("TORCHELASTIC_RUN_ID=run"), std::string::npos) << torch;
+  v["SLURM_JOB_ID"] = "77";
+  v["SLURM_STEP_ID"] = "1";
+  EXPECT_EQ(detect(v).job_name, "SLURM_JOB_ID=77, port 6");
+  v["RWKV_JOB_TOKEN"] = "secret";
+  const Launch l = detect(v);
+  v["SLURM_JOB_ID"] = "78";
+  EXPECT_EQ(detect(v).job, l.job) << "the token alone counts";
+  EXPECT_EQ(l.job_name.find("secret"), std::string::npos) << "messages show the name";
+}
+
 TEST(DetectLaunch, RefusesWhatIsIncomplete) {
   const Variables good = {{"RANK", "1"},
                           {"WORLD_SIZE", "2"},
@@ -106,106 +124,10 @@ TEST(DetectLaunch, RefusesWhatIsIncomplete) {
   }
 }
 
-/// A process that runs `body` and ends with what it returns; its stderr goes to a pipe.
-class Child {
- public:
-  explicit Child(const std::function<int()>& body) {
-    int ends[2];
-    if (pipe(ends) != 0) throw std::runtime_error("pipe");
-    pid_ = fork();
-    if (pid_ == 0) {
-      close(ends[0]);
-      dup2(ends[1], 2);
-      close(ends[1]);
-      int code = 99;
-      try {
-        code = body();
-      } catch (const Error& e) {
-        std::fprintf(stderr, "threw: %s\n", e.what());
-        code = 100 + e.exit_code();
-      }
-      std::fflush(stderr);
-      _exit(code);
-    }
-    close(ends[1]);
-    out_ = ends[0];
-  }
-  ~Child() {
-    if (!waited_) wait();
-    close(out_);
-  }
-  void kill(int signal) const { ::kill(pid_, signal); }
-  /// Exit code, or -signal.
-  int wait() {
-    waited_ = true;
-    char buffer[512];
-    for (ssize_t n; (n = read(out_, buffer, sizeof buffer)) > 0;)
-      text.append(buffer, static_cast<size_t>(n));
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-  }
-  std::string text;
-
- private:
-  pid_t pid_ = -1;
-  int out_ = -1;
-  bool waited_ = false;
-};
-
-class Tcp : public testing::Test {
- protected:
-  Tcp() : listener_(listen_locally(&port_)) {}
-  ~Tcp() override { close(listener_); }
-
-  Launch launch(int rank, int size) const {
-    Launch l;
-    l.kind = Launch::Kind::kTcp;
-    l.rank = rank;
-    l.size = size;
-    l.address = "127.0.0.1";
-    l.port = port_;
-    if (rank == 0) l.listening_fd = dup(listener_);
-    return l;
-  }
-  /// Starts a rank; `body` gets its group.
-  std::unique_ptr<Child> start(int rank, int size, std::function<int(HostGroup&)> body,
-                               int patience = 20) const {
-    return std::make_unique<Child>([=, this] {
-      const auto group = open_tcp_group(launch(rank, size), patience);
-      return body(*group);
-    });
-  }
-
-  int port_ = 0, listener_;
-};
-
-int exchange(HostGroup& g) {
-  std::vector<int64_t> all(static_cast<size_t>(g.size()));
-  for (int64_t round = 0; round < 50; ++round) {
-    const int64_t mine = 100 * round + g.rank();
-    g.all_gather(&mine, sizeof mine, all.data());
-    for (size_t r = 0; r < all.size(); ++r)
-      if (all[r] != 100 * round + static_cast<int64_t>(r)) return 1;
-    const std::string text = g.broadcast(g.rank() == 0 ? std::string(100000, 'a') : "other");
-    if (text != std::string(100000, 'a')) return 2;
-    g.barrier();
-  }
-  return 0;
-}
-
 TEST_F(Tcp, Exchanges) {
   std::vector<std::unique_ptr<Child>> ranks;
   for (const int r : {2, 1, 0, 3}) ranks.push_back(start(r, 4, exchange));
   for (auto& r : ranks) EXPECT_EQ(r->wait(), 0) << r->text;
-}
-
-/// Waits for others that never call again.
-int wait_forever(HostGroup& g) {
-  g.barrier();
-  if (g.rank() == 0) sleep(100);
-  g.barrier();
-  return 0;
 }
 
 TEST_F(Tcp, TheDeathOfARankEndsAllAndIsNamed) {
@@ -294,15 +216,39 @@ TEST_F(Tcp, AnErrorWithinSharedWorkEndsAllBeforeAnythingIsTornDown) {
   EXPECT_EQ(reported->wait(), 0) << reported->text;
 }
 
-TEST_F(Tcp, MissingRanksAndWrongNumbersAreNamed) {
-  auto lonely = start(0, 3, exchange, 1);
-  EXPECT_EQ(lonely->wait(), 102);
-  EXPECT_NE(lonely->text.find("have not come: 1, 2"), std::string::npos) << lonely->text;
-  auto first = start(0, 2, exchange, 10);
-  auto other = start(1, 3, exchange, 10);
-  EXPECT_EQ(first->wait(), 102);
-  EXPECT_NE(first->text.find("WORLD_SIZE"), std::string::npos) << first->text;
-  EXPECT_EQ(other->wait(), 102);
+TEST_F(Tcp, ARankThatShowsNoLifeEndsAllAndIsNamed) {
+  const TcpLimits limits = {.meeting = 20, .silence = 2};
+  auto first = start(0, 3, wait_forever, limits), last = start(2, 3, wait_forever, limits);
+  auto victim = start(
+      1, 3,
+      [](HostGroup& g) {
+        g.barrier();
+        raise(SIGSTOP);
+        return 0;
+      },
+      limits);
+  EXPECT_EQ(first->wait(), kExitLostRank);
+  EXPECT_NE(first->text.find("rank 1 ("), std::string::npos) << first->text;
+  EXPECT_NE(first->text.find("no sign of life for 2 s"), std::string::npos) << first->text;
+  EXPECT_EQ(last->wait(), kExitLostRank);
+  EXPECT_EQ(last->text, "");
+  victim->kill(SIGKILL);
+}
+
+TEST_F(Tcp, AJobThatIsStoppedAsAWholeGoesOn) {
+  const auto pause_between = [](HostGroup& g) {
+    g.barrier();
+    sleep(2);
+    return exchange(g);
+  };
+  const TcpLimits limits = {.meeting = 20, .silence = 2};
+  std::vector<std::unique_ptr<Child>> ranks;
+  for (const int r : {0, 1, 2}) ranks.push_back(start(r, 3, pause_between, limits));
+  std::this_thread::sleep_for(std::chrono::seconds(1));
+  for (const auto& r : ranks) r->kill(SIGSTOP);
+  std::this_thread::sleep_for(std::chrono::seconds(4));
+  for (const auto& r : ranks) r->kill(SIGCONT);
+  for (const auto& r : ranks) EXPECT_EQ(r->wait(), 0) << r->text;
 }
 
 TEST(LocalRanks, CountsDeathsAndExitCodes) {
@@ -316,7 +262,7 @@ TEST(LocalRanks, CountsDeathsAndExitCodes) {
     const int code = child.wait();
     return std::make_pair(code, child.text);
   };
-  const auto group_of = [](const Launch& l) { return open_tcp_group(l, 10); };
+  const auto group_of = [](const Launch& l) { return open_tcp_group(l, {.meeting = 10}); };
   auto good = run([&](const Launch& l) { return exchange(*group_of(l)); });
   EXPECT_EQ(good.first, 0) << good.second;
   auto killed = run([&](const Launch& l) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -54,14 +55,22 @@ class HostGroup {
   /// The string of rank 0, whatever its length.
   std::string broadcast(const std::string& text);
 
-  /// Ends all ranks with this exit code; rank 0 says why, if it can. Does not return.
+  /// Ends all ranks with this exit code; rank 0 says why, if it can. Any thread. Does not return.
   [[noreturn]] virtual void abort(const std::string& cause, int exit_code) = 0;
+
+  /// What a process does last when it ends because of a failure, here or of another rank: in some
+  /// thread, while others may be stuck, and it is not waited for longer than three seconds. Null:
+  /// nothing.
+  void set_last_act(std::function<void()> act);
 
  protected:
   HostGroup(int rank, int size) : rank_(rank), size_(size) {}
+  void last_act();
 
  private:
   int rank_, size_;
+  std::mutex last_act_mutex_;
+  std::function<void()> last_act_;
 };
 
 /// Collectives over tensors that live on `device()`. On CUDA calls are queued on stream(); on the

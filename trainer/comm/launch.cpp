@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "data/io/interrupt.h"
+#include "data/io/sha256.h"
 #include "trainer/comm/mpi_comm.h"
 #include "trainer/comm/nccl_comm.h"
 #include "trainer/comm/tcp_group.h"
@@ -57,6 +59,23 @@ void read_address(const Get& get, Launch& l) {
   l.port = number([&](const char*) { return port; }, "NCCL_COMM_ID (its port)", 1, 65535);
 }
 
+/// What tells this job from others that use the same port of the same machine. Numbers of steps
+/// and restarts do not count: launchers give parts of one job different ones.
+void read_job(const Get& get, Launch& l) {
+  if (const std::string token = get("RWKV_JOB_TOKEN"); !token.empty()) {
+    l.job = "token " + token;
+    l.job_name = "with RWKV_JOB_TOKEN " + sha256_hex(token).substr(0, 6) + "...";
+    return;
+  }
+  for (const char* name :
+       {"SLURM_HET_JOB_ID", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "PBS_JOBID", "LSB_JOBID"}) {
+    const std::string value = get(name);
+    if (value.empty() || !l.job.empty()) continue;
+    l.job = str(name, "=", value, ", ");
+  }
+  l.job_name = l.job += str("port ", l.port);
+}
+
 Launch from_variables(const Get& get, const char* rank, const char* size, const char* local) {
   Launch l;
   l.kind = Launch::Kind::kTcp;
@@ -68,7 +87,16 @@ Launch from_variables(const Get& get, const char* rank, const char* size, const 
   RWKV_CHECK(!get(local).empty(), ConfigError, "starting ranks: ", rank, " and ", size,
              " are set, ", local, " (which GPU of this machine) is not");
   read_address(get, l);
+  read_job(get, l);
   return l;
+}
+
+/// For ranks of one parent: nobody else knows it.
+std::string random_token() {
+  unsigned char bytes[16];
+  RWKV_CHECK(::getrandom(bytes, sizeof bytes, 0) == sizeof bytes, ConfigError,
+             "starting local ranks: no random numbers: ", std::strerror(errno));
+  return sha256_hex({reinterpret_cast<const char*>(bytes), sizeof bytes});
 }
 
 // A signal handler can reach nothing but static storage.
@@ -162,6 +190,8 @@ Launch fork_local_ranks(int count, const std::string& program, int* exit_code) {
   l.kind = Launch::Kind::kTcp;
   l.size = count;
   l.address = "127.0.0.1";
+  l.job = random_token();
+  l.job_name = str("of ", program, " ", ::getpid());
   const int listener = listen_locally(&l.port);
   std::fflush(nullptr);
   std::vector<pid_t> pids;
@@ -202,7 +232,7 @@ RankSession::RankSession(const Launch& launch) : launch_(launch) {
   if (launch.kind == Launch::Kind::kMpi)
     group_ = open_mpi_group(&launch_.local_rank);
   else if (launch.kind == Launch::Kind::kTcp)
-    group_ = open_tcp_group(launch);
+    group_ = open_tcp_group(launch, TcpLimits::from_environment());
   if (group_ && group_->size() == 1) group_.reset();
 }
 
@@ -233,9 +263,11 @@ int run_ranks(int gpus, const std::string& program, const std::function<int(Rank
   std::unique_ptr<RankSession> session;
   try {
     session = std::make_unique<RankSession>(launch);
+  } catch (const ReportedError& e) {
+    return e.exit_code();  // rank 0 says why
   } catch (const Error& e) {
     if (launch.rank == 0 || gpus <= 1) throw;
-    return e.exit_code();  // rank 0, in the same terminal, says why
+    return e.exit_code();  // rank 0, in the same terminal, says it
   }
   const auto fail = [&](const char* what, int code) { session->group()->abort(what, code); };
   try {

@@ -23,14 +23,18 @@ struct Launch {
   std::string address;      ///< kTcp: of rank 0
   int port = 0;             ///< kTcp
   int listening_fd = -1;    ///< kTcp, rank 0 of --gpus: a socket that listens already
+  std::string job;          ///< kTcp: what all ranks of a job know, and no others if it is a secret
+  std::string job_name;     ///< kTcp: what messages call the job
   std::string description;  ///< "mpirun", "RANK and WORLD_SIZE", ...
 };
 
 /// From the environment: RANK and WORLD_SIZE (both, more than one), LOCAL_RANK, MASTER_ADDR and
 /// MASTER_PORT, as torchrun and Kubernetes operators set them (NCCL_COMM_ID=HOST:PORT may stand for
 /// the last two); else MPI's own variables; else SLURM_PROCID, SLURM_NTASKS and SLURM_LOCALID with
-/// MASTER_ADDR, which a build without MPI prefers to MPI's variables. Throws
-/// ConfigError for incomplete or contradicting ones. `get` reads a variable: empty if not set.
+/// MASTER_ADDR, which a build without MPI prefers to MPI's variables. The job is what
+/// RWKV_JOB_TOKEN says, else the number that SLURM, torchrun, PBS or LSF gave it, and the port.
+/// Throws ConfigError for incomplete or contradicting ones. `get` reads a variable: empty if not
+/// set.
 Launch detect_launch(const std::function<std::string(const char*)>& get);
 Launch detect_launch();
 
@@ -43,8 +47,8 @@ Launch fork_local_ranks(int count, const std::string& program, int* exit_code);
 /// The ranks of a program.
 class RankSession {
  public:
-  /// Meets the other ranks; waits for those that are not there yet, up to two minutes. Throws
-  /// ConfigError.
+  /// Meets the other ranks; waits for those that are not there yet, up to two minutes. Throws as
+  /// meet_ranks.
   explicit RankSession(const Launch& launch);
   int rank() const { return group() == nullptr ? 0 : group()->rank(); }
   int size() const { return group() == nullptr ? 1 : group()->size(); }

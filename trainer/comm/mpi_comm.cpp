@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <limits>
+#include <thread>
 #include <vector>
 
 #include "kernels/core/bf16.h"
@@ -36,9 +37,14 @@ class MpiGroup final : public HostGroup {
     std::fprintf(stderr, "%s: error: rank %d: %s\n", program_invocation_short_name, rank(),
                  cause.c_str());
     std::fflush(stderr);
-    MPI_Abort(MPI_COMM_WORLD, exit_code);
+    last_act();
+    // MPI was started for one thread; from another one the launcher is left to end the rest.
+    if (std::this_thread::get_id() == thread_) MPI_Abort(MPI_COMM_WORLD, exit_code);
     ::_exit(exit_code);
   }
+
+ private:
+  const std::thread::id thread_ = std::this_thread::get_id();
 };
 
 class MpiCommunicator final : public Communicator {
