@@ -3,10 +3,16 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 #include <nccl.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstring>
+#include <mutex>
+#include <thread>
 
 namespace rwkv {
 namespace {
@@ -17,6 +23,8 @@ struct Nccl {
   decltype(&ncclGetUniqueId) get_unique_id;
   decltype(&ncclCommInitRank) comm_init_rank;
   decltype(&ncclCommDestroy) comm_destroy;
+  decltype(&ncclCommAbort) comm_abort;
+  decltype(&ncclCommGetAsyncError) get_async_error;
   decltype(&ncclGetErrorString) get_error_string;
   decltype(&ncclGetLastError) get_last_error;
   decltype(&ncclReduceScatter) reduce_scatter;
@@ -42,6 +50,8 @@ Nccl load_nccl() {
   find(n.get_unique_id, "ncclGetUniqueId");
   find(n.comm_init_rank, "ncclCommInitRank");
   find(n.comm_destroy, "ncclCommDestroy");
+  find(n.comm_abort, "ncclCommAbort");
+  find(n.get_async_error, "ncclCommGetAsyncError");
   find(n.get_error_string, "ncclGetErrorString");
   find(n.get_last_error, "ncclGetLastError");
   find(n.reduce_scatter, "ncclReduceScatter");
@@ -84,6 +94,81 @@ Gpu choose_gpu(int rank, int local_rank) {
   return gpu;
 }
 
+/// When NCCL reports a failure it may be that a rank has died: the group, which notices that a
+/// little later, knows which one. It gets so long to end this process with a better message.
+constexpr std::chrono::seconds kGroupNoticesWithin{3};
+/// NCCL's start takes seconds; ranks that do not reach each other wait in it for ever.
+constexpr std::chrono::seconds kConnectsWithin{300};
+
+bool may_be_a_dead_rank(ncclResult_t result) {
+  return result == ncclRemoteError || result == ncclSystemError;
+}
+
+/// A thread that asks NCCL for errors of what runs in the background (a link fails, a proxy thread
+/// cannot go on), for which collectives wait for ever. Ends all ranks then.
+class NcclWatch {
+ public:
+  NcclWatch(const Nccl& api, HostGroup& group)
+      : api_(api), group_(group), thread_([this] { watch(); }) {}
+  ~NcclWatch() {
+    {
+      const std::lock_guard lock(mutex_);
+      done_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+  NcclWatch(const NcclWatch&) = delete;
+  NcclWatch& operator=(const NcclWatch&) = delete;
+
+  void connected(ncclComm_t comm) {
+    const std::lock_guard lock(mutex_);
+    comm_ = comm;
+  }
+
+ private:
+  void watch() {
+    sigset_t all;  // signals are the main thread's
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, nullptr);
+    const auto begin = std::chrono::steady_clock::now();
+    std::unique_lock lock(mutex_);
+    while (!changed_.wait_for(lock, std::chrono::milliseconds(200), [&] { return done_; })) {
+      if (comm_ == nullptr) {
+        if (std::chrono::steady_clock::now() - begin < kConnectsWithin) continue;
+        lock.unlock();
+        group_.abort(str("NCCL on rank ", group_.rank(), " has not connected the ranks within ",
+                         kConnectsWithin.count(),
+                         " s; NCCL_DEBUG=INFO shows what it tries (NCCL_SOCKET_IFNAME chooses ",
+                         "the network)"),
+                     DeviceError("").exit_code());
+      }
+      ncclResult_t state = ncclSuccess;
+      ncclResult_t result = api_.get_async_error(comm_, &state);
+      if (result == ncclSuccess) result = state;
+      if (result == ncclSuccess || result == ncclInProgress) continue;
+      if (may_be_a_dead_rank(result) &&
+          changed_.wait_for(lock, kGroupNoticesWithin, [&] { return done_; }))
+        return;
+      const char* detail = api_.get_last_error(comm_);
+      lock.unlock();
+      group_.abort(str("rank ", group_.rank(),
+                       ": NCCL reports, in the background: ", api_.get_error_string(result),
+                       detail != nullptr && *detail != '\0' ? str(" (", detail, ")") : "",
+                       "; --resume continues from the last checkpoint"),
+                   DeviceError("").exit_code());
+    }
+  }
+
+  const Nccl& api_;
+  HostGroup& group_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  ncclComm_t comm_ = nullptr;
+  bool done_ = false;
+  std::thread thread_;
+};
+
 class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(std::unique_ptr<HostGroup> group, int local_rank) : group_(std::move(group)) {
@@ -106,7 +191,11 @@ class NcclCommunicator final : public Communicator {
     group_->broadcast(&id, sizeof id);
     // The other ranks wait within NCCL for one that fails here: they cannot agree on an error.
     abort_on_error(group_.get(), [&] {
+      watch_ = std::make_unique<NcclWatch>(api_, *group_);
       check(api_.comm_init_rank(&comm_, size(), id, rank()), "connecting the ranks");
+      watch_->connected(comm_);
+      // Kernels that wait for a dead rank leave the GPU, threads of NCCL their connections.
+      group_->set_last_act([abort = api_.comm_abort, comm = comm_] { abort(comm); });
       int least = 0, greatest = 0;
       check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for priorities");
       check_cuda(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest),
@@ -119,6 +208,8 @@ class NcclCommunicator final : public Communicator {
       cudaStreamSynchronize(stream_);
       cudaStreamDestroy(stream_);
     }
+    group_->set_last_act(nullptr);
+    watch_.reset();
     if (comm_ != nullptr) api_.comm_destroy(comm_);
   }
 
@@ -169,6 +260,7 @@ class NcclCommunicator final : public Communicator {
 
   void check(ncclResult_t result, const char* what) const {
     if (result == ncclSuccess) return;
+    if (may_be_a_dead_rank(result)) std::this_thread::sleep_for(kGroupNoticesWithin);
     const char* detail = api_.get_last_error(comm_);
     throw DeviceError(str("NCCL, ", what, ", rank ", rank(), ": ", api_.get_error_string(result),
                           detail != nullptr && *detail != '\0' ? str(" (", detail, ")") : ""));
@@ -178,6 +270,7 @@ class NcclCommunicator final : public Communicator {
   std::unique_ptr<HostGroup> group_;
   ncclComm_t comm_ = nullptr;
   cudaStream_t stream_ = nullptr;
+  std::unique_ptr<NcclWatch> watch_;
 };
 
 }  // namespace

@@ -14,7 +14,8 @@ bool has_nccl();
 /// Makes GPU number `local_rank` current, or the only visible one, and connects all ranks of the
 /// group. The collectives run on a stream of high priority, so that kernels of the model, which
 /// fill the GPU, do not hold them up. Throws DeviceError on rank 0 (ReportedError elsewhere) if a
-/// GPU is missing, two ranks share one, or NCCL fails.
+/// GPU is missing, two ranks share one, or NCCL fails. A thread asks NCCL for errors in the
+/// background, five times a second, and ends all ranks with the cause.
 std::unique_ptr<Communicator> open_nccl_communicator(std::unique_ptr<HostGroup> group,
                                                      int local_rank);
 
