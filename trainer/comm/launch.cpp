@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdio>
 #include <cstdlib>
@@ -264,7 +265,9 @@ int run_ranks(int gpus, const std::string& program, const std::function<int(Rank
   try {
     session = std::make_unique<RankSession>(launch);
   } catch (const ReportedError& e) {
-    return e.exit_code();  // rank 0 says why
+    // Rank 0 says why; launchers end it when the first rank fails.
+    ::usleep(500000);
+    return e.exit_code();
   } catch (const Error& e) {
     if (launch.rank == 0 || gpus <= 1) throw;
     return e.exit_code();  // rank 0, in the same terminal, says it
@@ -274,8 +277,14 @@ int run_ranks(int gpus, const std::string& program, const std::function<int(Rank
     return body(*session);
   } catch (const ReportedError& e) {
     return e.exit_code();
-  } catch (const AgreedError&) {
-    throw;
+  } catch (const AgreedError& e) {
+    // Before the session ends: launchers end this rank when the first of the others has.
+    std::string line = e.what();
+    std::ranges::replace(line, '\n', ' ');
+    std::fflush(stdout);
+    std::fprintf(stderr, "%s: error: %s\n", program.c_str(), line.c_str());
+    std::fflush(stderr);
+    return e.exit_code();
   } catch (const Error& e) {
     if (session->group() == nullptr) throw;
     fail(e.what(), e.exit_code());
