@@ -33,6 +33,7 @@ struct TrainConfig {
     double epochs = 0;  ///< passes over the training file; the run ends at the first of the three
     int64_t seed = 1;
     std::string grad_checkpointing = "none";
+    int64_t recompute_blocks = 0;  ///< with "block": the first so many, 0: all
     double clip = 1;
     bool l2wrap = true;
     int64_t loss_chunk_tokens = 0;

@@ -82,6 +82,12 @@ void DeviceParams::upload(Context& ctx, const ParamStore& values, const ParamSto
   ctx.synchronize("upload of the parameters");
 }
 
+void DeviceParams::fill(const ValuePattern& pattern) {
+  const auto n = static_cast<int64_t>(masters_.flat().size());
+  pattern.fill(masters_.flat().data(), 0, n, DType::kF32);
+  if (copies_.bytes() > 0) pattern.fill(copies_.data(), 0, n, DType::kBF16);
+}
+
 void DeviceParams::download(Context& ctx, ParamStore& values, ParamStore& m, ParamStore& v) const {
   copy(ctx, flat_view(values, Device::kCpu), flat_view(masters_, ctx.device()));
   copy(ctx, flat_view(m, Device::kCpu), flat_view(m_, ctx.device()));

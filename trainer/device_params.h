@@ -7,6 +7,7 @@
 #include "kernels/ops/adamw.h"
 #include "model/params.h"
 #include "trainer/optimizer.h"
+#include "trainer/value_pattern.h"
 
 namespace rwkv {
 
@@ -24,6 +25,8 @@ class DeviceParams {
 
   /// Host to device: masters, their bf16 copies and the moments.
   void upload(Context& ctx, const ParamStore& values, const ParamStore& m, const ParamStore& v);
+  /// Every parameter gets the pattern's values, moments stay: for benchmarks.
+  void fill(const ValuePattern& pattern);
   /// Device to host; waits.
   void download(Context& ctx, ParamStore& values, ParamStore& m, ParamStore& v) const;
 

@@ -171,6 +171,7 @@ void require_memory(const TrainStep& step, int64_t limit_mib) {
       limit_mib > 0 ? std::min(device.free, static_cast<size_t>(limit_mib) << 20) : device.free;
   require_device_memory(items, device, limit_mib,
                         total_bytes(items) <= limit ? "" : smaller_batch_advice(step, limit));
+  if (!step.options().host_copies) return;
   // Of several ranks only the first keeps copies on the host.
   if (step.options().comm != nullptr && step.options().comm->rank() != 0) return;
   const auto elements = static_cast<size_t>(step.model().params().flat_elements());

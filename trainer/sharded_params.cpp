@@ -119,6 +119,7 @@ ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegist
   if (!sharded()) return;
   for (PlanHooks& h : hooks_[1])
     h.before_use = [this](int32_t g) {
+      leave_lanes();
       for (int l = 0; l < ctx_.lanes(); ++l) gathered_[static_cast<size_t>(g)].wait(ctx_.lane(l));
     };
 }
@@ -187,6 +188,24 @@ void ShardedParams::on_comm(const std::function<void()>& work) {
   from_comm_.wait(ctx_);
 }
 
+void ShardedParams::begin_exchange(TimelineKind kind, std::string_view name, double bytes) {
+  if (timeline_ == nullptr) return;
+  const double crossing = bytes * (1 - 1.0 / comm_.size());
+  timeline_->enter(Timeline::kExchangeTrack, comm_.stream(), kind, name, crossing);
+}
+
+void ShardedParams::end_exchange() {
+  if (timeline_ != nullptr) timeline_->leave(Timeline::kExchangeTrack, comm_.stream());
+}
+
+double ShardedParams::gathered_bytes(int32_t group) const {
+  double bytes = 0;
+  for (const Segment& s : layout_.group(group))
+    bytes +=
+        static_cast<double>(s.elements) * (half() && s.matrices ? sizeof(BF16) : sizeof(float));
+  return bytes;
+}
+
 void ShardedParams::gather_group(int32_t group) {
   const int rank = comm_.rank();
   for (const Segment& s : layout_.group(group)) {
@@ -205,9 +224,11 @@ void ShardedParams::begin_step() {
   to_comm_.record(ctx_);
   to_comm_.wait_on(comm_.stream());
   for (int32_t g = 0; g < layout_.groups(); ++g) {
+    begin_exchange(TimelineKind::kGather, str("bucket ", g), gathered_bytes(g));
     comm_.begin_group();
     gather_group(g);
     comm_.end_group();
+    end_exchange();
     gathered_[static_cast<size_t>(g)].record_on(comm_.stream());
   }
   stale_ = false;
@@ -215,10 +236,15 @@ void ShardedParams::begin_step() {
 
 void ShardedParams::gather() {
   if (!stale_) return;
+  leave_lanes();
   on_comm([&] {
+    double bytes = 0;
+    for (int32_t g = 0; g < layout_.groups(); ++g) bytes += gathered_bytes(g);
+    begin_exchange(TimelineKind::kGather, "all buckets", bytes);
     comm_.begin_group();
     for (int32_t g = 0; g < layout_.groups(); ++g) gather_group(g);
     comm_.end_group();
+    end_exchange();
   });
   stale_ = false;
 }
@@ -252,7 +278,13 @@ void ShardedParams::exchange_group(int32_t group) {
       lane_.wait_on(comm_.stream());
     }
   }
+  if (!cuda()) leave_lanes();  // there the exchange is done when its call returns
   const auto segments = layout_.group(group);
+  double bytes = 0;
+  for (const Segment& s : segments)
+    bytes += static_cast<double>(s.elements) *
+             static_cast<double>(dtype_bytes(options_.exchange) + (sharded() ? 0 : sizeof(float)));
+  begin_exchange(TimelineKind::kReduce, str("bucket ", group), bytes);
   const bool together = options_.exchange == DType::kF32;  // the bf16 buffer serves one segment
   if (together) comm_.begin_group();
   for (const Segment& s : segments) reduce_segment(s);
@@ -263,9 +295,11 @@ void ShardedParams::exchange_group(int32_t group) {
       comm_.all_gather(grad_shard_at(s), grad_at(s), s.shard, DType::kF32);
     comm_.end_group();
   }
+  end_exchange();
   if (!cuda() || !rotates()) return;
   reduced_[static_cast<size_t>(group)].record_on(comm_.stream());
   // The next bucket's gradients go where those of the one before this were.
+  if (group + 1 < layout_.groups()) leave_lanes();
   if (group + 1 < layout_.groups())
     for (int l = 0; l < ctx_.lanes(); ++l)
       reduced_[static_cast<size_t>(group) + 1].wait(ctx_.lane(l));
@@ -308,6 +342,7 @@ void ShardedParams::update(double lr, int64_t update, bool stop) {
 
 void ShardedParams::update_cpu(double lr, int64_t update, bool stop) {
   const float* norm_grads = rotates() ? floats(grad_shards_) : floats(grads_);
+  enter("gradient norm");
   parallel_for(norm_piece_count_, 1, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const AdamWPiece& p = norm_pieces_[static_cast<size_t>(k)];
@@ -317,9 +352,16 @@ void ShardedParams::update_cpu(double lr, int64_t update, bool stop) {
   record_.squares = 0;
   for (const double s : partial_) record_.squares += s;
   record_.stop = stop ? 1 : 0;
+  leave_lanes();
+  begin_exchange(TimelineKind::kGather, "norm", sizeof record_ * cpu_records_.size());
   comm_.group().all_gather(&record_, sizeof record_, cpu_records_.data());
+  end_exchange();
+  enter("AdamW");
   cpu_outcome_ = combine_records(cpu_records_.data(), cpu_records_.size());
-  if (!std::isfinite(cpu_outcome_.norm)) return;
+  if (!std::isfinite(cpu_outcome_.norm)) {
+    leave_lanes();
+    return;
+  }
   const AdamWRates rates = adamw_rates(options_.optimizer, update, cpu_outcome_.norm);
   float* p = sharded() ? floats(masters_) : floats(full_);
   float *m = floats(m_), *v = floats(v_);
@@ -332,6 +374,7 @@ void ShardedParams::update_cpu(double lr, int64_t update, bool stop) {
                      static_cast<float>(lr * piece.lr_scale), piece.decay);
     }
   });
+  leave_lanes();
   stale_ = sharded();
   gather();
 }
@@ -346,10 +389,16 @@ void ShardedParams::update_cuda(double lr, int64_t update, bool stop) {
   std::memcpy(stop_flag_.data(), &flag, sizeof flag);  // the last copy is done: see read_outcome
   const TensorSpec one = flat_spec(sizeof(double), DType::kI8);
   copy(ctx_, TensorView(&mine->stop, one, ctx_.device()), TensorView(stop_flag_.data(), one));
+  enter("gradient norm");
   grad_squares(ctx_, grads, norm_pieces, static_cast<size_t>(norm_piece_count_), &mine->squares);
+  leave_lanes();
   on_comm([&] {
+    begin_exchange(TimelineKind::kGather, "norm",
+                   static_cast<double>(comm_.size()) * sizeof(RankRecord));
     comm_.all_gather(mine, records, static_cast<int64_t>(sizeof(RankRecord)), DType::kI8);
+    end_exchange();
   });
+  enter("AdamW");
   auto* outcome = static_cast<RankOutcome*>(outcome_.data);
   combine_records(ctx_, records, static_cast<size_t>(comm_.size()), outcome);
   const AdamWBuffers buffers{.master = half() || sharded() ? floats(masters_) : floats(full_),
@@ -366,6 +415,7 @@ void ShardedParams::update_cuda(double lr, int64_t update, bool stop) {
                 .clip = options_.optimizer.clip,
                 .update = update},
                &outcome->norm);
+  leave_lanes();
   stale_ = sharded();
 }
 
@@ -431,6 +481,23 @@ void ShardedParams::upload(const ParamStore& values, const ParamStore& m, const 
     on_comm([&] { comm_.broadcast(copies, s.elements, DType::kBF16); });
   }
   ctx_.synchronize("upload of the parameters");
+  stale_ = false;
+}
+
+void ShardedParams::fill(const ValuePattern& pattern) {
+  const int64_t all = layout_.elements();
+  if (half()) pattern.fill(copies_.data(), 0, all, DType::kBF16);
+  if (full_.bytes() > 0) pattern.fill(full_.data(), 0, all, DType::kF32);
+  for (const Segment& s : layout_.segments()) {
+    if (half() && sharded() && !s.matrices)
+      pattern.fill(floats(vectors_) + s.vectors, s.offset, s.elements, DType::kF32);
+    if (masters_.bytes() == 0) continue;
+    if (sharded())
+      pattern.fill(floats(masters_) + s.state, s.offset + comm_.rank() * s.shard, s.shard,
+                   DType::kF32);
+    else
+      pattern.fill(floats(masters_) + s.offset, s.offset, s.elements, DType::kF32);
+  }
   stale_ = false;
 }
 

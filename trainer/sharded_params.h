@@ -15,6 +15,7 @@
 #include "trainer/comm/comm.h"
 #include "trainer/optimizer.h"
 #include "trainer/shard_layout.h"
+#include "trainer/value_pattern.h"
 
 namespace rwkv {
 
@@ -63,6 +64,8 @@ class ShardedParams {
 
   /// After the plan was bound to values() and grads(): tells it of the groups.
   void attach(Plan& plan);
+  /// From now on the timeline (null: none) is told of exchanges and of the update.
+  void watch(Timeline* timeline) { timeline_ = timeline; }
   /// Before a step's first forward: on CUDA queues the gathering of what update() changed.
   void begin_step();
   /// For the forward and the backward of the step's first, last or any micro-batch: the first waits
@@ -87,6 +90,7 @@ class ShardedParams {
   void gather();
   /// Collectives: from rank 0's host copies (elsewhere they are not looked at) to all ranks, and
   /// from all ranks to rank 0's.
+  void fill(const ValuePattern& pattern);  ///< as DeviceParams::fill; no collective
   void upload(const ParamStore& values, const ParamStore& m, const ParamStore& v);
   void download(ParamStore& values, ParamStore& m, ParamStore& v);
 
@@ -109,6 +113,16 @@ class ShardedParams {
   float* staging_at(const Segment& s) const { return grad_at(s); }
   TensorView device_view(void* p, int64_t n, DType type = DType::kF32) const;
   void on_comm(const std::function<void()>& work);
+  /// Marks for the timeline, if there is one; bytes are elements times the size of their type.
+  void begin_exchange(TimelineKind kind, std::string_view name, double bytes);
+  void end_exchange();
+  void leave_lanes() {
+    if (timeline_ != nullptr) timeline_->leave_lanes();
+  }
+  void enter(std::string_view name) {
+    if (timeline_ != nullptr) timeline_->enter(0, ctx_.stream(), TimelineKind::kOptimizer, name);
+  }
+  double gathered_bytes(int32_t group) const;
   void exchange_group(int32_t group);
   void reduce_segment(const Segment& s);
   void gather_group(int32_t group);
@@ -141,6 +155,7 @@ class ShardedParams {
   std::array<std::array<PlanHooks, 2>, 2> hooks_;
   std::vector<StreamEvent> gathered_, reduced_;  ///< by group
   StreamEvent to_comm_, from_comm_, lane_;
+  Timeline* timeline_ = nullptr;
   bool stale_ = false;  ///< CUDA: parameters were updated and not gathered yet
 };
 

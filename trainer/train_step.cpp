@@ -57,6 +57,7 @@ Plan TrainStep::build_plan(bool training) const {
   PlanOptions o;
   o.training = training;
   o.grad_checkpointing = options_.grad_checkpointing;
+  o.recompute_blocks = options_.recompute_blocks;
   if (training && options_.lanes > 1) o.linger_steps = kLingerSteps;
   return Plan::build(*graph_, o);
 }
@@ -69,7 +70,7 @@ std::vector<MemoryItem> TrainStep::memory() const {
   std::vector<MemoryItem> items;
   if (ranks() > 1) {
     items = ShardedParams::memory(ShardLayout(model_->params(), ranks()), shard_options());
-    if (options_.device == Device::kCpu && leads())
+    if (options_.device == Device::kCpu && leads() && options_.host_copies)
       items.push_back({"copies for checkpoints", 3 * flat});
   } else {
     items = {{"parameters", flat}, {"gradients", flat}, {"optimizer moments", 2 * flat}};
@@ -121,10 +122,11 @@ void TrainStep::allocate() {
   const bool cuda = options_.device == Device::kCuda;
   // On CUDA, and of several ranks, these are the host copies that initial values, checkpoints and
   // samples go through.
-  const ParamRegistry& host = leads() ? params : nothing_;
+  const bool keeps = leads() && keeps_on_host();
+  const ParamRegistry& host = keeps ? params : nothing_;
   values_ = ParamStore(Device::kCpu, host, "parameters");
   optimizer_ = std::make_unique<AdamW>(Device::kCpu, host, options_.optimizer,
-                                       leads() ? plan_.reached_params() : std::vector<bool>());
+                                       keeps ? plan_.reached_params() : std::vector<bool>());
   if (ranks() > 1) {
     shards_ = std::make_unique<ShardedParams>(*ctx_, *options_.comm, params, shard_options(),
                                               plan_.reached_params());
@@ -237,16 +239,36 @@ void TrainStep::record_graphs() {
   recorded_workspace_ = ctx_->workspace_bytes();
 }
 
+void TrainStep::watch(Timeline* timeline) {
+  RWKV_ASSERT(ctx_ != nullptr, "TrainStep::watch before allocate");
+  timeline_ = timeline;
+  plan_.watch(timeline);
+  if (shards_) shards_->watch(timeline);
+  if (recorded_) record_graphs();
+}
+
 void TrainStep::gather() {
   if (shards_) shards_->gather();
 }
 
+void TrainStep::fill(std::span<const float> values) {
+  const ValuePattern pattern(*ctx_, values);
+  if (shards_) shards_->fill(pattern);
+  if (device_) device_->fill(pattern);
+  if (!shards_ && !device_)
+    pattern.fill(values_.flat().data(), 0, static_cast<int64_t>(values_.flat().size()),
+                 DType::kF32);
+  ctx_->synchronize("values of a benchmark");
+}
+
 void TrainStep::upload() {
+  RWKV_ASSERT(keeps_on_host(), "upload without host copies");
   if (shards_) shards_->upload(values_, optimizer_->m(), optimizer_->v());
   if (device_) device_->upload(*ctx_, values_, optimizer_->m(), optimizer_->v());
 }
 
 void TrainStep::download() {
+  RWKV_ASSERT(keeps_on_host(), "download without host copies");
   if (shards_) shards_->download(values_, optimizer_->m(), optimizer_->v());
   if (device_) device_->download(*ctx_, values_, optimizer_->m(), optimizer_->v());
 }
@@ -274,7 +296,8 @@ void TrainStep::accumulate(int64_t i) {
   send_ids(plan_, host_slot(i));
   // A traced step shows its ops.
   const LaunchGraph& graph = first ? first_graph_ : last && shards_ ? last_graph_ : later_graph_;
-  if (graph && !ctx_->tracer().enabled())
+  const bool sees_all = timeline_ == nullptr || options_.micro_batches <= 2;
+  if (graph && !ctx_->tracer().enabled() && sees_all)
     replay(graph);
   else
     forward_backward(first, last);
@@ -284,6 +307,12 @@ void TrainStep::accumulate(int64_t i) {
 }
 
 TrainStep::Result TrainStep::finish(double lr, bool stop) {
+  const Result result = finish_step(lr, stop);
+  if (timeline_ != nullptr) timeline_->collect();
+  return result;
+}
+
+TrainStep::Result TrainStep::finish_step(double lr, bool stop) {
   Result s;
   const auto micro_batches = static_cast<double>(options_.micro_batches * ranks());
   if (shards_) {
@@ -305,7 +334,10 @@ TrainStep::Result TrainStep::finish(double lr, bool stop) {
     const int64_t update = optimizer_->updates() + 1;
     {
       const TraceScope trace(ctx_->tracer(), "clip and AdamW");
+      if (timeline_ != nullptr)
+        timeline_->enter(0, ctx_->stream(), TimelineKind::kOptimizer, "clip and AdamW");
       device_->update(*ctx_, lr, update);
+      if (timeline_ != nullptr) timeline_->leave_lanes();
     }
     const DeviceParams::Outcome outcome = device_->read_outcome(*ctx_);
     s.loss = outcome.loss_sum / micro_batches;
@@ -315,10 +347,13 @@ TrainStep::Result TrainStep::finish(double lr, bool stop) {
     return s;
   }
   const TraceScope trace(ctx_->tracer(), "clip and AdamW");
+  if (timeline_ != nullptr)
+    timeline_->enter(0, nullptr, TimelineKind::kOptimizer, "clip and AdamW");
   s.loss = loss_sum_ / micro_batches;
   s.grad_norm = optimizer_->grad_norm(grads_);
   s.finite = std::isfinite(s.loss) && std::isfinite(s.grad_norm);
   if (s.finite) optimizer_->step(values_, grads_, lr, s.grad_norm);
+  if (timeline_ != nullptr) timeline_->leave_lanes();
   return s;
 }
 

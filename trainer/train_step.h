@@ -24,6 +24,7 @@ struct TrainStepOptions {
   int64_t batch = 1, tokens = 1;  ///< of one micro-batch
   int64_t micro_batches = 1;
   GradCheckpointing grad_checkpointing = GradCheckpointing::kNone;
+  int64_t recompute_blocks = 0;  ///< kBlock: the first so many blocks, 0: all
   bool l2wrap = true;
   int64_t loss_chunk_tokens = 0;
   std::string wkv = "auto";
@@ -42,6 +43,9 @@ struct TrainStepOptions {
   ZeroStage zero = ZeroStage::kOptimizer;  ///< what several ranks divide among them
   bool overlap = true;                     ///< exchanges beside the kernels, not after them
   DType exchange = DType::kF32;            ///< type of gradients on their way between ranks
+  /// False, for benchmarks of large models on CUDA or several ranks: parameters and moments are on
+  /// the devices only; fill() instead of upload() gives them values.
+  bool host_copies = true;
 };
 
 /// What CUDA takes on the device for the code of kernels and of cuBLASLt, graphs, and rounding of
@@ -78,7 +82,13 @@ class TrainStep {
   /// call.
   void upload();
   void download();
+  /// Every parameter of every rank gets `values`, repeated.
+  void fill(std::span<const float> values);
   Context& context() { return *ctx_; }
+  /// From the next step on every finish() adds its step's intervals to the timeline (of context();
+  /// it must outlive the watching); null: no more. CUDA: records launch graphs anew. All ranks
+  /// call. With more than two micro-batches steps that are watched run without launch graphs.
+  void watch(Timeline* timeline);
   ParamStore& values() { return values_; }
   ParamStore& grads() { return grads_; }
   AdamW& optimizer() { return *optimizer_; }
@@ -111,11 +121,15 @@ class TrainStep {
   void bind_ids();
   void forward_backward(bool first, bool last);
   void record_graphs();
+  Result finish_step(double lr, bool stop);
   int ranks() const {
     return options_.comm == nullptr ? options_.planned_ranks : options_.comm->size();
   }
   bool leads() const { return options_.comm == nullptr || options_.comm->rank() == 0; }
   ShardOptions shard_options() const;
+  bool keeps_on_host() const {
+    return options_.host_copies || (options_.device == Device::kCpu && ranks() == 1);
+  }
   void replay(const LaunchGraph& graph);
   void send_ids(Plan& plan, const TensorView& host);
   double read_loss(Plan& plan);
@@ -140,6 +154,7 @@ class TrainStep {
   bool prepared_ = false, recorded_ = false;
   std::span<int32_t> tokens_, targets_, eval_tokens_, eval_targets_;
   double loss_sum_ = 0;  ///< CPU only
+  Timeline* timeline_ = nullptr;
 };
 
 }  // namespace rwkv

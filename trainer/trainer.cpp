@@ -458,6 +458,7 @@ TrainStepOptions step_options(const TrainConfig& config, Device device, Communic
   o.tokens = config.train.context;
   o.micro_batches = config.train.micro_batches;
   o.grad_checkpointing = config.grad_checkpointing();
+  o.recompute_blocks = config.train.recompute_blocks;
   o.l2wrap = config.train.l2wrap;
   o.loss_chunk_tokens = config.train.loss_chunk_tokens;
   o.wkv = config.wkv();

@@ -56,6 +56,8 @@ void cuda_graph_release(void* graph) noexcept;
 /// Points in a stream's time.
 void* cuda_event_create();
 void cuda_event_record(void* event, Stream stream);
+/// While the stream's work is recorded: every replay of the graph records the event.
+void cuda_event_record_in_graph(void* event, Stream stream);
 /// Work queued on the stream from now on waits for the event's latest record.
 void cuda_stream_wait(Stream stream, void* event);
 /// Waits for `end`.

@@ -62,6 +62,9 @@ void cuda_graph_release(void*) noexcept {}
 void* cuda_event_create() {
   absent();
 }
+void cuda_event_record_in_graph(void*, Stream) {
+  absent();
+}
 void cuda_event_record(void*, Stream) {
   absent();
 }

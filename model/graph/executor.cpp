@@ -223,7 +223,19 @@ void Plan::after_step(const ExecStep& e, const PlanHooks* hooks) {
   for (const int32_t g : e.completes) hooks->grads_ready(g);
 }
 
-void Plan::run_step(Context& ctx, ExecStep& e, bool first_micro_batch) {
+TimelineKind Plan::timeline_kind(const ExecStep& e) {
+  return e.kind == PlanStep::Kind::kForward     ? TimelineKind::kForward
+         : e.kind == PlanStep::Kind::kRecompute ? TimelineKind::kRecompute
+                                                : TimelineKind::kBackward;
+}
+
+std::string_view Plan::part_name(const ExecStep& e) const {
+  if (e.node->block < 0) return e.op->name;
+  return graph_->blocks()[static_cast<size_t>(e.node->block)];
+}
+
+void Plan::run_step(Context& ctx, int lane, ExecStep& e, bool first_micro_batch) {
+  if (timeline_ != nullptr) timeline_->enter(lane, ctx.stream(), timeline_kind(e), part_name(e));
   if (e.kind == PlanStep::Kind::kZero) {
     fill_zero(ctx, e.out[0]);
     return;
@@ -244,11 +256,12 @@ void Plan::run(Context& ctx, size_t begin, size_t end, bool first_micro_batch,
   for (size_t i = begin; i < end; ++i) {
     ExecStep& e = exec_[i];
     before_step(e, hooks);
-    run_step(ctx, e, first_micro_batch);
+    run_step(ctx, 0, e, first_micro_batch);
     after_step(e, hooks);
     if (check_finite_ && e.kind != PlanStep::Kind::kZero) check_step(ctx, e);
     if (grads_ready != nullptr && e.finishes_block >= 0) (*grads_ready)(e.finishes_block);
   }
+  leave_lanes();
 }
 
 void Plan::run_lanes(Context& ctx, size_t begin, const Lanes& lanes, bool first_micro_batch,
@@ -261,12 +274,15 @@ void Plan::run_lanes(Context& ctx, size_t begin, const Lanes& lanes, bool first_
     const LaneSlot& slot = lanes.slots[i];
     Context& lane = ctx.lane(slot.lane);
     ExecStep& e = exec_[begin + i];
+    if (timeline_ != nullptr)
+      timeline_->leave_unless(slot.lane, lane.stream(), timeline_kind(e), part_name(e));
     for (const int32_t j : slot.waits) lane_events_[begin + static_cast<size_t>(j)].wait(lane);
     before_step(e, hooks);
-    run_step(lane, e, first_micro_batch);
+    run_step(lane, slot.lane, e, first_micro_batch);
     if (slot.awaited) lane_events_[begin + i].record(lane);
     after_step(e, hooks);
   }
+  leave_lanes();
   for (int l = 1; l < lanes.count; ++l) {
     join_.record(ctx.lane(l));
     join_.wait(ctx);

@@ -15,6 +15,7 @@
 #include "kernels/core/arena.h"
 #include "kernels/core/context.h"
 #include "kernels/core/stream_event.h"
+#include "kernels/core/timeline.h"
 #include "model/graph/graph.h"
 #include "model/graph/lanes.h"
 
@@ -28,6 +29,9 @@ enum class GradCheckpointing : uint8_t {
 struct PlanOptions {
   bool training = true;  ///< false: forward only
   GradCheckpointing grad_checkpointing = GradCheckpointing::kNone;
+  /// With kBlock: only the first so many blocks; 0: all. The first, because by the time that they
+  /// are computed again the others' memory is free.
+  int64_t recompute_blocks = 0;
   std::string loss = "loss";  ///< name of the scalar output that is differentiated
   std::vector<bool> frozen;   ///< by ParamId; empty: every parameter is trained
   /// Memory of buffers that were read for the last time is not reused for this many steps, so that
@@ -109,6 +113,9 @@ class Plan {
   /// grads_ready). Results stay bit-equal. Call after bind().
   void use_lanes(int count);
 
+  /// From now on the timeline (null: none) is told of every block's work. Call after bind().
+  void watch(Timeline* timeline) { timeline_ = timeline; }
+
   /// Parameters that the loss depends on (training plans). The others' gradients stay untouched.
   const std::vector<bool>& reached_params() const { return reached_params_; }
 
@@ -173,7 +180,12 @@ class Plan {
   Lanes lane_schedule(size_t begin, size_t end, int count) const;
   void run_lanes(Context& ctx, size_t begin, const Lanes& lanes, bool first_micro_batch,
                  const PlanHooks* hooks);
-  void run_step(Context& ctx, ExecStep& e, bool first_micro_batch);
+  void run_step(Context& ctx, int lane, ExecStep& e, bool first_micro_batch);
+  static TimelineKind timeline_kind(const ExecStep& e);
+  std::string_view part_name(const ExecStep& e) const;  ///< the block, or the op outside of all
+  void leave_lanes() const {
+    if (timeline_ != nullptr) timeline_->leave_lanes();
+  }
   static void before_step(const ExecStep& e, const PlanHooks* hooks);
   static void after_step(const ExecStep& e, const PlanHooks* hooks);
 
@@ -184,6 +196,7 @@ class Plan {
   std::vector<GradientSpan> gradient_spans_;
   std::vector<StreamEvent> lane_events_;  ///< by exec_ step
   StreamEvent fork_, join_;
+  Timeline* timeline_ = nullptr;
 };
 
 }  // namespace rwkv

@@ -129,13 +129,18 @@ class Planner {
                options_.loss, "' depends on no trained parameter");
   }
 
+  bool recomputes(int32_t block) const {
+    return block >= 0 && options_.grad_checkpointing == GradCheckpointing::kBlock &&
+           (options_.recompute_blocks == 0 || block < options_.recompute_blocks);
+  }
+
   /// Values of a block that stay after the forward although it is recomputed: those that other
   /// blocks read, and named outputs.
   bool kept(Value v) const {
     const auto& i = info(v);
     if (i.node < 0) return true;
     const int32_t block = node(i.node).block;
-    if (block < 0 || options_.grad_checkpointing == GradCheckpointing::kNone) return true;
+    if (!recomputes(block)) return true;
     for (const auto& named : graph_.outputs())
       if (named.value == v) return true;
     for (const auto& n : graph_.nodes())
@@ -200,7 +205,7 @@ class Planner {
       if (!runs_backward_[i]) continue;
       const auto id = static_cast<int32_t>(i);
       const auto& n = node(id);
-      if (recompute && n.block >= 0 && !block_done[static_cast<size_t>(n.block)]) {
+      if (recomputes(n.block) && !block_done[static_cast<size_t>(n.block)]) {
         block_done[static_cast<size_t>(n.block)] = true;
         plan_recompute(n.block);
       }

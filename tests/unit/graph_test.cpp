@@ -254,6 +254,42 @@ TEST(Graph, RecomputationIsBitEqualAndSmaller) {
   EXPECT_GE(recomputed, 9u);
 }
 
+TEST(Graph, SomeBlocksRecomputeBitEqualAndTakeMemoryInBetween) {
+  const Net shape;
+  const Graph g = shape.build();
+  const auto run = [&](Net& net, const PlanOptions& options, size_t* bytes) {
+    Context ctx;
+    Plan plan = Plan::build(g, options);
+    *bytes = plan.activation_bytes();
+    plan.bind(ctx, net.views(net.value), net.views(net.grad));
+    set_x(plan);
+    plan.forward(ctx);
+    plan.backward(ctx, 0.5f, true);
+    std::set<int32_t> blocks;
+    for (const PlanStep& s : plan.steps())
+      if (s.kind == PlanStep::Kind::kRecompute) blocks.insert(s.block);
+    return blocks;
+  };
+  Net none, all;
+  size_t none_bytes = 0, all_bytes = 0;
+  EXPECT_EQ(run(none, {}, &none_bytes), std::set<int32_t>());
+  const PlanOptions every{.grad_checkpointing = GradCheckpointing::kBlock};
+  EXPECT_EQ(run(all, every, &all_bytes), (std::set<int32_t>{0, 1, 2}));
+  EXPECT_LT(all_bytes, none_bytes);
+  for (int64_t n = 1; n <= 3; ++n) {
+    Net some;
+    PlanOptions options = every;
+    options.recompute_blocks = n;
+    size_t bytes = 0;
+    const auto blocks = run(some, options, &bytes);
+    EXPECT_EQ(static_cast<int64_t>(blocks.size()), n);
+    EXPECT_EQ(*blocks.rbegin(), n - 1);
+    EXPECT_LE(bytes, none_bytes) << n;
+    for (size_t p = 0; p < 3; ++p)
+      EXPECT_EQ(0, std::memcmp(none.grad[p].data(), some.grad[p].data(), kN * sizeof(float))) << n;
+  }
+}
+
 TEST(Graph, MicroBatchesAccumulate) {
   Net net;
   const Graph g = net.build();

@@ -20,10 +20,12 @@ ModelConfig public_model(const std::string& size) {
     set(12, 768, 64, 64, 32, 128);
   else if (size == "1.5B")
     set(24, 2048, 96, 96, 64, 256);
+  else if (size == "2.9B")
+    set(32, 2560, 96, 96, 64, 320);
   else if (size == "7.2B")
     set(32, 4096, 128, 128, 96, 480);
   else
-    throw ConfigError(str("--random: found '", size, "', expected 0.1B, 1.5B or 7.2B"));
+    throw ConfigError(str("model size: found '", size, "', expected 0.1B, 1.5B, 2.9B or 7.2B"));
   c.finish();
   return c;
 }

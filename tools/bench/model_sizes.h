@@ -8,7 +8,7 @@
 
 namespace rwkv::bench {
 
-/// 0.1B, 1.5B or 7.2B, with the low-rank widths of their files. Throws ConfigError.
+/// 0.1B, 1.5B, 2.9B or 7.2B, with the low-rank widths of their files. Throws ConfigError.
 ModelConfig public_model(const std::string& size);
 
 /// f16, bf16 or f32. Throws ConfigError that names the flag.

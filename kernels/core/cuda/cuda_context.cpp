@@ -231,6 +231,11 @@ void cuda_event_record(void* event, Stream stream) {
   RWKV_CUDA(cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream)));
 }
 
+void cuda_event_record_in_graph(void* event, Stream stream) {
+  RWKV_CUDA(cudaEventRecordWithFlags(static_cast<cudaEvent_t>(event),
+                                     static_cast<cudaStream_t>(stream), cudaEventRecordExternal));
+}
+
 void cuda_stream_wait(Stream stream, void* event) {
   RWKV_CUDA(
       cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), static_cast<cudaEvent_t>(event), 0));
