@@ -14,3 +14,7 @@ rwkv_test(trainer_gemm_cache_test LABEL unit SOURCES unit/trainer_gemm_cache_tes
   DEPS rwkv_trainer)
 rwkv_test(trainer_signals_test LABEL unit SOURCES unit/trainer_signals_test.cpp DEPS rwkv_trainer)
 rwkv_test(trainer_shard_test LABEL unit SOURCES unit/trainer_shard_test.cpp DEPS rwkv_trainer)
+rwkv_test(trainer_timeline_test LABEL unit SOURCES unit/trainer_timeline_test.cpp
+  DEPS rwkv_trainer nlohmann_json::nlohmann_json)
+rwkv_gpu_test(cuda_timeline_test SOURCES unit/trainer_timeline_test.cpp
+  DEPS rwkv_trainer nlohmann_json::nlohmann_json)

@@ -117,8 +117,18 @@ ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegist
   ctx_.synchronize("optimizer set-up");
   ctx_.reserve_workspace(grad_norm_workspace_bytes(norm_pieces_.size()));
   if (!sharded()) return;
+  for (int64_t elements = 0; elements < layout_.elements() / 2; ++early_groups_)
+    for (const Segment& s : layout_.group(early_groups_)) elements += s.elements;
+  // Pieces come in the order of parameters, which is that of groups.
+  first_piece_.assign(static_cast<size_t>(layout_.groups()) + 1, update_piece_count_);
+  for (int32_t g = layout_.groups(), k = 0; g-- > 0; k = 0) {
+    const int64_t begin = layout_.group(g)[0].offset;
+    while (k < update_piece_count_ && update_pieces_[static_cast<size_t>(k)].begin < begin) ++k;
+    first_piece_[static_cast<size_t>(g)] = k;
+  }
   for (PlanHooks& h : hooks_[1])
     h.before_use = [this](int32_t g) {
+      if (g < early_groups_) return;  // see await_update
       leave_lanes();
       for (int l = 0; l < ctx_.lanes(); ++l) gathered_[static_cast<size_t>(g)].wait(ctx_.lane(l));
     };
@@ -223,7 +233,18 @@ void ShardedParams::begin_step() {
   if (!sharded() || !cuda()) return;
   to_comm_.record(ctx_);
   to_comm_.wait_on(comm_.stream());
-  for (int32_t g = 0; g < layout_.groups(); ++g) {
+  gather_groups(early_groups_, layout_.groups());
+  stale_ = false;
+}
+
+void ShardedParams::await_update() {
+  if (!sending_) return;
+  sent_.wait(ctx_);
+  sending_ = false;
+}
+
+void ShardedParams::gather_groups(int32_t begin, int32_t end) {
+  for (int32_t g = begin; g < end; ++g) {
     begin_exchange(TimelineKind::kGather, str("bucket ", g), gathered_bytes(g));
     comm_.begin_group();
     gather_group(g);
@@ -231,7 +252,6 @@ void ShardedParams::begin_step() {
     end_exchange();
     gathered_[static_cast<size_t>(g)].record_on(comm_.stream());
   }
-  stale_ = false;
 }
 
 void ShardedParams::gather() {
@@ -407,16 +427,41 @@ void ShardedParams::update_cuda(double lr, int64_t update, bool stop) {
                              .grad = grads,
                              .copy = reinterpret_cast<BF16*>(copies_.data()),
                              .shifted_grad = rotates()};
-  adamw_update(ctx_, buffers, update_pieces, static_cast<size_t>(update_piece_count_),
-               {.beta1 = options_.optimizer.beta1,
-                .beta2 = options_.optimizer.beta2,
-                .eps = options_.optimizer.eps,
-                .lr = lr,
-                .clip = options_.optimizer.clip,
-                .update = update},
-               &outcome->norm);
+  const AdamWStep step{.beta1 = options_.optimizer.beta1,
+                       .beta2 = options_.optimizer.beta2,
+                       .eps = options_.optimizer.eps,
+                       .lr = lr,
+                       .clip = options_.optimizer.clip,
+                       .update = update};
+  if (sharded())
+    update_and_send(buffers, step);
+  else
+    adamw_update(ctx_, buffers, update_pieces, static_cast<size_t>(update_piece_count_), step,
+                 &outcome->norm);
   leave_lanes();
   stale_ = sharded();
+}
+
+void ShardedParams::update_and_send(const AdamWBuffers& buffers, const AdamWStep& step) {
+  constexpr int64_t kPieces = 256;  // a launch should fill the device
+  const auto* pieces = static_cast<const AdamWPiece*>(device_update_pieces_.data);
+  const double* norm = &static_cast<RankOutcome*>(outcome_.data)->norm;
+  for (int32_t begin = 0, g = 0; g < layout_.groups(); ++g) {
+    const bool early = g < early_groups_,
+               last = g + 1 == (early ? early_groups_ : layout_.groups());
+    const int64_t first = first_piece_[static_cast<size_t>(begin)];
+    const int64_t count = first_piece_[static_cast<size_t>(g) + 1] - first;
+    if (!last && (!early || count < kPieces)) continue;
+    adamw_update(ctx_, buffers, pieces + first, static_cast<size_t>(count), step, norm);
+    if (early) {
+      to_comm_.record(ctx_);
+      to_comm_.wait_on(comm_.stream());
+      gather_groups(begin, g + 1);
+    }
+    begin = g + 1;
+  }
+  sent_.record_on(comm_.stream());
+  sending_ = true;
 }
 
 RankOutcome ShardedParams::read_outcome() {

@@ -66,8 +66,11 @@ class ShardedParams {
   void attach(Plan& plan);
   /// From now on the timeline (null: none) is told of exchanges and of the update.
   void watch(Timeline* timeline) { timeline_ = timeline; }
-  /// Before a step's first forward: on CUDA queues the gathering of what update() changed.
+  /// Before a step's first forward: on CUDA queues the gathering of what update() changed and did
+  /// not send itself. May be recorded.
   void begin_step();
+  /// Before that, never recorded: the context waits for what update() is still sending.
+  void await_update();
   /// For the forward and the backward of the step's first, last or any micro-batch: the first waits
   /// for parameters that are being gathered, the last exchanges gradients.
   const PlanHooks& hooks(bool first, bool last) const {
@@ -126,6 +129,8 @@ class ShardedParams {
   void exchange_group(int32_t group);
   void reduce_segment(const Segment& s);
   void gather_group(int32_t group);
+  void gather_groups(int32_t begin, int32_t end);
+  void update_and_send(const AdamWBuffers& buffers, const AdamWStep& step);
   void make_views(const ParamRegistry& params);
   void stage(const Segment& s, const ParamStore& host);
   void collect(float* flat_or_shards, ParamStore& host);
@@ -148,15 +153,20 @@ class ShardedParams {
   std::vector<double> partial_;
   TensorView device_norm_pieces_, device_update_pieces_, records_, outcome_;
   int64_t norm_piece_count_ = 0, update_piece_count_ = 0;
+  /// CUDA, sharded: groups before this one, half of the elements, are gathered while update() still
+  /// works on the others; the rest at the beginning of the next step, beside its forward.
+  int32_t early_groups_ = 0;
+  std::vector<int64_t> first_piece_;  ///< of update_pieces_, by group, and one more; sharded only
   HostBuffer read_, stop_flag_;
   RankRecord record_;  ///< CPU
   std::vector<RankRecord> cpu_records_;
   RankOutcome cpu_outcome_;
   std::array<std::array<PlanHooks, 2>, 2> hooks_;
   std::vector<StreamEvent> gathered_, reduced_;  ///< by group
-  StreamEvent to_comm_, from_comm_, lane_;
+  StreamEvent to_comm_, from_comm_, lane_, sent_;
   Timeline* timeline_ = nullptr;
-  bool stale_ = false;  ///< CUDA: parameters were updated and not gathered yet
+  bool stale_ = false;    ///< CUDA: parameters were updated and not all gathered yet
+  bool sending_ = false;  ///< CUDA: update() sent some, and the context did not wait for them yet
 };
 
 }  // namespace rwkv

@@ -294,6 +294,7 @@ void TrainStep::accumulate(int64_t i) {
     record_graphs();
   }
   send_ids(plan_, host_slot(i));
+  if (shards_ && first) shards_->await_update();
   // A traced step shows its ops.
   const LaunchGraph& graph = first ? first_graph_ : last && shards_ ? last_graph_ : later_graph_;
   const bool sees_all = timeline_ == nullptr || options_.micro_batches <= 2;

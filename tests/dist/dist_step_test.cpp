@@ -12,6 +12,7 @@
 #include "tests/golden/golden_util.h"
 #include "trainer/gemm_choices.h"
 #include "trainer/schedule.h"
+#include "trainer/trace_file.h"
 #include "trainer/train_step.h"
 
 namespace rwkv {
@@ -255,6 +256,64 @@ TEST_F(Ranks, OneRankStopsAll) {
   EXPECT_FALSE(step.finish(1e-3, false).stop);
   step.accumulate(0);
   EXPECT_TRUE(step.finish(1e-3, comm_->rank() + 1 == comm_->size()).stop);
+}
+
+TEST_F(Ranks, TimelinesShowEveryExchangeOnEveryRank) {
+  ModelConfig c;
+  c.n_layer = 2, c.n_embd = 64, c.vocab_size = 96;
+  for (const ZeroStage zero : {ZeroStage::kPlain, ZeroStage::kOptimizer, ZeroStage::kGradients}) {
+    TrainStepOptions o;
+    o.batch = 1, o.tokens = 32, o.device = kTestDevice, o.comm = comm_, o.zero = zero;
+    if (kTestDevice == Device::kCuda) o.dtype = DType::kBF16;
+    o.host_copies = false;
+    TrainStep step(c, o);
+    step.allocate();
+    step.fill(std::vector<float>{0.05f, -0.02f, 0.03f, -0.04f, 0.01f});
+    const auto one = [&] {
+      for (size_t k = 0; k < step.tokens().size(); ++k) {
+        step.tokens()[k] = static_cast<int32_t>(k % 96);
+        step.targets()[k] = static_cast<int32_t>((k + 1) % 96);
+      }
+      step.accumulate(0);
+      EXPECT_TRUE(step.finish(1e-3).finite);
+    };
+    one();
+    Timeline timeline(step.context());
+    step.watch(&timeline);
+    for (int i = 0; i < 3; ++i) one();
+    step.watch(nullptr);
+    const auto ranks = gather_timelines(&comm_->group(), timeline.intervals());
+    EXPECT_EQ(static_cast<int>(ranks.size()), comm_->size());
+    for (const RankTimeline& t : ranks) {
+      // The embedding, two blocks and the head; sharded parameters are gathered once a step, on
+      // the CPU in one piece.
+      for (int64_t s = 0; s < 3; ++s) {
+        int reduced = 0, gathered = 0, norms = 0;
+        double bytes = 0;
+        for (const TimelineInterval& i : t) {
+          EXPECT_LE(i.begin, i.end) << i.name;
+          if (i.step != s || !is_exchange(i.kind)) continue;
+          bytes += i.bytes;
+          if (i.kind == TimelineKind::kReduce)
+            ++reduced;
+          else if (i.name == "norm")
+            ++norms;
+          else
+            ++gathered;
+        }
+        EXPECT_EQ(reduced, 4);
+        EXPECT_EQ(norms, 1);
+        EXPECT_EQ(gathered, zero == ZeroStage::kPlain ? 0 : kTestDevice == Device::kCuda ? 4 : 1);
+        EXPECT_GT(bytes, 0);
+        const TimelineTimes times = timeline_times(t, s);
+        EXPECT_GT(times.exchange, 0);
+        EXPECT_LE(times.exposed, times.exchange);
+        EXPECT_LE(times.compute + times.exposed, times.step * (1 + 1e-9));
+      }
+    }
+    // Set by their exchanges, the clocks agree.
+    EXPECT_LT(std::fabs(ranks[0].back().end - ranks.back().back().end), 1.0);
+  }
 }
 
 /// Numbers whose sum depends on the order of adding.
