@@ -43,8 +43,10 @@ void visit_fields(Config& c, F&& f) {
   f("train.epochs", c.train.epochs, from(0, 1e9),
     "stop after this many passes over the training file; 0: no such limit");
   f("train.seed", c.train.seed, from(0), "seed of initial values and of the shuffle");
-  f("train.grad_checkpointing", c.train.grad_checkpointing, FieldRules{0, 0, {"none", "block"}},
-    "block: compute each block's forward again in the backward, bit-equal, in less memory");
+  f("train.grad_checkpointing", c.train.grad_checkpointing,
+    FieldRules{0, 0, {"none", "block", "auto"}},
+    "block: compute each block's forward again in the backward, bit-equal, in less memory; auto: "
+    "of as few blocks as memory allows");
   f("train.recompute_blocks", c.train.recompute_blocks, from(0, 1 << 20),
     "with train.grad_checkpointing=block: compute only the first so many blocks again; 0: all");
   f("train.clip", c.train.clip, from(0, 1e9), "limit of the global gradient norm; 0: none");

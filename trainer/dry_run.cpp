@@ -7,6 +7,7 @@
 #include "kernels/core/parallel.h"
 #include "trainer/memory.h"
 #include "trainer/metrics.h"
+#include "trainer/recompute.h"
 #include "trainer/trainer.h"
 
 namespace rwkv {
@@ -39,7 +40,8 @@ bool gpu_answers() {
 
 }  // namespace
 
-std::string dry_run_report(const TrainConfig& c, Device device) {
+std::string dry_run_report(const TrainConfig& config, Device device) {
+  const TrainConfig c = with_recomputation(config, device, nullptr);
   const TrainStep step(c.model, step_options(c, device));
   const ParameterCount count = count_parameters(c.model);
   const Plan& plan = step.plan();
@@ -62,6 +64,12 @@ std::string dry_run_report(const TrainConfig& c, Device device) {
   row("steps", length_text(c));
   row("operations per step", format_count(step.flops_per_step()) + "FLOP");
   row("wkv variant", step.wkv_name());
+  if (c.train.grad_checkpointing == "block")
+    row("computed twice",
+        str(c.train.recompute_blocks > 0 ? std::min(c.train.recompute_blocks, c.model.n_layer)
+                                         : c.model.n_layer,
+            " of ", c.model.n_layer, " blocks",
+            config.train.grad_checkpointing == "auto" ? ", as few as fit" : ""));
   row("threads", std::to_string(num_threads()));
   const auto items = step.memory();
   row(c.ranks > 1 ? "memory of each rank" : "memory", format_bytes(total_bytes(items)));

@@ -1,6 +1,10 @@
 #include "trainer/recompute.h"
 
+#include <algorithm>
+#include <vector>
+
 #include "trainer/memory.h"
+#include "trainer/trainer.h"
 
 namespace rwkv {
 
@@ -21,6 +25,22 @@ int64_t fewest_recomputed_blocks(const ModelConfig& config, TrainStepOptions opt
     (fits(middle) ? enough : too_few) = middle;
   }
   return enough;
+}
+
+TrainConfig with_recomputation(const TrainConfig& config, Device device, Communicator* comm) {
+  if (config.train.grad_checkpointing != "auto") return config;
+  size_t limit = memory_limit(device, config.limits.memory_mib);
+  if (comm != nullptr) {
+    std::vector<size_t> all(static_cast<size_t>(comm->size()));
+    comm->group().all_gather(&limit, sizeof limit, all.data());
+    limit = std::ranges::min(all);
+  }
+  TrainConfig out = config;
+  const int64_t n =
+      fewest_recomputed_blocks(config.model, step_options(config, device, comm), limit);
+  out.train.grad_checkpointing = n == 0 ? "none" : "block";
+  out.train.recompute_blocks = std::max<int64_t>(n, 0);
+  return out;
 }
 
 }  // namespace rwkv

@@ -229,8 +229,13 @@ void TrainStep::prepare() {
 
 void TrainStep::record_graphs() {
   recorded_ = true;
-  if (!options_.launch_graphs) return;
   const int64_t n = options_.micro_batches;
+  // The graph of the micro-batches in the middle runs several times a step; its marks show one.
+  if (!options_.launch_graphs || (timeline_ != nullptr && n > 2)) {
+    for (LaunchGraph* g : {&first_graph_, &later_graph_, &last_graph_, &eval_graph_})
+      *g = LaunchGraph();
+    return;
+  }
   first_graph_ = LaunchGraph(*ctx_, [&] { forward_backward(true, n == 1); });
   if (n > (shards_ ? 2 : 1))
     later_graph_ = LaunchGraph(*ctx_, [&] { forward_backward(false, false); });
@@ -297,8 +302,7 @@ void TrainStep::accumulate(int64_t i) {
   if (shards_ && first) shards_->await_update();
   // A traced step shows its ops.
   const LaunchGraph& graph = first ? first_graph_ : last && shards_ ? last_graph_ : later_graph_;
-  const bool sees_all = timeline_ == nullptr || options_.micro_batches <= 2;
-  if (graph && !ctx_->tracer().enabled() && sees_all)
+  if (graph && !ctx_->tracer().enabled())
     replay(graph);
   else
     forward_backward(first, last);

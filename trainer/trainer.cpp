@@ -18,6 +18,7 @@
 #include "trainer/gemm_choices.h"
 #include "trainer/memory.h"
 #include "trainer/metrics.h"
+#include "trainer/recompute.h"
 #include "trainer/signals.h"
 
 namespace rwkv {
@@ -272,6 +273,9 @@ class Run {
                       " steps of ", config_.tokens_per_step(), " tokens, ", d.threads,
                       d.threads == 1 ? " thread, " : " threads, ", d.wkv));
     line_.message(describe_memory(step_.memory(), 3));
+    if (config_.train.grad_checkpointing == "block" && config_.train.recompute_blocks > 0)
+      line_.message(str("the forward of ", config_.train.recompute_blocks, " of ",
+                        config_.model.n_layer, " blocks is computed twice"));
   }
 
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
@@ -504,7 +508,8 @@ RunResult run_training(const TrainConfig& config, const TrainerOptions& options)
               " ranks");
   HostGroup* group = options.comm == nullptr ? nullptr : &options.comm->group();
   std::optional<Run> run;
-  agree(group, [&] { run.emplace(config, options); });
+  const TrainConfig fitting = with_recomputation(config, options.device, options.comm);
+  agree(group, [&] { run.emplace(fitting, options); });
   RunResult result;
   abort_on_error(group, [&] { result = run->run(); });
   return result;

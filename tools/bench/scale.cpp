@@ -8,6 +8,7 @@
 #include "kernels/core/parallel.h"
 #include "tools/bench/model_sizes.h"
 #include "tools/bench/scale_exchanges.h"
+#include "tools/bench/scale_simulate.h"
 #include "tools/bench/scale_steps.h"
 #include "trainer/comm/launch.h"
 
@@ -353,9 +354,14 @@ void add_scale_flags(CLI::App* app, ScaleOptions& o) {
                   "write timelines for chrome://tracing or Perfetto: FILE.json becomes "
                   "FILE-SHAPE-zeroN.json");
   app->add_option("--trace-svg", o.svg, "draw one step of each row, named likewise");
+  app->add_option("--simulate", o.simulate,
+                  "measure nothing: predict 8 to 1024 ranks from records of this benchmark, one of "
+                  "them with --collectives (see docs/scaling.md)")
+      ->check(CLI::ExistingFile);
 }
 
 int run_scale(const ScaleOptions& o) {
+  if (!o.simulate.empty()) return run_simulation({.records = o.simulate, .json = o.json});
   for (const std::string& s : o.shapes) parse_shape(s);
   return run_ranks(o.gpus, "rwkv-bench",
                    [&](RankSession& session) { return run_on_ranks(o, session); });

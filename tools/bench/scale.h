@@ -23,8 +23,9 @@ struct ScaleOptions : CommonOptions {
   std::string exchange = "f32", grad_checkpointing = "none";
   int64_t recompute_blocks = 0;
   bool overlap = true, alone = true, collectives = false;
-  int traced = 4;          ///< steps whose timeline is taken
-  std::string trace, svg;  ///< files; empty: none
+  int traced = 4;                     ///< steps whose timeline is taken
+  std::string trace, svg;             ///< files; empty: none
+  std::vector<std::string> simulate;  ///< records to predict from; nothing is measured then
 };
 
 void add_scale_flags(CLI::App* app, ScaleOptions& options);

@@ -1,0 +1,173 @@
+#include "tools/bench/scale_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "kernels/core/error.h"
+
+namespace rwkv::bench {
+namespace {
+
+/// One queue of exchanges beside one stream of kernels.
+class Replay {
+ public:
+  Replay(double slowdown) : speed_(1 - slowdown) {}
+
+  double now() const { return now_; }
+  double exchanges_end() const { return free_; }
+  double busy() const { return busy_; }
+  double waited() const { return waited_; }
+  /// Queues an exchange at the current time; returns its end.
+  double exchange(double seconds) {
+    free_ = std::max(free_, now_) + seconds;
+    busy_ += seconds;
+    return free_;
+  }
+  /// Kernels that take so long by themselves.
+  void compute(double seconds) {
+    const double beside = std::max(0.0, free_ - now_) * speed_;
+    if (seconds <= beside) {
+      now_ += seconds / speed_;
+      return;
+    }
+    if (beside > 0) now_ = free_;
+    now_ += seconds - beside;
+  }
+  void idle(double seconds) { now_ += seconds; }
+  void wait(double until) {
+    waited_ += std::max(0.0, until - now_);
+    now_ = std::max(now_, until);
+  }
+
+ private:
+  double speed_;
+  double now_ = 0, free_ = 0, busy_ = 0, waited_ = 0;
+};
+
+}  // namespace
+
+LatencyBandwidth fit_collective(std::span<const MeasuredCollective> points) {
+  RWKV_CHECK(points.size() >= 2, ConfigError, "fitting a collective: found ", points.size(),
+             " sizes, expected two at least");
+  // Minimises the sum of ((a + b * bytes) / seconds - 1)^2.
+  double aa = 0, ab = 0, bb = 0, a1 = 0, b1 = 0;
+  for (const MeasuredCollective& p : points) {
+    const double u = 1 / p.seconds, v = p.bytes / p.seconds;
+    aa += u * u, ab += u * v, bb += v * v, a1 += u, b1 += v;
+  }
+  const double det = aa * bb - ab * ab;
+  RWKV_CHECK(det > 0, ConfigError, "fitting a collective: all sizes are equal");
+  double latency = (a1 * bb - b1 * ab) / det, slope = (aa * b1 - ab * a1) / det;
+  if (latency < 0) latency = 0, slope = b1 / bb;
+  if (slope <= 0) slope = 1e-30, latency = a1 / aa;
+  LatencyBandwidth fit{.latency = latency, .bandwidth = 1 / slope};
+  for (const MeasuredCollective& p : points)
+    fit.worst_error = std::max(fit.worst_error, std::fabs(fit(p.bytes) / p.seconds - 1));
+  return fit;
+}
+
+double ring_seconds(const Cluster& c, int ranks, double bytes, bool gather) {
+  if (ranks <= 1) return 0;
+  const LatencyBandwidth& fit = gather ? c.all_gather : c.reduce_scatter;
+  const int nodes = (ranks + c.ranks_per_node - 1) / c.ranks_per_node;
+  double bandwidth = fit.bandwidth;
+  if (nodes > 1) bandwidth = std::min(bandwidth, c.card * c.card_share * c.cards_per_node);
+  const double further = std::max(0, ranks - nodes - (c.measured_ranks - 1));
+  return fit.latency + further * c.hop + (nodes - 1) * c.node_hop +
+         bytes * (1 - 1.0 / ranks) / bandwidth;
+}
+
+ScalePrediction predict_step(const StepProfile& p, const Cluster& c, const ScaleCase& w) {
+  const size_t buckets = p.elements.size();
+  RWKV_CHECK(p.need.size() == buckets && p.ready.size() == buckets && buckets > 0, ConfigError,
+             "predicting a step: ", buckets, " buckets, ", p.need.size(), " needs, ",
+             p.ready.size(), " completions");
+  const bool sharded = w.zero > 0;
+  const double all = std::accumulate(p.elements.begin(), p.elements.end(), 0.0);
+  Replay r(w.slowdown);
+  const auto gather = [&](size_t b) {
+    return r.exchange(ring_seconds(c, w.ranks, p.elements[b] * w.parameter_bytes, true));
+  };
+  const auto reduce = [&](size_t b) {
+    double seconds = ring_seconds(c, w.ranks, p.elements[b] * w.gradient_bytes, false);
+    if (!sharded) seconds += ring_seconds(c, w.ranks, p.elements[b] * 4, true);
+    return r.exchange(seconds);
+  };
+
+  // A period begins with the optimizer, whose first half is sent while it works on the second.
+  const double update = p.optimizer / (sharded ? w.ranks : 1);
+  size_t early = 0;
+  if (sharded && w.ranks > 1) {
+    for (double sent = 0; sent < all / 2 && early < buckets; ++early) {
+      r.compute(update * p.elements[early] / all);
+      gather(early);
+      sent += p.elements[early];
+    }
+    for (size_t b = early; b < buckets; ++b) r.compute(update * p.elements[b] / all);
+  } else {
+    r.compute(update);
+  }
+  r.idle(p.other);
+  r.wait(r.exchanges_end());
+
+  std::vector<double> present(buckets, r.now());
+  if (sharded && w.ranks > 1)
+    for (size_t b = early; b < buckets; ++b) present[b] = gather(b);
+  double at = 0;
+  for (size_t b = 0; b < buckets; ++b) {
+    r.compute(std::max(0.0, p.need[b] - at));
+    at = std::max(at, p.need[b]);
+    r.wait(present[b]);
+  }
+  r.compute(p.forward - at);
+
+  std::vector<size_t> order(buckets);
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::ranges::stable_sort(order, {}, [&](size_t b) { return p.ready[b]; });
+  at = 0;
+  double before = 0;  // the end of the exchange before the latest
+  for (const size_t b : order) {
+    r.compute(p.ready[b] - at);
+    at = p.ready[b];
+    if (w.ranks == 1 || !w.overlap) continue;
+    if (w.zero == 2) r.wait(before);  // two buckets' memory in turns
+    before = r.exchanges_end();
+    reduce(b);
+  }
+  r.compute(std::max(0.0, p.backward - at));
+  if (w.ranks > 1) {
+    if (!w.overlap)
+      for (const size_t b : order) reduce(b);
+    r.wait(r.exchanges_end());
+    r.exchange(ring_seconds(c, w.ranks, 24.0 * w.ranks, true));  // a record of each rank
+    r.wait(r.exchanges_end());
+  }
+  ScalePrediction out;
+  out.step = r.now();
+  out.exchange = r.busy();
+  out.waiting = r.waited();
+  out.efficiency = p.alone() / out.step;
+  return out;
+}
+
+double fit_slowdown(const Cluster& cluster, std::span<const MeasuredStep> steps) {
+  const auto error = [&](double slowdown) {
+    double sum = 0;
+    for (const MeasuredStep& s : steps) {
+      ScaleCase what = s.what;
+      what.slowdown = slowdown;
+      const double d = predict_step(*s.profile, cluster, what).step / s.seconds - 1;
+      sum += d * d;
+    }
+    return sum;
+  };
+  double best = 0, least = error(0);
+  for (int i = 1; i <= 900; ++i) {
+    const double slowdown = i * 1e-3, e = error(slowdown);
+    if (e < least) best = slowdown, least = e;
+  }
+  return best;
+}
+
+}  // namespace rwkv::bench

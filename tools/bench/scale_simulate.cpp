@@ -1,0 +1,233 @@
+#include "tools/bench/scale_simulate.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "kernels/core/error.h"
+#include "model/rwkv.h"
+#include "tools/bench/report.h"
+#include "trainer/memory.h"
+#include "trainer/shard_layout.h"
+
+namespace rwkv::bench {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+StepProfile profile_of(const Json& j, const std::vector<double>& elements) {
+  StepProfile p;
+  p.forward = j.at("forward_ms").get<double>() * 1e-3;
+  p.backward = j.at("backward_ms").get<double>() * 1e-3;
+  p.optimizer = j.at("optimizer_ms").get<double>() * 1e-3;
+  p.other = std::max(0.0, j.at("other_ms").get<double>() * 1e-3);
+  for (const double x : j.at("need_ms")) p.need.push_back(x * 1e-3);
+  for (const double x : j.at("ready_ms")) p.ready.push_back(x * 1e-3);
+  p.elements = elements;
+  return p;
+}
+
+std::vector<double> bucket_elements(const ModelConfig& config) {
+  const auto model = make_model(config);
+  const ShardLayout layout(model->params(), 1);
+  std::vector<double> out(static_cast<size_t>(layout.groups()));
+  for (const ShardLayout::Segment& s : layout.segments())
+    out[static_cast<size_t>(s.group)] += static_cast<double>(s.elements);
+  return out;
+}
+
+ScaleRow row_of(const Json& j, const Json& head, const std::vector<double>& elements) {
+  ScaleRow row;
+  row.shape = j.at("shape").get<std::string>();
+  long long tokens = 0, batch = 0;
+  RWKV_CHECK(std::sscanf(row.shape.c_str(), "%lldx%lld", &tokens, &batch) == 2, ConfigError,
+             "a row's shape: found '", row.shape, "', expected TOKENSxBATCH");
+  row.options.device = Device::kCuda;
+  row.options.dtype = DType::kBF16;
+  row.options.tokens = tokens;
+  row.options.batch = batch;
+  row.options.zero = static_cast<ZeroStage>(j.at("zero").get<int>());
+  row.options.exchange = head.at("exchange") == "bf16" ? DType::kBF16 : DType::kF32;
+  row.options.recompute_blocks = j.value("recompute_blocks", int64_t{0});
+  row.options.grad_checkpointing =
+      row.options.recompute_blocks > 0 ? GradCheckpointing::kBlock : GradCheckpointing::kNone;
+  row.alone = j.contains("profile");
+  row.profile = profile_of(row.alone ? j.at("profile") : j.at("rank_profile"), elements);
+  // The medians of many steps without marks count; marks say how a step divides.
+  if (row.alone) {
+    const double scale = j.at("alone_ms").get<double>() * 1e-3 / row.profile.alone();
+    for (double* x :
+         {&row.profile.forward, &row.profile.backward, &row.profile.optimizer, &row.profile.other})
+      *x *= scale;
+    for (auto* list : {&row.profile.need, &row.profile.ready})
+      for (double& x : *list) x *= scale;
+  }
+  row.seconds = j.at("step_ms").get<double>() * 1e-3;
+  row.efficiency = j.value("efficiency", 0.0);
+  row.flops = j.value("flops", 0.0);
+  return row;
+}
+
+std::string model_name(const ModelConfig& c) {
+  return str("L", c.n_layer, "-D", c.n_embd);
+}
+
+}  // namespace
+
+ScaleRecord read_scale_record(const std::string& path) {
+  ScaleRecord out;
+  try {
+    const Json j = Json::parse(read_file(path));
+    out.model.n_layer = j.at("layers");
+    out.model.n_embd = j.at("width");
+    out.model.vocab_size = j.at("vocab");
+    out.model.head_size = 64;
+    out.ranks = j.at("ranks");
+    out.overlap = j.value("overlap", true);
+    const double others = 1 - 1.0 / out.ranks;
+    for (const Json& c : j.value("collectives", Json::array())) {
+      const MeasuredCollective m{c.at("bytes").get<double>() * others,
+                                 c.at("us").get<double>() * 1e-6};
+      if (c.at("name") == "reduce-scatter") out.reduce_scatter.push_back(m);
+      if (c.at("name") == "all-gather") out.all_gather.push_back(m);
+    }
+    const std::vector<double> elements = bucket_elements(out.model);
+    for (const Json& r : j.at("rows"))
+      if (r.contains("profile") || r.contains("rank_profile"))
+        out.rows.push_back(row_of(r, j, elements));
+  } catch (const Json::exception& e) {
+    throw ConfigError(
+        str("reading ", path, ": ", e.what(), "; expected a record of rwkv-bench scale"));
+  }
+  return out;
+}
+
+ScaleCase case_of(const ScaleRecord& record, const ScaleRow& row, const ScaleFit& fit, int ranks,
+                  int zero) {
+  return {.ranks = ranks,
+          .zero = zero,
+          .gradient_bytes = static_cast<double>(dtype_bytes(row.options.exchange)),
+          .parameter_bytes = 2,
+          .overlap = record.overlap,
+          .slowdown = fit.slowdown};
+}
+
+ScaleFit fit_records(const std::vector<ScaleRecord>& records) {
+  ScaleFit fit;
+  const auto measured =
+      std::ranges::find_if(records, [](const ScaleRecord& r) { return !r.reduce_scatter.empty(); });
+  RWKV_CHECK(measured != records.end(), ConfigError,
+             "simulating: no record has collectives by size; make one with --collectives");
+  fit.cluster.reduce_scatter = fit_collective(measured->reduce_scatter);
+  fit.cluster.all_gather = fit_collective(measured->all_gather);
+  fit.cluster.measured_ranks = measured->ranks;
+  std::vector<MeasuredStep> steps;
+  for (const ScaleRecord& r : records)
+    for (const ScaleRow& row : r.rows)
+      if (row.alone && r.overlap)
+        steps.push_back({&row.profile,
+                         case_of(r, row, fit, r.ranks, static_cast<int>(row.options.zero)),
+                         row.seconds});
+  if (!steps.empty()) fit.slowdown = fit_slowdown(fit.cluster, steps);
+  return fit;
+}
+
+int run_simulation(const SimulateOptions& o) {
+  std::vector<ScaleRecord> records;
+  for (const std::string& path : o.records) records.push_back(read_scale_record(path));
+  const ScaleFit fit = fit_records(records);
+  const auto say = [](const char* name, const LatencyBandwidth& f) {
+    std::printf("%-15s %6.1f us + bytes / %.0f GB/s (off by at most %.0f %%)\n", name,
+                f.latency * 1e6, f.bandwidth * 1e-9, 100 * f.worst_error);
+  };
+  say("reduce-scatter", fit.cluster.reduce_scatter);
+  say("all-gather", fit.cluster.all_gather);
+  std::printf("kernels beside an exchange are slowed down by %.1f %%\n\n", 100 * fit.slowdown);
+  Json checked = Json::array(), predicted = Json::array();
+  std::printf("%-10s %-8s %4s %12s %12s %11s %11s\n", "model", "shape", "zero", "measured ms",
+              "model ms", "efficiency", "model");
+  for (const ScaleRecord& r : records)
+    for (const ScaleRow& row : r.rows) {
+      if (!row.alone) continue;
+      const int zero = static_cast<int>(row.options.zero);
+      const ScalePrediction p =
+          predict_step(row.profile, fit.cluster, case_of(r, row, fit, r.ranks, zero));
+      std::printf("%-10s %-8s %4d %12.3f %12.3f %10.1f%% %10.1f%%%s\n", model_name(r.model).c_str(),
+                  row.shape.c_str(), zero, row.seconds * 1e3, p.step * 1e3, 100 * row.efficiency,
+                  100 * p.efficiency, r.overlap ? "" : "  after the backward");
+      checked.push_back({{"model", model_name(r.model)},
+                         {"shape", row.shape},
+                         {"zero", zero},
+                         {"overlap", r.overlap},
+                         {"measured_ms", row.seconds * 1e3},
+                         {"model_ms", p.step * 1e3},
+                         {"efficiency", row.efficiency},
+                         {"model_efficiency", p.efficiency}});
+    }
+  for (const int cards : o.cards) {
+    std::printf(
+        "\n%d ranks and %d network cards of %.0f Gb/s per node: efficiency (GiB per rank)\n",
+        fit.cluster.ranks_per_node, cards, fit.cluster.card * 8e-9);
+    std::printf("%-10s %-8s %4s", "model", "shape", "zero");
+    for (const int n : o.ranks) std::printf(" %14d", n);
+    std::printf("\n");
+    for (const ScaleRecord& r : records) {
+      std::set<std::string> seen;
+      for (const ScaleRow& row : r.rows) {
+        if (!r.overlap || !seen.insert(str(row.shape, row.options.recompute_blocks)).second)
+          continue;
+        for (const int zero : {0, 1, 2}) {
+          ScaleFit here = fit;
+          here.cluster.cards_per_node = cards;
+          // What already had exchanges beside it is not slowed down twice.
+          if (!row.alone) here.slowdown = 0;
+          std::printf("%-10s %-8s %4d", model_name(r.model).c_str(), row.shape.c_str(), zero);
+          for (const int ranks : o.ranks) {
+            const ScalePrediction p =
+                predict_step(row.profile, here.cluster, case_of(r, row, here, ranks, zero));
+            TrainStepOptions planned = row.options;
+            planned.planned_ranks = ranks;
+            planned.zero = static_cast<ZeroStage>(zero);
+            const auto bytes =
+                static_cast<double>(total_bytes(TrainStep(r.model, planned).memory()));
+            std::printf("  %5.1f%% (%4.0f)", 100 * p.efficiency, bytes / (1 << 30));
+            predicted.push_back({{"model", model_name(r.model)},
+                                 {"shape", row.shape},
+                                 {"zero", zero},
+                                 {"ranks", ranks},
+                                 {"cards_per_node", cards},
+                                 {"step_ms", p.step * 1e3},
+                                 {"waiting_ms", p.waiting * 1e3},
+                                 {"exchange_ms", p.exchange * 1e3},
+                                 {"efficiency", p.efficiency},
+                                 {"bytes_per_rank", bytes}});
+          }
+          std::printf("\n");
+        }
+      }
+    }
+  }
+  if (o.json.empty()) return 0;
+  const auto fit_json = [](const LatencyBandwidth& f) {
+    return Json{{"latency_us", f.latency * 1e6},
+                {"bytes_per_second", f.bandwidth},
+                {"worst_error", f.worst_error}};
+  };
+  const Json j = {{"bench", "scale-simulation"},
+                  {"date", today()},
+                  {"records", o.records},
+                  {"reduce_scatter", fit_json(fit.cluster.reduce_scatter)},
+                  {"all_gather", fit_json(fit.cluster.all_gather)},
+                  {"slowdown", fit.slowdown},
+                  {"hop_us", fit.cluster.hop * 1e6},
+                  {"node_hop_us", fit.cluster.node_hop * 1e6},
+                  {"card_bytes_per_second", fit.cluster.card},
+                  {"card_share", fit.cluster.card_share},
+                  {"checked", checked},
+                  {"rows", predicted}};
+  write_file(o.json, record_text(j.dump()));
+  return 0;
+}
+
+}  // namespace rwkv::bench

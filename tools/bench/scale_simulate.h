@@ -1,0 +1,51 @@
+#pragma once
+/// Predictions for many ranks from records of rwkv-bench scale.
+
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "tools/bench/scale_model.h"
+#include "trainer/train_step.h"
+
+namespace rwkv::bench {
+
+/// A row of a record: what it says of one model, shape and stage.
+struct ScaleRow {
+  std::string shape;
+  TrainStepOptions options;  ///< batch, tokens, zero, exchange, recomputation
+  StepProfile profile;       ///< of a rank alone; if there was none, of rank 0 among all
+  bool alone = true;         ///< the former
+  double seconds = 0;        ///< per step, of all ranks together
+  double efficiency = 0;     ///< 0: not measured
+  double flops = 0;
+};
+struct ScaleRecord {
+  ModelConfig model;
+  int ranks = 2;
+  bool overlap = true;
+  std::vector<MeasuredCollective> reduce_scatter, all_gather;  ///< empty: not measured
+  std::vector<ScaleRow> rows;                                  ///< those with a profile
+};
+/// Throws ConfigError, IoError.
+ScaleRecord read_scale_record(const std::string& path);
+
+/// The cluster and the slowdown that fit the records best; at least one has collectives.
+struct ScaleFit {
+  Cluster cluster;
+  double slowdown = 0;
+};
+ScaleFit fit_records(const std::vector<ScaleRecord>& records);
+ScaleCase case_of(const ScaleRecord& record, const ScaleRow& row, const ScaleFit& fit, int ranks,
+                  int zero);
+
+struct SimulateOptions {
+  std::vector<std::string> records;
+  std::vector<int> ranks = {8, 16, 32, 64, 128, 256, 512, 1024};
+  std::vector<int> cards = {8, 1};  ///< network cards per node of eight
+  std::string json;
+};
+/// Prints the fit, predictions beside what was measured, and efficiencies. Returns the exit code.
+int run_simulation(const SimulateOptions& options);
+
+}  // namespace rwkv::bench
