@@ -31,12 +31,14 @@ if(RWKV_HAVE_MPI AND MPIEXEC_EXECUTABLE)
     set_tests_properties(dist_step_test_${ranks} PROPERTIES LABELS dist TIMEOUT 600
       PROCESSORS 2 ENVIRONMENT "${rwkv_rank_environment}")
   endforeach()
-  rwkv_test(dist_program_test LABEL dist SOURCES dist/dist_program_test.cpp DEPS rwkv_comm)
+  rwkv_test(dist_program_test LABEL dist SOURCES dist/dist_program_test.cpp DEPS rwkv_comm
+    nlohmann_json::nlohmann_json)
   foreach(test dist_program_test dist_fault_test)
     target_compile_definitions(${test} PRIVATE RWKV_FAULTS_WITH_MPI
       RWKV_MPIEXEC="${MPIEXEC_EXECUTABLE}" RWKV_MPIEXEC_COUNT="${MPIEXEC_NUMPROC_FLAG}")
     add_dependencies(${test} rwkv-train)
   endforeach()
+  add_dependencies(dist_program_test rwkv-bench)
   target_compile_definitions(dist_program_test PRIVATE RWKV_LOCAL_TRAIN="")
   target_include_directories(dist_program_test PRIVATE unit)
   set_tests_properties(dist_program_test PROPERTIES PROCESSORS 2

@@ -18,3 +18,10 @@ rwkv_test(trainer_timeline_test LABEL unit SOURCES unit/trainer_timeline_test.cp
   DEPS rwkv_trainer nlohmann_json::nlohmann_json)
 rwkv_gpu_test(cuda_timeline_test SOURCES unit/trainer_timeline_test.cpp
   DEPS rwkv_trainer nlohmann_json::nlohmann_json)
+# The parts of rwkv-bench that predict, without the rest.
+rwkv_test(bench_scale_model_test LABEL unit SOURCES unit/bench_scale_model_test.cpp
+  ${PROJECT_SOURCE_DIR}/tools/bench/scale_model.cpp ${PROJECT_SOURCE_DIR}/tools/bench/scale_simulate.cpp
+  ${PROJECT_SOURCE_DIR}/tools/bench/files.cpp ${PROJECT_SOURCE_DIR}/tools/bench/report.cpp
+  DEPS rwkv_trainer nlohmann_json::nlohmann_json)
+add_dependencies(bench_scale_model_test rwkv_build_info)
+target_include_directories(bench_scale_model_test PRIVATE ${PROJECT_BINARY_DIR})

@@ -19,7 +19,7 @@
 namespace {
 
 struct Flags {
-  std::string config, preset, wkv, init, device;
+  std::string config, preset, wkv, init, device, trace, trace_steps = "3:5";
   std::vector<std::string> settings;
   bool smoke = false, resume = false, dry_run = false, print_config = false, dump_plan = false;
   bool find_lr = false, quiet = false;
@@ -58,7 +58,22 @@ void add_options(CLI::App& app, Flags& f) {
   app.add_option("--gpus", f.gpus, "start so many local ranks, one per GPU (see docs/multi-gpu.md)")
       ->check(CLI::Range(1, 64));
   rwkv::add_threads_flag(app, f.threads);
+  app.add_option("--trace", f.trace,
+                 "write when blocks, exchanges and updates of some steps ran on every rank to this "
+                 "file, for chrome://tracing or Perfetto");
+  app.add_option("--trace-steps", f.trace_steps, "FIRST:LAST, counted from 1")
+      ->capture_default_str();
   app.add_flag("--quiet", f.quiet, "nothing on stdout but errors on stderr");
+}
+
+void set_trace_steps(const std::string& text, rwkv::TrainerOptions& o) {
+  long long first = 0, last = 0;
+  char rest = 0;
+  RWKV_CHECK(std::sscanf(text.c_str(), "%lld:%lld%c", &first, &last, &rest) == 2 && first >= 1 &&
+                 first <= last,
+             ConfigError, "--trace-steps: found '", text, "', expected FIRST:LAST, such as 3:5");
+  o.trace_first = first;
+  o.trace_last = last;
 }
 
 std::string draw_sample(const rwkv::SampleRequest& r) {
@@ -126,10 +141,12 @@ int run(Flags& f, const std::vector<std::string>& extras, rwkv::RankSession& ran
                " ranks");
     RWKV_CHECK(f.gpus == 1 || f.device == "cuda" || only_print, ConfigError, "--gpus ", f.gpus,
                ": expected --device cuda; CPU ranks are started with mpirun");
+    set_trace_steps(f.trace_steps, options);
   });
   options.resume = f.resume;
   options.init_file = f.init;
   options.quiet = f.quiet;
+  options.trace = f.trace;
   options.sample = draw_sample;
   if (f.smoke) config = rwkv::smoke_config(config);
 

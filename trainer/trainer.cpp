@@ -20,6 +20,7 @@
 #include "trainer/metrics.h"
 #include "trainer/recompute.h"
 #include "trainer/signals.h"
+#include "trainer/trace_file.h"
 
 namespace rwkv {
 namespace {
@@ -92,6 +93,7 @@ class Run {
           state_.nonfinite_in_a_row == 0)
         save();
     }
+    if (timeline_) write_trace();
     if (state_.step > first || result_.last_checkpoint.empty()) save();
     result_.steps = state_.step;
     result_.valid_loss = state_.last_valid_loss;
@@ -282,6 +284,9 @@ class Run {
 
   void one_step(BatchLoader& loader) {
     const double lr = schedule_.at(state_.step);
+    if (!options_.trace.empty() && !timeline_ && state_.step + 1 >= options_.trace_first &&
+        state_.step < options_.trace_last)
+      step_.watch(&timeline_.emplace(step_.context()));
     for (int64_t i = 0; i < config_.train.micro_batches; ++i) {
       const Batch& batch = loader.next();
       std::copy(batch.x.begin(), batch.x.end(), step_.tokens().begin());
@@ -292,6 +297,7 @@ class Run {
     const TrainStep::Result r = step_.finish(lr, stop_->received() != 0);
     stop_agreed_ = r.stop;
     ++state_.step;
+    if (timeline_ && state_.step >= options_.trace_last) write_trace();
     state_.updates = step_.optimizer().updates();
     state_.samples = static_cast<int64_t>(loader.position());
     state_.tokens += config_.tokens_per_step();
@@ -311,6 +317,17 @@ class Run {
     if (options_.sample && data_.tokenizer && config_.sample.every > 0 &&
         (due(config_.sample.every) || last))
       sample();
+  }
+
+  void write_trace() {
+    const auto ranks = gather_timelines(group(), timeline_->intervals());
+    on_rank_0([&] { write_file_atomic(options_.trace, chrome_trace(ranks)); });
+    const TimelineTimes t = timeline_times(ranks[0], typical_step(ranks[0]));
+    line_.message(str("timelines of steps ", options_.trace_first, " to ", state_.step, " are in ",
+                      options_.trace, "; a step took ", t.step * 1e3, " ms, exchanges ",
+                      t.exchange * 1e3, " ms, of which exposed ", t.exposed * 1e3, " ms"));
+    step_.watch(nullptr);
+    timeline_.reset();
   }
 
   void record(const TrainStep::Result& r, double lr, bool last) {
@@ -449,6 +466,7 @@ class Run {
   bool resuming_ = false;
   double peak_tflops_ = 1, started_ = 0, last_record_ = 0, step_seconds_ = 0;
   int64_t steps_since_record_ = 0;
+  std::optional<Timeline> timeline_;
   const StopSignals* stop_ = nullptr;
   bool stop_agreed_ = false;
   std::vector<double> valid_losses_;

@@ -33,6 +33,10 @@ struct TrainerOptions {
   /// reports.
   Communicator* comm = nullptr;
   bool quiet = false;  ///< nothing on stdout
+  /// Timelines of the steps trace_first to trace_last (counted from 1, as the log does) of all
+  /// ranks go to this file, for chrome://tracing or Perfetto; empty: none.
+  std::string trace;
+  int64_t trace_first = 3, trace_last = 5;
   /// Draws text (generation belongs to inference/, which the trainer does not know).
   std::function<std::string(const SampleRequest&)> sample;
   /// One rank only. Sees the gradients of every step before the update: probes and tests. (On CUDA

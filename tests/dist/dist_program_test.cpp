@@ -1,4 +1,7 @@
-// rwkv-train under mpirun: equal bytes, one clear error.
+// rwkv-train under mpirun: equal bytes, one clear error, traces; rwkv-bench scale.
+
+#include <map>
+#include <nlohmann/json.hpp>
 
 #include "tests/dist/rank_programs.h"
 
@@ -53,6 +56,75 @@ TEST_F(Mpi, DifferencesBetweenRanksAreOneClearError) {
   EXPECT_EQ(run(2, program("run", {"--set", "no.key=1"})), 2) << output();
   EXPECT_EQ(count("rwkv-train: error:"), 1u) << output();
   EXPECT_FALSE(fs::exists(dir_ / "run/log.jsonl"));
+}
+
+/// Spans by process of a trace, which must be valid.
+std::map<int, int> spans(const std::string& path) {
+  std::map<int, int> out;
+  const auto trace = nlohmann::json::parse(test::file_bytes(path));
+  for (const auto& e : trace.at("traceEvents")) {
+    if (e.at("ph") != "X") continue;
+    EXPECT_GE(e.at("ts").get<double>(), 0);
+    EXPECT_GE(e.at("dur").get<double>(), 0);
+    ++out[e.at("pid").get<int>()];
+  }
+  return out;
+}
+
+TEST_F(Mpi, TracesHoldTheStepsOfEveryRank) {
+  ASSERT_EQ(run(2, program("plain")), 0) << output();
+  ASSERT_EQ(run(2, program("seen"), {"--trace", "trace.json", "--trace-steps", "4:6"}), 0)
+      << output();
+  EXPECT_TRUE(says("timelines of steps 4 to 6 are in trace.json")) << output();
+  EXPECT_EQ(bytes("plain", 12), bytes("seen", 12)) << "watching changed the run";
+  const auto by_rank = spans(dir_ / "trace.json");
+  EXPECT_EQ(by_rank.size(), 2u);
+  // Embedding, norms, two blocks and the loss forward and backward, four buckets, norm, update.
+  for (const auto& [rank, count] : by_rank) EXPECT_GE(count, 3 * 14) << rank;
+  EXPECT_EQ(run(2, program("wrong"), {"--trace", "t.json", "--trace-steps", "6:4"}), 2);
+  EXPECT_EQ(count("--trace-steps: found '6:4'"), 1u) << output();
+
+  const Words bench = {RWKV_BINARY_DIR "/bin/rwkv-bench",
+                       "scale",
+                       "--device",
+                       "cpu",
+                       "--layers",
+                       "2",
+                       "--width",
+                       "64",
+                       "--vocab",
+                       "96",
+                       "--shape",
+                       "32x1",
+                       "--repeats",
+                       "2",
+                       "--traced",
+                       "2",
+                       "--trace",
+                       "bench.json",
+                       "--trace-svg",
+                       "bench.svg",
+                       "--json",
+                       "scale.json",
+                       "--collectives",
+                       "--zero",
+                       "1",
+                       "--zero",
+                       "2"};
+  ASSERT_EQ(run(2, bench), 0) << output();
+  for (const char* zero : {"1", "2"}) {
+    EXPECT_EQ(spans(dir_ / str("bench-32x1-zero", zero, ".json")).size(), 2u);
+    EXPECT_TRUE(fs::exists(dir_ / str("bench-32x1-zero", zero, ".svg")));
+  }
+  const auto record = nlohmann::json::parse(test::file_bytes(dir_ / "scale.json"));
+  EXPECT_EQ(record.at("rows").size(), 2u);
+  for (const auto& row : record.at("rows")) {
+    EXPECT_EQ(row.at("timelines").size(), 2u);
+    EXPECT_EQ(row.at("profile").at("need_ms").size(), 4u);
+  }
+  ASSERT_EQ(run(1, {RWKV_BINARY_DIR "/bin/rwkv-bench", "scale", "--simulate", "scale.json"}), 0)
+      << output();
+  EXPECT_TRUE(says("reduce-scatter")) << output();
 }
 
 }  // namespace

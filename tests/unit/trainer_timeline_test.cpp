@@ -13,6 +13,7 @@
 #include "trainer/recompute.h"
 #include "trainer/trace_file.h"
 #include "trainer/train_step.h"
+#include "trainer/trainer.h"
 
 namespace rwkv {
 namespace {
@@ -252,6 +253,32 @@ TEST_F(Steps, RecomputeAsLittleAsFits) {
     EXPECT_EQ(fewest_recomputed_blocks(model(), o, needs(n)), n);
     EXPECT_EQ(fewest_recomputed_blocks(model(), o, needs(n - 1) - 1), n);
   }
+}
+
+TEST_F(Steps, AutoTakesWhatFitsIntoTheLimit) {
+  const std::string base = R"({"model": {"n_layer": 4, "n_embd": 128, "vocab_size": 257},
+    "data": {"train": "synthetic"}, "train": {"context": 512, "batch": 8, "steps": 2,
+    "grad_checkpointing": "auto"}, "limits": {"memory_mib": )";
+  const auto fitted = [&](int64_t mib) {
+    const TrainConfig c = parse_config(base + std::to_string(mib) + "}}", "test", {});
+    return with_recomputation(c, Device::kCpu, nullptr);
+  };
+  EXPECT_EQ(fitted(100000).train.grad_checkpointing, "none");
+  EXPECT_EQ(fitted(1).train.grad_checkpointing, "block");
+  EXPECT_EQ(fitted(1).train.recompute_blocks, 0);
+  const auto needs = [&](const TrainConfig& c) {
+    return total_bytes(TrainStep(c.model, step_options(c, Device::kCpu)).memory());
+  };
+  const auto most = static_cast<int64_t>(needs(fitted(100000)) >> 20);
+  const TrainConfig some = fitted(most - 8);
+  EXPECT_EQ(some.train.grad_checkpointing, "block");
+  EXPECT_GT(some.train.recompute_blocks, 0);
+  EXPECT_LT(some.train.recompute_blocks, 4);
+  EXPECT_LE(needs(some), static_cast<size_t>(most - 8) << 20);
+  TrainConfig other = some;
+  other.train.grad_checkpointing = "block";
+  other.train.recompute_blocks = 3;
+  EXPECT_EQ(with_recomputation(other, Device::kCpu, nullptr).train.recompute_blocks, 3);
 }
 
 TEST_F(Steps, FillRepeatsTheValues) {

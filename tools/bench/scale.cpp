@@ -108,7 +108,8 @@ class ScaleRun {
           by_themselves_.seconds * 1e3, bus * 1e-9, by_themselves_.peak_bytes_per_second * 1e-9);
     if (!o_.collectives) return;
     Json list = Json::array();
-    for (const CollectiveTime& c : time_collectives(comm_, size_t{1} << 30)) {
+    for (const CollectiveTime& c :
+         time_collectives(comm_, size_t{1} << (comm_.device() == Device::kCuda ? 30 : 20))) {
       if (leads_)
         std::printf("  %-14s %11.0f bytes %9.1f us %7.1f GB/s\n", c.name.c_str(), c.bytes,
                     c.seconds * 1e6, c.bus * 1e-9);
