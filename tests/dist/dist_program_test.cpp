@@ -76,7 +76,7 @@ TEST_F(Mpi, TracesHoldTheStepsOfEveryRank) {
   ASSERT_EQ(run(2, program("seen"), {"--trace", "trace.json", "--trace-steps", "4:6"}), 0)
       << output();
   EXPECT_TRUE(says("timelines of steps 4 to 6 are in trace.json")) << output();
-  EXPECT_EQ(bytes("plain", 12), bytes("seen", 12)) << "watching changed the run";
+  EXPECT_EQ(numbers("plain", 12), numbers("seen", 12)) << "watching changed the run";
   const auto by_rank = spans(dir_ / "trace.json");
   EXPECT_EQ(by_rank.size(), 2u);
   // Embedding, norms, two blocks and the loss forward and backward, four buckets, norm, update.
