@@ -25,5 +25,9 @@ done
 failed=0
 for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
 grep -E 'ranks,|PASSED|FAILED|Failure' "$logs/rank0.log"
+if [ -x "$folder/cuda_dist_link_test" ]; then
+  timeout 100 "$folder/cuda_dist_link_test" >"$logs/link.log" 2>&1 || failed=1
+  grep -E 'PASSED|FAILED|Failure|error:' "$logs/link.log"
+fi
 "$folder/rwkv-bench" scale --gpus "$ranks" --json "$logs/scale.json" || failed=1
 exit "$failed"

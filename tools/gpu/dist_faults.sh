@@ -95,7 +95,17 @@ for victim in 1 0; do
   end_of $parent 4 10 "rank $victim killed"
   check "  it is named" grep -q "rank $victim (" $run.err
   cat $run.err
+  check "  nothing was done after it: last checkpoint $(last_checkpoint $run), of each 50th step" \
+    test $(($(last_checkpoint $run) % 50)) = 0
+  check "  no step was not finite" bash -c "! grep -q 'not finite' $run.out"
 done
+# And while ranks and NCCL start.
+train starting 8 $long --gpus 2 >starting.out 2>starting.err &
+parent=$!
+sleep 1
+kill -KILL "$(ranks_of $parent | tail -n 1)"
+end_of $parent 4 10 "rank 1 killed a second after the start"
+cat starting.err
 check "  no memory is held on the GPUs: $(memory) MiB, before: $before" \
   test "$(memory | awk '{ print ($1 + $2) }')" -le "$(echo "$before" | awk '{ print ($1 + $2 + 64) }')"
 

@@ -2,10 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstring>
-#include <future>
-#include <thread>
 
 #include "data/io/sha256.h"
 
@@ -42,27 +39,6 @@ std::string HostGroup::broadcast(const std::string& text) {
   out.resize(bytes);
   if (bytes > 0) broadcast(out.data(), bytes);
   return out;
-}
-
-void HostGroup::set_last_act(std::function<void()> act) {
-  const std::lock_guard lock(last_act_mutex_);
-  last_act_ = std::move(act);
-}
-
-void HostGroup::last_act() {
-  std::function<void()> act;
-  {
-    const std::lock_guard lock(last_act_mutex_);
-    act.swap(last_act_);
-  }
-  if (!act) return;
-  const auto done = std::make_shared<std::promise<void>>();
-  const auto waits = done->get_future();
-  std::thread([act = std::move(act), done] {
-    act();
-    done->set_value();
-  }).detach();
-  waits.wait_for(std::chrono::seconds(3));
 }
 
 void agree(HostGroup* group, const std::function<void()>& work) {

@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -56,21 +55,15 @@ class HostGroup {
   std::string broadcast(const std::string& text);
 
   /// Ends all ranks with this exit code; rank 0 says why, if it can. Any thread. Does not return.
+  /// Nothing is torn down before the process ends: a collective that were aborted in front of other
+  /// threads would return to them, with sums that are none.
   [[noreturn]] virtual void abort(const std::string& cause, int exit_code) = 0;
-
-  /// What a process does last when it ends because of a failure, here or of another rank: in some
-  /// thread, while others may be stuck, and it is not waited for longer than three seconds. Null:
-  /// nothing.
-  void set_last_act(std::function<void()> act);
 
  protected:
   HostGroup(int rank, int size) : rank_(rank), size_(size) {}
-  void last_act();
 
  private:
   int rank_, size_;
-  std::mutex last_act_mutex_;
-  std::function<void()> last_act_;
 };
 
 /// Collectives over tensors that live on `device()`. On CUDA calls are queued on stream(); on the

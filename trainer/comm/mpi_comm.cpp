@@ -37,7 +37,6 @@ class MpiGroup final : public HostGroup {
     std::fprintf(stderr, "%s: error: rank %d: %s\n", program_invocation_short_name, rank(),
                  cause.c_str());
     std::fflush(stderr);
-    last_act();
     // MPI was started for one thread; from another one the launcher is left to end the rest.
     if (std::this_thread::get_id() == thread_) MPI_Abort(MPI_COMM_WORLD, exit_code);
     ::_exit(exit_code);

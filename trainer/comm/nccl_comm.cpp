@@ -23,7 +23,6 @@ struct Nccl {
   decltype(&ncclGetUniqueId) get_unique_id;
   decltype(&ncclCommInitRank) comm_init_rank;
   decltype(&ncclCommDestroy) comm_destroy;
-  decltype(&ncclCommAbort) comm_abort;
   decltype(&ncclCommGetAsyncError) get_async_error;
   decltype(&ncclGetErrorString) get_error_string;
   decltype(&ncclGetLastError) get_last_error;
@@ -50,7 +49,6 @@ Nccl load_nccl() {
   find(n.get_unique_id, "ncclGetUniqueId");
   find(n.comm_init_rank, "ncclCommInitRank");
   find(n.comm_destroy, "ncclCommDestroy");
-  find(n.comm_abort, "ncclCommAbort");
   find(n.get_async_error, "ncclCommGetAsyncError");
   find(n.get_error_string, "ncclGetErrorString");
   find(n.get_last_error, "ncclGetLastError");
@@ -105,7 +103,9 @@ bool may_be_a_dead_rank(ncclResult_t result) {
 }
 
 /// A thread that asks NCCL for errors of what runs in the background (a link fails, a proxy thread
-/// cannot go on), for which collectives wait for ever. Ends all ranks then.
+/// cannot go on), for which collectives wait for ever. Ends all ranks then; the driver removes the
+/// kernels that wait. (ncclCommAbort would make them return first: the main thread then takes what
+/// lies in their memory for gradients, and may write a checkpoint of it.)
 class NcclWatch {
  public:
   NcclWatch(const Nccl& api, HostGroup& group)
@@ -194,8 +194,6 @@ class NcclCommunicator final : public Communicator {
       watch_ = std::make_unique<NcclWatch>(api_, *group_);
       check(api_.comm_init_rank(&comm_, size(), id, rank()), "connecting the ranks");
       watch_->connected(comm_);
-      // Kernels that wait for a dead rank leave the GPU, threads of NCCL their connections.
-      group_->set_last_act([abort = api_.comm_abort, comm = comm_] { abort(comm); });
       int least = 0, greatest = 0;
       check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for priorities");
       check_cuda(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest),
@@ -208,7 +206,6 @@ class NcclCommunicator final : public Communicator {
       cudaStreamSynchronize(stream_);
       cudaStreamDestroy(stream_);
     }
-    group_->set_last_act(nullptr);
     watch_.reset();
     if (comm_ != nullptr) api_.comm_destroy(comm_);
   }

@@ -96,7 +96,6 @@ class TcpGroup final : public HostGroup {
     // with something unread would take its last words back.
     const bool heard = wait_until_closed(rank() == 0 ? 2 : 10);
     if (rank() != 0 && !heard) say(str("rank ", rank(), ": ", cause));
-    last_act();
     ::_exit(exit_code);
   }
 
@@ -196,7 +195,6 @@ class TcpGroup final : public HostGroup {
     if (rank() != 0) {
       if (failing_.exchange(true)) wait_for_the_end();
       ::shutdown(p.socket.fd(), SHUT_RDWR);
-      last_act();
       ::_exit(code);  // rank 0 has said it
     }
     // What fails everywhere is said once: this process is about to fail in the same way.
@@ -208,7 +206,6 @@ class TcpGroup final : public HostGroup {
     if (rank() == 0) abort(cause, code);
     if (failing_.exchange(true)) wait_for_the_end();
     say(str("rank ", rank(), ": ", cause));
-    last_act();
     ::_exit(code);
   }
 
