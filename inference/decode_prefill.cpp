@@ -30,15 +30,14 @@ DecodePrefill::DecodePrefill(DecodeModel& model, const PrefillOptions& options)
              "prefill: ", options_.batch, " sequences at a time, expected 1 to 4096");
   RWKV_CHECK(model.options().prefill, ConfigError,
              "prefill: the model was made for decoding alone (DecodeOptions::prefill)");
+  if (options_.rows == 0) options_.rows = options_.batch * options_.tokens;
+  RWKV_CHECK(options_.rows >= options_.tokens, ConfigError, "prefill: calls of ", options_.rows,
+             " rows, expected at least the ", options_.tokens, " of a piece");
   // Slots and numbers of tokens; then the tokens; then, for losses, their targets.
-  const int64_t batch = options_.batch, rows = batch * options_.tokens,
-                vocab = model.layout().shape.vocab;
+  const int64_t batch = options_.batch, rows = options_.rows, vocab = model.layout().shape.vocab;
   const TensorSpec ids({2 * batch + (options_.losses ? 2 : 1) * rows}, DType::kI32),
       logits({batch, vocab}), losses({options_.losses ? rows : 1}),
-      activations({static_cast<int64_t>(
-                      decode::prefill_bytes(model.layout(), static_cast<int>(batch),
-                                            static_cast<int>(options_.tokens), options_.losses))},
-                  DType::kI8);
+      activations({static_cast<int64_t>(most_bytes())}, DType::kI8);
   work_ = Arena(Device::kCuda,
                 align_up(ids.bytes()) + align_up(logits.bytes()) + align_up(losses.bytes()) +
                     align_up(activations.bytes()),
@@ -48,6 +47,21 @@ DecodePrefill::DecodePrefill(DecodeModel& model, const PrefillOptions& options)
   losses_ = work_.take(losses, "losses");
   activations_ = work_.take(activations, "activations");
   host_ = HostBuffer(Device::kCuda, ids.bytes());
+}
+
+size_t DecodePrefill::bytes_of(const Shape& shape) const {
+  return decode::prefill_bytes(model_.layout(), static_cast<int>(shape.first),
+                               static_cast<int>(shape.second), options_.losses);
+}
+
+size_t DecodePrefill::most_bytes() const {
+  size_t most = 0;
+  for (int64_t tokens = padded(1);; tokens = padded(tokens + 1)) {
+    // Few sequences may be cut into segments, which takes memory of its own.
+    for (int64_t batch = 1; batch <= options_.batch && batch * tokens <= options_.rows; ++batch)
+      most = std::max(most, bytes_of({batch, tokens}));
+    if (tokens == options_.tokens) return most;
+  }
 }
 
 int64_t DecodePrefill::padded(int64_t n) const {
@@ -134,7 +148,7 @@ const LaunchGraph& DecodePrefill::graph_of(const Shape& shape) {
 }
 
 void DecodePrefill::run(std::span<const int64_t> slots,
-                        std::span<const std::span<const int32_t>> ids) {
+                        std::span<const std::span<const int32_t>> ids, int64_t fill_to) {
   RWKV_CHECK(slots.size() == ids.size() && !slots.empty() && std::ssize(slots) <= options_.batch,
              ShapeError, "prefill: ", slots.size(), " slots and tokens of ", ids.size(),
              " sequences, expected 1 to ", options_.batch, " of both");
@@ -152,7 +166,11 @@ void DecodePrefill::run(std::span<const int64_t> slots,
   }
   RWKV_CHECK(longest <= options_.tokens, ShapeError, "prefill: ", longest,
              " tokens in one piece, expected at most ", options_.tokens);
-  const Shape shape{std::ssize(slots), padded(longest)};
+  const Shape shape{std::max(std::ssize(slots), fill_to), padded(longest)};
+  RWKV_CHECK(shape.first <= options_.batch && shape.first * shape.second <= options_.rows,
+             ShapeError, "prefill: ", shape.first, " sequences of ", shape.second,
+             " rows, expected at most ", options_.batch, " and ", options_.rows, " rows in all");
+  RWKV_ASSERT(bytes_of(shape) <= activations_.bytes(), "activations of a prompt");
   const LaunchGraph& graph = graph_of(shape);
   send(shape, slots, ids);
   graph.launch(model_.context());

@@ -16,7 +16,9 @@ namespace rwkv {
 struct PrefillOptions {
   int64_t tokens = 2048;  ///< the longest piece of a sequence; a multiple of 16
   int64_t batch = 1;      ///< the most sequences at a time
-  bool losses = false;    ///< losses() is wanted, which needs memory for logits
+  /// The most rows of a call, sequences times padded length, at least `tokens`; 0: batch * tokens.
+  int64_t rows = 0;
+  bool losses = false;  ///< losses() is wanted, which needs memory for logits
 };
 
 /// One launch graph per number of sequences and padded length, recorded at its first use; the first
@@ -38,9 +40,12 @@ class DecodePrefill {
 
   /// Advances the sequences in `slots` by ids[i] each, in one piece of at most options().tokens
   /// (a sequence may also stand still: no ids). Queued. A sequence's results do not depend on the
-  /// others, but by rounding on their number and on the padded length of the longest.
+  /// others, but by rounding on their number and on the padded length of the longest: so `fill_to`
+  /// sequences are computed even if there are fewer, the rest of them nobody's, and with equal
+  /// `fill_to` and padded length a sequence gets the same bits alone and among others.
   /// Throws ConfigError or ShapeError.
-  void run(std::span<const int64_t> slots, std::span<const std::span<const int32_t>> ids);
+  void run(std::span<const int64_t> slots, std::span<const std::span<const int32_t>> ids,
+           int64_t fill_to = 0);
   /// The same with what is in place, for timing.
   void run_again();
   /// Logits after the last token of each sequence of the last run, f32 on the device: (batch,
@@ -56,6 +61,8 @@ class DecodePrefill {
 
  private:
   using Shape = std::pair<int64_t, int64_t>;  ///< sequences, rows of each
+  size_t bytes_of(const Shape& shape) const;  ///< of activations
+  size_t most_bytes() const;                  ///< over all shapes that options() allow
   void send(const Shape& shape, std::span<const int64_t> slots,
             std::span<const std::span<const int32_t>> ids, std::span<const int32_t> targets = {});
   void queue(const Shape& shape, bool losses = false,

@@ -37,6 +37,8 @@ void write(DType type, std::byte* to, float x) {
 
 /// DecodeRunnerOptions::least_parallel.
 constexpr int64_t kLeastParallel = 4, kLeastForEngine = 64;
+/// Prompts in a call: each has a state in f32 there.
+constexpr int64_t kMostPrompts = 32;
 
 class DecodeRunner : public SequenceRunner {
  public:
@@ -51,13 +53,19 @@ class DecodeRunner : public SequenceRunner {
     RWKV_ASSERT(config_.vocab_size == model_.layout().shape.vocab, "decode runner: another model");
     if (model_.options().prefill) {
       engine_ = nullptr;
-      prefill_.emplace(model_, PrefillOptions{.tokens = n});
+      const int64_t shared = options_.shared_rows;
+      const int64_t prompts = std::clamp<int64_t>(shared / decode::kPromptRows, 1,
+                                                  std::min(kMostPrompts, model_.options().slots));
+      prefill_.emplace(model_,
+                       PrefillOptions{.tokens = n, .batch = prompts, .rows = std::max(n, shared)});
     } else {
       RWKV_CHECK(n >= 1 && std::has_single_bit(static_cast<uint64_t>(n)), ConfigError,
                  "decode runner: prefill_tokens is ", n, ", expected a power of two");
     }
     if (options_.least_parallel == 0)
-      options_.least_parallel = prefill_ ? kLeastParallel : kLeastForEngine;
+      options_.least_parallel = !prefill_                       ? kLeastForEngine
+                                : prefill_->options().batch > 1 ? 1
+                                                                : kLeastParallel;
     if (engine_ != nullptr) {
       RWKV_CHECK(engine_->options().prefill_tokens >= n, ConfigError,
                  "decode runner: the engine's prefill_tokens is ",
@@ -97,6 +105,11 @@ class DecodeRunner : public SequenceRunner {
     if (prefill_) return prefill_->piece(left);
     return std::min(options_.prefill_tokens,
                     static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(left))));
+  }
+  PrefillGroup prefill_group(int64_t n) const override {
+    if (!prefill_ || n < options_.least_parallel) return {-n, 1};
+    const int64_t rows = prefill_->padded(n);
+    return {rows, std::clamp<int64_t>(options_.shared_rows / rows, 1, prefill_->options().batch)};
   }
   bool exact() const override {
     const DecodeOptions& o = model_.options();
@@ -149,7 +162,7 @@ class DecodeRunner : public SequenceRunner {
     RWKV_CHECK(n >= 1 && prefill_piece(n) == n, ConfigError, "prefill: ", n,
                " ids in one piece, expected ", n < 1 ? 1 : prefill_piece(n), "; ask prefill_piece");
     if (prefill_ && n >= options_.least_parallel) {
-      prefill_->run({&slot, 1}, {&ids, 1});
+      side_by_side({&slot, 1}, {&ids, 1});
       return fetch(prefill_->logits(), 1);
     }
     if (engine_ == nullptr || n < options_.least_parallel) {
@@ -160,6 +173,27 @@ class DecodeRunner : public SequenceRunner {
     const TensorView logits = engine_->prefill(*state_, ids);
     exchange(slot, false);
     return logits;
+  }
+
+  TensorView prefill_batch(std::span<const int64_t> slots,
+                           std::span<const std::span<const int32_t>> ids) override {
+    RWKV_CHECK(!slots.empty() && slots.size() == ids.size(), ShapeError, "prefill: ", slots.size(),
+               " slots and pieces of ", ids.size(),
+               " prompts, expected the same number of at least 1");
+    const PrefillGroup group = prefill_group(std::ssize(ids[0]));
+    const bool together = std::ssize(slots) <= group.batch && std::ranges::all_of(ids, [&](auto i) {
+                            return prefill_group(std::ssize(i)).group == group.group;
+                          });
+    if (!together || slots.size() == 1) return SequenceRunner::prefill_batch(slots, ids);
+    checks_.slots(slots, "prefill");
+    for (const auto& piece : ids) {
+      checks_.ids(piece, "prefill");
+      const auto n = std::ssize(piece);
+      RWKV_CHECK(prefill_piece(n) == n, ConfigError, "prefill: ", n, " ids in one piece, expected ",
+                 prefill_piece(n), "; ask prefill_piece");
+    }
+    side_by_side(slots, ids);
+    return fetch(prefill_->logits(), std::ssize(slots));
   }
 
   TensorView decode(std::span<const int64_t> slots, std::span<const int32_t> ids) override {
@@ -191,6 +225,12 @@ class DecodeRunner : public SequenceRunner {
   bool draws_aside() const override { return sampler_.has_value(); }
 
  private:
+  /// Pieces of one group. Exact: a call of the group's size, whoever is there.
+  void side_by_side(std::span<const int64_t> slots, std::span<const std::span<const int32_t>> ids) {
+    const int64_t most = prefill_group(std::ssize(ids[0])).batch;
+    const auto some = static_cast<int64_t>(std::bit_ceil(slots.size()));
+    prefill_->run(slots, ids, options_.exact ? most : std::min(some, most));
+  }
   /// Queues the steps; then(at, n, logits) queues what is to be done with those of n sequences from
   /// the call's `at`-th on, which the next step replaces.
   template <class Then>
@@ -221,6 +261,7 @@ class DecodeRunner : public SequenceRunner {
   }
   TensorView fetch(const TensorView& logits, int64_t rows) {
     const TensorSpec spec({rows, config_.vocab_size});
+    if (spec.bytes() > logits_.bytes()) logits_ = HostBuffer(Device::kCuda, spec.bytes());
     const TensorView host(logits_.data(), spec);
     rwkv::copy(model_.context(), host, TensorView(logits.data, spec, Device::kCuda));
     return host;

@@ -13,9 +13,13 @@ namespace rwkv {
 struct DecodeRunnerOptions {
   /// The longest prefill piece: a multiple of 16, with an engine a power of two.
   int64_t prefill_tokens = 2048;
-  /// Prefill pieces below this length go token by token through the decoding kernels; 0: below 4,
-  /// with an engine below 64.
+  /// Prefill pieces below this length go token by token through the decoding kernels; 0: none of
+  /// those that are computed together with others, else below 4, with an engine below 64.
   int64_t least_parallel = 0;
+  /// Pieces of equal padded length share calls of so many rows, padding included, but of no more
+  /// pieces than 32 or slots. If exact, that is the size of every such call, however many pieces
+  /// there are. 0: every piece has a call of its own.
+  int64_t shared_rows = 0;
   /// All decoding is in batches, whose results do not depend on the bucket. False: one sequence
   /// alone goes through the kernel for one, which is faster and differs by rounding.
   bool exact = true;
@@ -30,7 +34,8 @@ struct DecodeRunnerOptions {
 /// (DecodeOptions::vendor) in more than one bucket. Without buckets every sequence is decoded by
 /// itself, which is exact too.
 ///
-/// Prefill runs one sequence at a time, in pieces that depend on the prompt's length alone.
+/// Prefill runs in pieces that depend on the prompt's length alone; with DecodePrefill several
+/// sequences at a time (DecodeRunnerOptions::shared_rows).
 ///
 /// Model and engine must outlive the runner and are its alone.
 std::unique_ptr<SequenceRunner> make_decode_runner(DecodeModel& model, const ModelConfig& config,

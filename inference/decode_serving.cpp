@@ -10,6 +10,9 @@ namespace rwkv {
 namespace {
 
 constexpr int64_t kPrefill = 2048;
+/// DecodeRunnerOptions::shared_rows. Exact: what every short prompt costs, also one alone, so not
+/// much more than the weights take to read.
+constexpr int64_t kSharedRows = 256, kFastRows = 1024;
 /// The largest bucket; more sequences take several steps.
 constexpr int64_t kLargest = 1024;
 /// The smallest one: fewer rows take hardly less time.
@@ -25,6 +28,13 @@ std::vector<int64_t> buckets_of(const ServingOptions& o) {
   return buckets;
 }
 
+DecodeRunnerOptions runner_options(const ServingOptions& o) {
+  const int64_t longest = o.runner.prefill_tokens > 0 ? o.runner.prefill_tokens : kPrefill;
+  return {.prefill_tokens = longest,
+          .shared_rows = std::min(longest, o.exact ? kSharedRows : kFastRows),
+          .exact = o.exact};
+}
+
 /// A bucket's first use takes time: not in the middle of somebody's text.
 void use_all(SequenceRunner& runner, std::span<const int64_t> buckets) {
   std::vector<int64_t> slots;
@@ -36,6 +46,11 @@ void use_all(SequenceRunner& runner, std::span<const int64_t> buckets) {
   // The longest piece of a prompt: its products are tried out, shorter ones record launches alone.
   const int64_t longest = runner.prefill_piece(std::numeric_limits<int32_t>::max());
   if (longest > 1) runner.prefill(0, std::vector<int32_t>(static_cast<size_t>(longest), 0));
+  // Those that short prompts share.
+  for (int64_t n = 1; runner.prefill_group(n).batch > 1; ++n) {
+    n = runner.prefill_group(n).group;
+    runner.prefill(0, std::vector<int32_t>(static_cast<size_t>(n), 0));
+  }
   runner.reset(0);
 }
 
@@ -49,8 +64,7 @@ class DecodeServing : public Serving {
                 .slots = o.runner.slots,
                 .buckets = buckets_of(o),
                 .prefill = o.weights != DType::kF32}),
-        options_{.prefill_tokens = o.runner.prefill_tokens > 0 ? o.runner.prefill_tokens : kPrefill,
-                 .exact = o.exact},
+        options_(runner_options(o)),
         engine_(
             o.weights == DType::kF32
                 ? std::make_unique<Engine>(model, weights, decode_engine_options(model_, options_))

@@ -41,6 +41,18 @@ bool is_exact(std::span<const int64_t> buckets, Device device) {
   return device == Device::kCpu ? buckets.back() <= kCpuExactRows : buckets.size() == 1;
 }
 
+/// Prompts that share a call for pieces of n tokens: a bucket, with no more tokens in all than the
+/// longest piece has. Only where results may depend on neighbours: products of more than
+/// kCpuExactRows rows take other sums. On a GPU there would be too many plans.
+int64_t prompts_together(std::span<const int64_t> buckets, Device device, int64_t longest,
+                         int64_t n) {
+  int64_t together = 1;
+  if (device != Device::kCpu || is_exact(buckets, device)) return together;
+  for (const int64_t b : buckets)
+    if (b * n <= longest) together = b;
+  return together;
+}
+
 class EngineRunner : public SequenceRunner {
  public:
   EngineRunner(Engine& engine, const EngineRunnerOptions& o)
@@ -70,6 +82,10 @@ class EngineRunner : public SequenceRunner {
     RWKV_ASSERT(left >= 1, "prefill_piece of ", left);
     return std::min(prefill_tokens_,
                     static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(left))));
+  }
+  /// Several pieces share a pass over the weights where sums may be taken in another order.
+  PrefillGroup prefill_group(int64_t n) const override {
+    return {n, prompts_together(buckets_, engine_.options().device, prefill_tokens_, n)};
   }
   bool exact() const override { return is_exact(buckets_, engine_.options().device); }
   size_t pool_bytes() const override { return pool_.bytes(); }
@@ -123,6 +139,40 @@ class EngineRunner : public SequenceRunner {
     const TensorView logits = engine_.prefill(batch, ids);
     move_rows(batch, 0, slot, false);
     return logits;
+  }
+
+  TensorView prefill_batch(std::span<const int64_t> slots,
+                           std::span<const std::span<const int32_t>> ids) override {
+    const int64_t n = ids.empty() ? 0 : std::ssize(ids[0]);
+    const bool together = n > 0 && slots.size() == ids.size() && prefill_piece(n) == n &&
+                          prefill_group(n).batch > 1 &&
+                          std::ranges::all_of(ids, [&](auto i) { return std::ssize(i) == n; });
+    if (!together) return SequenceRunner::prefill_batch(slots, ids);
+    checks_.slots(slots, "prefill");
+    for (const auto& piece : ids) checks_.ids(piece, "prefill");
+    const auto vocab = static_cast<size_t>(config().vocab_size);
+    logits_.resize(slots.size() * vocab);
+    for (size_t at = 0; at < slots.size();) {
+      // The largest batch that there are pieces for: padding would be work.
+      const auto left = static_cast<int64_t>(slots.size() - at);
+      int64_t batch = 1;
+      for (const int64_t b : buckets_)
+        if (b <= left && b <= prefill_group(n).batch) batch = b;
+      RnnState& state = batches_.at(batch);
+      ids_.clear();
+      for (int64_t row = 0; row < batch; ++row) {
+        const size_t i = at + static_cast<size_t>(row);
+        move_rows(state, row, slots[i], true);
+        ids_.insert(ids_.end(), ids[i].begin(), ids[i].end());
+      }
+      const TensorView out = engine_.prefill(state, ids_);
+      std::memcpy(logits_.data() + at * vocab, out.f32(),
+                  static_cast<size_t>(batch) * vocab * sizeof(float));
+      for (int64_t row = 0; row < batch; ++row)
+        move_rows(state, row, slots[at + static_cast<size_t>(row)], false);
+      at += static_cast<size_t>(batch);
+    }
+    return {logits_.data(), {std::ssize(slots), config().vocab_size}};
   }
 
   TensorView decode(std::span<const int64_t> slots, std::span<const int32_t> ids) override {
@@ -191,8 +241,12 @@ std::unique_ptr<SequenceRunner> make_engine_runner(Engine& engine,
 EngineOptions runner_engine_options(EngineOptions engine, const EngineRunnerOptions& options) {
   const int64_t longest = prefill_of(options, engine.device);
   engine.prefill_tokens = std::max(engine.prefill_tokens, longest);
-  const auto plans = std::bit_width(static_cast<uint64_t>(longest)) +
-                     std::ssize(buckets_of(options, engine.device)) + 1;
+  const std::vector<int64_t> buckets = buckets_of(options, engine.device);
+  int64_t plans = std::bit_width(static_cast<uint64_t>(longest)) + std::ssize(buckets) + 1;
+  for (int64_t n = 1; n <= longest; n *= 2) {
+    const int64_t most = prompts_together(buckets, engine.device, longest, n);
+    plans += std::ranges::count_if(buckets, [&](int64_t b) { return b > 1 && b <= most; });
+  }
   engine.max_plans = std::max<int64_t>(engine.max_plans, plans);
   return engine;
 }

@@ -23,6 +23,14 @@ class RunnerChecks {
     RWKV_CHECK(slot >= 0 && slot < slots, ConfigError, doing, ": slot ", slot, ", expected 0 to ",
                slots - 1);
   }
+  /// Throws ConfigError, also for one that is named twice.
+  void slots(std::span<const int64_t> slots, const char* doing) {
+    for (const int64_t s : slots) slot(s, doing);
+    bool twice = false;
+    for (const int64_t s : slots) twice |= std::exchange(named_[static_cast<size_t>(s)], 1) != 0;
+    for (const int64_t s : slots) named_[static_cast<size_t>(s)] = 0;
+    RWKV_CHECK(!twice, ConfigError, doing, ": a slot is named twice");
+  }
   /// Throws ConfigError.
   void ids(std::span<const int32_t> ids, const char* doing) const {
     for (const int32_t id : ids)
@@ -35,16 +43,11 @@ class RunnerChecks {
                expected);
   }
   /// Of decode. Throws ShapeError for a different number of both, ConfigError for the rest.
-  void decode(std::span<const int64_t> slots, std::span<const int32_t> tokens) {
-    RWKV_CHECK(!slots.empty() && slots.size() == tokens.size(), ShapeError,
-               "decode: ", slots.size(), " slots and ", tokens.size(),
-               " ids, expected the same number of at least 1");
+  void decode(std::span<const int64_t> of, std::span<const int32_t> tokens) {
+    RWKV_CHECK(!of.empty() && of.size() == tokens.size(), ShapeError, "decode: ", of.size(),
+               " slots and ", tokens.size(), " ids, expected the same number of at least 1");
     ids(tokens, "decode");
-    for (const int64_t s : slots) slot(s, "decode");
-    bool twice = false;
-    for (const int64_t s : slots) twice |= std::exchange(named_[static_cast<size_t>(s)], 1) != 0;
-    for (const int64_t s : slots) named_[static_cast<size_t>(s)] = 0;
-    RWKV_CHECK(!twice, ConfigError, "decode: a slot is named twice");
+    slots(of, "decode");
   }
 
  private:

@@ -49,9 +49,9 @@ struct StateSnapshot {
 
 /// One worker thread drives the runner, which nobody else may touch meanwhile. Every round it
 ///   1. takes new requests into free slots, first come, first served (a request needs a slot for
-///   each
-///      of its samples), from the longest beginning of the prompt that the cache knows,
-///   2. computes pieces of prompts, taking turns, within the budget,
+///      each of its samples), from the longest beginning of the prompt that the cache knows,
+///   2. computes pieces of prompts, taking turns, those side by side that go together
+///      (SequenceRunner::prefill_group), within the budget,
 ///   3. decodes one token for every running sample, and samples.
 /// What a request gets is a pure function of the request if the runner is exact(): its prompt is
 /// cut in the same places whatever the cache holds and whoever else runs, and its draws depend on

@@ -19,8 +19,9 @@ struct LatencyHistogram {
 
 struct SchedulerStats {
   uint64_t accepted = 0, refused = 0, prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0;
-  uint64_t decode_steps = 0, prefill_pieces = 0;
-  double decode_seconds = 0;  ///< with draws
+  uint64_t decode_steps = 0;
+  uint64_t prefill_pieces = 0, prefill_calls = 0;  ///< a call takes pieces of several prompts
+  double decode_seconds = 0;                       ///< with draws
   double prefill_seconds = 0;
   double tell_seconds = 0;          ///< handing out tokens, also while a device decodes
   std::array<uint64_t, 6> ended{};  ///< samples, by GenerationEnd

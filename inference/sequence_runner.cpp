@@ -2,30 +2,35 @@
 
 #include <algorithm>
 
-#include "kernels/core/parallel.h"
+#include "kernels/core/error.h"
 
 namespace rwkv {
-namespace {
 
-/// Rows that have scratch memory of their own.
-constexpr int64_t kPieces = 16;
-
-}  // namespace
+TensorView SequenceRunner::prefill_batch(std::span<const int64_t> slots,
+                                         std::span<const std::span<const int32_t>> ids) {
+  RWKV_CHECK(!slots.empty() && slots.size() == ids.size(), ShapeError, "prefill: ", slots.size(),
+             " slots and pieces of ", ids.size(),
+             " prompts, expected the same number of at least 1");
+  if (slots.size() == 1) return prefill(slots[0], ids[0]);
+  const auto vocab = static_cast<size_t>(config().vocab_size);
+  prefill_logits_.resize(slots.size() * vocab);
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const TensorView logits = prefill(slots[i], ids[i]);
+    std::copy_n(logits.f32(), vocab, prefill_logits_.data() + i * vocab);
+  }
+  return {prefill_logits_.data(), {std::ssize(slots), config().vocab_size}};
+}
 
 void SequenceRunner::start_draws(std::span<const int64_t> slots, std::span<const int32_t> ids,
                                  std::span<const DrawRequest> requests) {
   RWKV_CHECK(requests.size() == slots.size(), ShapeError, "draws: ", requests.size(),
              " requests for ", slots.size(), " sequences");
   const TensorView logits = decode(slots, ids);
-  const int64_t n = std::ssize(slots), grain = std::max<int64_t>(1, (n + kPieces - 1) / kPieces);
   const auto vocab = static_cast<size_t>(logits.last());
+  std::vector<std::span<const float>> rows(slots.size());
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = {logits.f32() + i * vocab, vocab};
   drawn_.assign(slots.size(), {});
-  scratch_.resize(static_cast<size_t>((n + grain - 1) / grain));
-  parallel_for(n, grain, [&](int64_t begin, int64_t end) {
-    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
-      drawn_[i] = draw(requests[i], {logits.f32() + i * vocab, vocab},
-                       scratch_[static_cast<size_t>(begin / grain)]);
-  });
+  draw_all(requests, rows, drawn_, scratch_);
 }
 
 std::span<Drawn> SequenceRunner::finish_draws() {

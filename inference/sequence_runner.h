@@ -40,6 +40,12 @@ class SequenceRunner {
   /// cut: at least 1, at most `left`, and a function of `left` alone. A piece bounds the time for
   /// which decoding waits.
   virtual int64_t prefill_piece(int64_t left) const = 0;
+  /// Which pieces of prompts go together: those of equal `group`, up to `batch` of them, cost one
+  /// call of prefill_batch() hardly more than one alone. A function of the length alone.
+  struct PrefillGroup {
+    int64_t group = 0, batch = 1;
+  };
+  virtual PrefillGroup prefill_group(int64_t n) const { return {n, 1}; }
   /// Results do not depend on neighbours, batch size or history (see above).
   virtual bool exact() const = 0;
   /// Bytes that the states of all slots, or all plans and buffers, occupy where they are computed.
@@ -67,11 +73,17 @@ class SequenceRunner {
   virtual void load(int64_t slot, std::span<const std::byte> from) = 0;
 
   /// Parallel form: advances one sequence by ids (1 or more), in one piece.
-  /// Returns the logits after the last one, (1, V) f32 in host memory, valid until the next call.
-  /// Throws ConfigError if prefill_piece(n) is below the number of ids n.
+  /// Returns the logits after the last one, (1, V) f32 in host memory, valid until the next prefill
+  /// or decode. Throws ConfigError if prefill_piece(n) is below the number of ids n.
   virtual TensorView prefill(int64_t slot, std::span<const int32_t> ids) = 0;
+  /// The same for several sequences, each in one piece: any number of them, in any order. Those
+  /// that do not go together (prefill_group) are computed one after the other. Returns the logits
+  /// (B, V), row i for slots[i].
+  virtual TensorView prefill_batch(std::span<const int64_t> slots,
+                                   std::span<const std::span<const int32_t>> ids);
   /// Recurrent form: ids[i] goes to slots[i]; any number of slots from 1 on, in any order.
-  /// Returns the logits (B, V) f32 in host memory, row i for slots[i], valid until the next call.
+  /// Returns the logits (B, V) f32 in host memory, row i for slots[i], valid until the next
+  /// prefill or decode.
   virtual TensorView decode(std::span<const int64_t> slots, std::span<const int32_t> ids) = 0;
 
   /// decode(), then a draw for every sequence by requests[i].sampler. The samplers must stay where
@@ -86,6 +98,7 @@ class SequenceRunner {
  private:
   std::vector<Drawn> drawn_;
   std::vector<DrawScratch> scratch_;
+  std::vector<float> prefill_logits_;
 };
 
 struct EngineRunnerOptions {
@@ -104,8 +117,8 @@ struct EngineRunnerOptions {
 /// order, for each of their rows (kernels/core/gemm_cpu.cpp), everything else works row by row, and
 /// so the buckets are 1, 2 and 4; larger ones are faster and not exact. On CUDA the algorithm of a
 /// product depends on the number of rows, so there is a single bucket (32), padded; the sums of a
-/// row do not depend on its place there. Prefill runs one sequence at a time in pieces that are
-/// powers of two, so that the number of plans stays small.
+/// row do not depend on its place there. Prefill runs in pieces that are powers of two, so that the
+/// number of plans stays small, one sequence at a time; with larger buckets on the CPU several.
 ///
 /// The engine must outlive the runner, is the runner's alone, and its options must allow
 /// prefill_tokens and enough plans: use runner_engine_options.

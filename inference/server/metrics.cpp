@@ -60,6 +60,7 @@ std::string prometheus_text(const SchedulerStats& s, const HttpStats& http) {
           s.cached_tokens);
   t.value("generated_tokens_total", "counter", "Tokens drawn.", s.generated_tokens);
   t.value("prefill_pieces_total", "counter", "Pieces of prompts computed.", s.prefill_pieces);
+  t.value("prefill_calls_total", "counter", "Passes that computed them.", s.prefill_calls);
   t.value("decode_steps_total", "counter", "Decoding steps.", s.decode_steps);
   t.value("prefill_seconds_total", "counter", "Time in prefill.", s.prefill_seconds);
   t.value("decode_seconds_total", "counter", "Time in decoding.", s.decode_seconds);

@@ -2,11 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 
 #include "inference/decode_runner.h"
+#include "inference/scheduler.h"
 #include "inference/state_file.h"
 #include "tests/unit/data_test_util.h"
 #include "tests/unit/inference_model.h"
@@ -105,6 +107,140 @@ TEST_F(CudaDecodeRunner, PrefillOnTheSameWeights) {
       EXPECT_LE(relative(got, want), 6e-2);
       EXPECT_LE(relative(next, want_next), 6e-2);
     }
+}
+
+/// Prompts side by side: the bits of logits and state that each gets alone, whoever else is there.
+TEST_F(CudaDecodeRunner, PromptsShareCalls) {
+  const TestModel m = random_model(8);
+  constexpr int64_t kSlots = 20, kPrompts = 60;
+  for (const bool exact : {true, false}) {
+    Context ctx(Device::kCuda);
+    DecodeModel model(ctx, *m.model, *m.weights,
+                      {.half_state = exact, .slots = kSlots, .prefill = true});
+    const auto runner =
+        make_decode_runner(model, m.model->config(), nullptr,
+                           {.prefill_tokens = 128, .shared_rows = 128, .exact = exact});
+    EXPECT_EQ(runner->prefill_group(1).batch, 8);
+    EXPECT_EQ(runner->prefill_group(16).group, runner->prefill_group(1).group);
+    EXPECT_EQ(runner->prefill_group(17).batch, 4);
+    EXPECT_EQ(runner->prefill_group(100).batch, 1);
+    std::vector<std::vector<int32_t>> prompts;
+    for (uint64_t i = 0; i < kPrompts; ++i)
+      prompts.push_back(random_ids(i, 1 + static_cast<int64_t>(i * 7 % 64), kVocab));
+    const auto state = [&](int64_t slot) {
+      std::vector<std::byte> bytes(runner->state_bytes());
+      runner->save(slot, bytes);
+      return bytes;
+    };
+    std::vector<std::vector<float>> want;
+    std::vector<std::vector<std::byte>> want_states;
+    for (const auto& p : prompts) {
+      ASSERT_EQ(runner->prefill_piece(std::ssize(p)), std::ssize(p));
+      runner->reset(3);
+      want.push_back(row(runner->prefill(3, p), 0));
+      want_states.push_back(state(3));
+    }
+    double most = 0;
+    for (const size_t stride : {size_t{1}, size_t{7}}) {
+      std::vector<char> done(kPrompts);
+      for (size_t first = 0; first < kPrompts; ++first) {
+        if (done[first]) continue;
+        const auto group = runner->prefill_group(std::ssize(prompts[first]));
+        std::vector<size_t> which;
+        for (size_t k = 0; k < kPrompts && std::ssize(which) < group.batch; ++k) {
+          const size_t i = (first + k * stride) % kPrompts;
+          if (done[i] || runner->prefill_group(std::ssize(prompts[i])).group != group.group)
+            continue;
+          done[i] = 1;
+          which.push_back(i);
+        }
+        std::vector<int64_t> slots;
+        std::vector<std::span<const int32_t>> ids;
+        for (const size_t i : which) {
+          slots.push_back((7 * std::ssize(slots) + 5) % kSlots);
+          ids.push_back(prompts[i]);
+        }
+        for (const int64_t s : slots) runner->reset(s);
+        const TensorView logits = runner->prefill_batch(slots, ids);
+        for (size_t i = 0; i < which.size(); ++i) {
+          const auto got = row(logits, static_cast<int64_t>(i));
+          if (exact) {
+            EXPECT_EQ(std::memcmp(got.data(), want[which[i]].data(), got.size() * sizeof(float)), 0)
+                << which[i];
+            EXPECT_EQ(state(slots[i]), want_states[which[i]]) << which[i];
+          }
+          most = std::max(most, relative(got, want[which[i]]));
+        }
+      }
+    }
+    std::printf("  prompts side by side against alone, %s: %.2e\n", exact ? "exact" : "fast", most);
+    EXPECT_LE(most, exact ? 0 : 2e-2);
+    // Any mixture, in one call.
+    std::vector<int64_t> slots;
+    std::vector<std::span<const int32_t>> ids;
+    for (int64_t s = kSlots - 1; s >= 0; --s) {
+      ids.push_back(prompts[slots.size()]);
+      slots.push_back(s);
+      runner->reset(s);
+    }
+    const TensorView logits = runner->prefill_batch(slots, ids);
+    for (size_t i = 0; i < slots.size(); ++i)
+      EXPECT_LE(relative(row(logits, static_cast<int64_t>(i)), want[i]), exact ? 0 : 2e-2) << i;
+    const std::vector<int64_t> twice = {2, 2};
+    EXPECT_THROW(runner->prefill_batch(twice, std::span(ids).first(2)), ConfigError);
+    EXPECT_THROW(runner->prefill_batch(twice, std::span(ids).first(1)), ShapeError);
+  }
+}
+
+/// The whole way: requests together and alone, on the decoding kernels.
+TEST_F(CudaDecodeRunner, RequestsTogetherAndAlone) {
+  const TestModel m = random_model(9, 3, 128, 257);
+  const ByteTokenizer tokenizer;
+  Context ctx(Device::kCuda);
+  DecodeModel model(ctx, *m.model, *m.weights,
+                    {.slots = 24, .buckets = {8, 16, 24}, .prefill = true});
+  const auto runner = make_decode_runner(model, m.model->config(), nullptr,
+                                         {.prefill_tokens = 64, .shared_rows = 64});
+  const auto request = [](uint64_t i) {
+    GenerationRequest r{.prompt = random_ids(i, 1 + static_cast<int64_t>(i * 11 % 150), 257),
+                        .max_tokens = 4 + static_cast<int64_t>(i % 9)};
+    r.sampling.seed = i;
+    r.sampling.temperature = i % 4 == 0 ? 0 : 1;
+    r.samples = i % 6 == 5 ? 3 : 1;
+    if (i % 3 == 0) {
+      r.prompt.insert(r.prompt.begin(), 40, 7);
+      r.shared = {40};
+    }
+    r.stop_at_end_of_document = false;
+    return r;
+  };
+  const auto collect = [](Generation& g, int64_t samples) {
+    std::vector<std::string> texts(static_cast<size_t>(samples));
+    while (samples > 0) {
+      const auto event = g.wait(60);
+      if (!event) return std::vector<std::string>{"nothing came"};
+      texts[static_cast<size_t>(event->sample)] += event->text + event->error;
+      if (event->end) --samples;
+    }
+    return texts;
+  };
+  constexpr uint64_t kCount = 48;
+  std::vector<std::vector<std::string>> want;
+  {
+    Scheduler scheduler(*runner, tokenizer, {.cache_bytes = 0});
+    for (uint64_t i = 0; i < kCount; ++i)
+      want.push_back(collect(*scheduler.submit(request(i)), request(i).samples));
+  }
+  Scheduler scheduler(*runner, tokenizer, {});
+  std::vector<std::shared_ptr<Generation>> running;
+  for (uint64_t i = 0; i < kCount; ++i) running.push_back(scheduler.submit(request(i)));
+  for (uint64_t i = 0; i < kCount; ++i)
+    EXPECT_EQ(collect(*running[i], request(i).samples), want[i]) << i;
+  const SchedulerStats stats = scheduler.stats();
+  std::printf("  %llu pieces of prompts in %llu calls\n",
+              static_cast<unsigned long long>(stats.prefill_pieces),
+              static_cast<unsigned long long>(stats.prefill_calls));
+  EXPECT_LT(stats.prefill_calls, stats.prefill_pieces);
 }
 
 TEST_F(CudaDecodeRunner, NeighboursChangeNothing) {

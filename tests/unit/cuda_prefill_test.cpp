@@ -227,6 +227,14 @@ TEST_F(CudaPrefill, SequencesSideBySide) {
   EXPECT_TRUE(same(2, 1));
   EXPECT_TRUE(same(0, 3));
   EXPECT_EQ(next(5), next4);
+  // Alone, but in a call of the same size.
+  for (const size_t i : {size_t{0}, size_t{2}}) {
+    model.reset(3);
+    const std::vector<std::span<const int32_t>> one = {ids[i]};
+    prefill.run(std::vector<int64_t>{3}, one, 4);
+    const Logits x = row(on_host(ctx, prefill.logits()), 0, kVocab), y = row(got, i, kVocab);
+    EXPECT_EQ(std::memcmp(x.data(), y.data(), x.size() * sizeof(float)), 0) << i;
+  }
   // Alone.
   for (size_t i = 0; i < 3; ++i) {
     model.reset(1);
@@ -283,6 +291,16 @@ TEST_F(CudaPrefill, PiecesAndErrors) {
   EXPECT_THROW(prefill.run(first, bad), ConfigError);
   EXPECT_THROW(prefill.losses(0, ids), ConfigError);
   EXPECT_THROW(DecodePrefill(model, {.tokens = 100}), ConfigError);
+  EXPECT_THROW(DecodePrefill(model, {.tokens = 64, .rows = 32}), ConfigError);
+  EXPECT_THROW(prefill.run(first, one, 2), ShapeError);
+  DecodePrefill several(model, {.tokens = 64, .batch = 4, .rows = 64});
+  EXPECT_THROW(several.run(first, one, 5), ShapeError);
+  EXPECT_NO_THROW(several.run(first, one, 4));
+  const Ids longer = random_ids(1, 17, 300);
+  const std::vector<std::span<const int32_t>> long_one = {longer};
+  EXPECT_THROW(several.run(first, long_one, 3), ShapeError);
+  EXPECT_NO_THROW(several.run(first, long_one, 2));
+  ctx.synchronize("prompts");
   DecodeModel plain(ctx, *m.model, *m.weights, {});
   EXPECT_THROW(DecodePrefill(plain, {}), ConfigError);
   EXPECT_THROW(DecodeModel(ctx, *m.model, *m.weights, {.dtype = DType::kF32, .prefill = true}),

@@ -21,9 +21,13 @@ class FakeRunner : public SequenceRunner {
   struct Call {
     bool decode;
     int64_t tokens;
+    int64_t sequences = 1;
   };
 
-  FakeRunner(int64_t slots, int64_t piece) : piece_(piece), states_(static_cast<size_t>(slots)) {
+  /// Pieces whose lengths are equal after rounding up to a multiple of four go together, `batch` of
+  /// them.
+  FakeRunner(int64_t slots, int64_t piece, int64_t batch = 1)
+      : piece_(piece), batch_(batch), states_(static_cast<size_t>(slots)) {
     config_.vocab_size = 257;
     layout_ = {{"hash", TensorSpec({1, 2}), 0}};
   }
@@ -37,6 +41,7 @@ class FakeRunner : public SequenceRunner {
   int64_t slots() const override { return std::ssize(states_); }
   int64_t decode_batch() const override { return 4; }
   int64_t prefill_piece(int64_t left) const override { return std::min(left, piece_); }
+  PrefillGroup prefill_group(int64_t n) const override { return {(n + 3) / 4, batch_}; }
   bool exact() const override { return true; }
   size_t pool_bytes() const override { return states_.size() * sizeof(uint64_t); }
   size_t workspace_bytes() const override { return 0; }
@@ -57,8 +62,26 @@ class FakeRunner : public SequenceRunner {
     give(slot, ids.back(), 0);
     return {logits_.data(), {1, 257}};
   }
+  TensorView prefill_batch(std::span<const int64_t> slots,
+                           std::span<const std::span<const int32_t>> ids) override {
+    int64_t tokens = 0;
+    for (const auto& piece : ids) {
+      RWKV_CHECK(prefill_group(std::ssize(piece)).group == prefill_group(std::ssize(ids[0])).group,
+                 ConfigError, "pieces that do not go together");
+      RWKV_CHECK(std::ssize(piece) <= piece_, ConfigError, "a piece too long");
+      tokens += std::ssize(piece);
+    }
+    RWKV_CHECK(std::ssize(slots) <= batch_, ConfigError, "too many pieces");
+    note(false, tokens, std::ssize(slots));
+    logits_.resize(slots.size() * 257);
+    for (size_t i = 0; i < slots.size(); ++i) {
+      for (const int32_t id : ids[i]) feed(slots[i], id);
+      give(slots[i], ids[i].back(), i);
+    }
+    return {logits_.data(), {std::ssize(slots), 257}};
+  }
   TensorView decode(std::span<const int64_t> slots, std::span<const int32_t> ids) override {
-    note(true, std::ssize(ids));
+    note(true, std::ssize(ids), std::ssize(slots));
     logits_.resize(slots.size() * 257);
     for (size_t i = 0; i < slots.size(); ++i) {
       feed(slots[i], ids[i]);
@@ -81,15 +104,15 @@ class FakeRunner : public SequenceRunner {
     x[1 + state(slot) % 150] = 20;
     if (id == kPoison) x[5] = std::numeric_limits<float>::quiet_NaN();
   }
-  void note(bool decode, int64_t tokens) {
+  void note(bool decode, int64_t tokens, int64_t sequences = 1) {
     RWKV_CHECK(!broken_, DeviceError, "the fake runner is broken");
     std::this_thread::sleep_for(std::chrono::microseconds(100));
     const std::lock_guard lock(mutex_);
-    calls_.push_back({decode, tokens});
+    calls_.push_back({decode, tokens, sequences});
   }
 
   ModelConfig config_;
-  int64_t piece_;
+  int64_t piece_, batch_;
   std::vector<uint64_t> states_;
   std::vector<StateTensor> layout_;
   std::vector<float> logits_;

@@ -241,6 +241,46 @@ TEST_P(Runner, CloseToTheEngineWithOtherBuckets) {
   }
 }
 
+/// Any number of pieces in a call, of any lengths: exact runners give what each gets alone, others
+/// give that up to rounding.
+TEST_P(Runner, PromptsSideBySide) {
+  constexpr int64_t kSlots = 9;
+  Pool alone(model(9), {.slots = kSlots, .prefill_tokens = 32}, on_device());
+  Pool fast(model(9), {.slots = kSlots, .buckets = {1, 2, 4, 8}, .prefill_tokens = 32},
+            on_device());
+  EXPECT_EQ(alone->prefill_group(4).batch, 1);
+  if (fast.engine->options().device == Device::kCpu) {
+    EXPECT_EQ(fast->prefill_group(4).batch, 8);
+    EXPECT_EQ(fast->prefill_group(16).batch, 2);
+    EXPECT_EQ(fast->prefill_group(32).batch, 1);
+  }
+  Pool exact(model(9), {.slots = kSlots, .prefill_tokens = 32}, on_device());
+  const std::vector<int64_t> slots = {8, 0, 3, 7, 1, 2, 6, 5, 4};
+  const auto limit = test::Tolerance::all(GetParam().dtype == DType::kF32 ? 1e-4 : 3e-2);
+  // The second round goes on from the states that the first one left.
+  for (const int64_t n : {8, 1, 4, 32}) {
+    std::vector<std::vector<int32_t>> ids;
+    for (uint64_t i = 0; i < slots.size(); ++i) ids.push_back(random_ids(20 + i, n, kVocab));
+    if (n == 8) ids[4].resize(2);  // one of another length
+    const std::vector<std::span<const int32_t>> pieces(ids.begin(), ids.end());
+    const TensorView together = fast->prefill_batch(slots, pieces);
+    const TensorView one_by_one = exact->prefill_batch(slots, pieces);
+    ASSERT_EQ(together.dim(0), kSlots);
+    for (size_t i = 0; i < slots.size(); ++i) {
+      const auto at = static_cast<int64_t>(i);
+      const Row want = row(alone->prefill(at, ids[i]), 0), got = row(together, at);
+      EXPECT_TRUE(same(row(one_by_one, at), want, "one by one")) << n << " " << i;
+      EXPECT_TRUE(test::matches(std::span<const float>(got), std::span<const float>(want), limit,
+                                {.what = "logits of prompts side by side"}));
+    }
+  }
+  const std::vector<int32_t> one = {1};
+  const std::vector<std::span<const int32_t>> twice(2, one);
+  EXPECT_THROW(fast->prefill_batch(std::vector<int64_t>{0, 0}, twice), ConfigError);
+  EXPECT_THROW(fast->prefill_batch(std::vector<int64_t>{0}, twice), ShapeError);
+  EXPECT_THROW(fast->prefill_batch({}, {}), ShapeError);
+}
+
 TEST_P(Runner, MistakesTouchNothing) {
   Pool pool(model(10), {.slots = 2, .prefill_tokens = 16}, on_device());
   const std::vector<int64_t> both = {0, 1}, twice = {1, 1}, outside = {0, 2};

@@ -388,6 +388,123 @@ TEST(Scheduler, PrefillNeverHoldsUpRunningTextsForLong) {
   EXPECT_GE(decodes, 4000 / (32 + 15));
 }
 
+/// Prompts of many lengths side by side: everybody gets what they get alone.
+TEST(Scheduler, PromptsShareCalls) {
+  ByteTokenizer tokenizer;
+  const auto requests = [] {
+    auto all = mixed_requests(40);
+    for (size_t i = 0; i < all.size(); ++i) {
+      // Some have beginnings in common, some are long.
+      if (i % 5 == 0) all[i].prompt.insert(all[i].prompt.begin(), 21, 7), all[i].shared = {9, 21};
+      if (i % 7 == 3) all[i].prompt = test::random_ids(i, 400, 257);
+    }
+    return all;
+  }();
+  std::vector<std::vector<Sample>> want;
+  {
+    FakeRunner runner(3, 16);
+    Scheduler scheduler(runner, tokenizer, {.cut_tokens = 50});
+    for (const auto& r : requests)
+      want.push_back(collect(*scheduler.submit(r), static_cast<size_t>(r.samples)));
+    for (const auto& c : runner.calls()) EXPECT_EQ(c.decode || c.sequences == 1, true);
+  }
+  for (const int64_t batch : {2, 5, 64}) {
+    FakeRunner runner(90, 16, batch);
+    Scheduler scheduler(runner, tokenizer, {.cut_tokens = 50});
+    for (int round = 0; round < 2; ++round) {
+      std::vector<std::shared_ptr<Generation>> running;
+      for (const auto& r : requests) running.push_back(scheduler.submit(r));
+      for (size_t i = 0; i < requests.size(); ++i) {
+        const auto got = collect(*running[i], want[i].size());
+        for (size_t s = 0; s < got.size(); ++s) {
+          EXPECT_EQ(got[s].text, want[i][s].text) << batch << ", request " << i << ", sample " << s;
+          EXPECT_EQ(got[s].end, want[i][s].end);
+          EXPECT_EQ(got[s].error, want[i][s].error);
+        }
+      }
+    }
+    int64_t most = 0;
+    for (const auto& c : runner.calls())
+      if (!c.decode) most = std::max(most, c.sequences);
+    EXPECT_GE(most, 2);
+    const SchedulerStats stats = scheduler.stats();
+    EXPECT_LT(stats.prefill_calls, stats.prefill_pieces);
+    EXPECT_GT(stats.cached_tokens, 0U);
+  }
+}
+
+/// A crowd of short prompts neither starves a long one nor holds running texts up.
+TEST(Scheduler, SharedCallsKeepTheBudgetAndTheTurns) {
+  constexpr int64_t kBatch = 8;
+  FakeRunner runner(60, 16, kBatch);
+  ByteTokenizer tokenizer;
+  Scheduler scheduler(runner, tokenizer, {.prefill_budget = 40, .cut_tokens = 1000});
+  const auto steady = scheduler.submit({.prompt = bytes("x"), .max_tokens = 100000});
+  ASSERT_TRUE(steady->wait(kPatience).has_value());
+  std::vector<std::shared_ptr<Generation>> late = {
+      scheduler.submit({.prompt = test::random_ids(1, 200, 257), .max_tokens = 1})};
+  for (uint64_t i = 0; i < 50; ++i)
+    late.push_back(
+        scheduler.submit({.prompt = test::random_ids(2 + i, 9 + static_cast<int64_t>(i) % 4, 257),
+                          .max_tokens = 1}));
+  // The crowd goes by in shared calls while the long prompt takes its turns.
+  for (const auto& g : late) EXPECT_EQ(collect(*g)[0].end, GenerationEnd::kLength);
+  steady->cancel();
+  collect(*steady);
+  int64_t since = 0, most = 0, calls = 0, shared = 0;
+  for (const auto& c : runner.calls()) {
+    if (c.decode) {
+      most = std::max(most, since);
+      since = 0;
+      continue;
+    }
+    since += c.tokens;
+    ++calls;
+    shared += c.sequences > 1 ? 1 : 0;
+  }
+  // A budget of 40 and one piece of 16 that begins within it.
+  EXPECT_LE(most, 40 + 15);
+  EXPECT_GE(shared, 10);
+  EXPECT_LE(calls, 1 + 13 + 50 / 3 + 4);
+}
+
+/// Requests that leave while their prompts are computed side by side with others.
+TEST(Scheduler, CancelledPromptsLeaveTheirNeighboursAlone) {
+  ByteTokenizer tokenizer;
+  constexpr size_t kCount = 12;
+  const auto request = [](size_t i) {
+    return GenerationRequest{.prompt = test::random_ids(i, 3000, 257), .max_tokens = 3};
+  };
+  FakeRunner lonely(1, 16);
+  std::vector<std::string> want;
+  {
+    Scheduler scheduler(lonely, tokenizer, {});
+    for (size_t i = 0; i < kCount; ++i)
+      want.push_back(collect(*scheduler.submit(request(i)))[0].text);
+  }
+  FakeRunner runner(kCount, 16, 8);
+  Scheduler scheduler(runner, tokenizer, {});
+  std::vector<std::shared_ptr<Generation>> running;
+  for (size_t i = 0; i < kCount; ++i) running.push_back(scheduler.submit(request(i)));
+  wait_until([&] { return runner.calls().size() >= 20; });
+  for (size_t i = 0; i < kCount; i += 3) running[i]->cancel();
+  for (size_t i = 0; i < kCount; ++i) {
+    const Sample s = collect(*running[i])[0];
+    if (i % 3 == 0) {
+      EXPECT_EQ(s.end, GenerationEnd::kCancelled) << i;
+      EXPECT_EQ(s.tokens, 0);
+    } else {
+      EXPECT_EQ(s.text, want[i]) << i;
+    }
+  }
+  wait_until([&] { return scheduler.stats().free_slots == static_cast<int64_t>(kCount); });
+  // Their slots serve others.
+  EXPECT_EQ(collect(*scheduler.submit(request(5)))[0].text, want[5]);
+  runner.break_down();
+  EXPECT_EQ(collect(*scheduler.submit(request(1)))[0].end, GenerationEnd::kError);
+  EXPECT_EQ(scheduler.drain(kPatience), 0);
+}
+
 TEST(Scheduler, LimitsTheQueue) {
   FakeRunner runner(1, 16);
   ByteTokenizer tokenizer;

@@ -1,0 +1,171 @@
+// Prompts: where they are cut, what the cache knows of them, whose turn it is.
+
+#include <algorithm>
+
+#include "inference/scheduler_worker.h"
+#include "kernels/core/trace.h"
+
+namespace rwkv {
+
+void Scheduler::Worker::admit(std::unique_ptr<Job>& job) {
+  const GenerationRequest& r = job->request;
+  job->admitted = now_seconds();
+  for (int64_t i = 0; i < r.samples; ++i) {
+    job->slots.push_back(free_slots_.back());
+    free_slots_.pop_back();
+  }
+  live_.prompt_tokens += r.prompt.size();
+  if (r.max_tokens == 0) return end_job(*job, GenerationEnd::kLength);
+  job->cuts = PromptCuts(std::ssize(r.prompt), r.shared, options_.cut_tokens);
+  runner_.reset(job->slots[0]);
+  aim(*job);
+  prefilling_.push_back(std::move(job));
+}
+
+void Scheduler::Worker::aim(Job& job) {
+  const size_t i = job.cuts.next(job.position);
+  job.next_key =
+      i == job.cuts.size() ? 0 : PrefixCache::key(prefix(job, job.cuts.at(i)), job.cuts.path(i));
+}
+
+bool Scheduler::Worker::use_cache(Job& job) {
+  if (job.cache_version == cache_version_) return false;
+  job.cache_version = cache_version_;
+  for (size_t i = job.cuts.size(); i-- > job.cuts.next(job.position);) {
+    const int64_t at = job.cuts.at(i);
+    const auto state = cache_.find(prefix(job, at), job.cuts.path(i));
+    if (state.empty()) continue;
+    runner_.load(job.slots[0], state);
+    job.handle->cached_tokens_ += at - job.position;
+    live_.cached_tokens += static_cast<uint64_t>(at - job.position);
+    job.position = at;
+    aim(job);
+    return true;
+  }
+  return false;
+}
+
+std::unordered_map<uint64_t, uint64_t> Scheduler::Worker::leaders() const {
+  std::unordered_map<uint64_t, uint64_t> oldest;
+  if (options_.cache_bytes == 0) return oldest;
+  for (const auto& job : prefilling_) {
+    if (job->next_key == 0) continue;
+    const auto [at, first] = oldest.emplace(job->next_key, job->handle->id());
+    if (!first) at->second = std::min(at->second, job->handle->id());
+  }
+  return oldest;
+}
+
+Scheduler::Worker::Piece Scheduler::Worker::next_piece(Place place) const {
+  const Job& job = **place;
+  const size_t cut = job.cuts.next(job.position);
+  const int64_t end = cut == job.cuts.size() ? std::ssize(job.request.prompt) : job.cuts.at(cut);
+  return {place, cut, end, runner_.prefill_piece(end - job.position)};
+}
+
+void Scheduler::Worker::prefill() {
+  const double start = now_seconds();
+  const int64_t budget = options_.prefill_budget;
+  int64_t used = 0;
+  do {
+    used += pieces(budget > 0 && !decoding_.empty() ? budget - used
+                                                    : std::numeric_limits<int64_t>::max());
+  } while (!prefilling_.empty() && !decoding_.empty() &&
+           (budget > 0 ? used < budget : now_seconds() - start < decode_seconds_));
+  live_.prefill_seconds += now_seconds() - start;
+}
+
+int64_t Scheduler::Worker::pieces(int64_t most) {
+  const auto oldest = leaders();
+  pieces_.clear();
+  slots_.clear();
+  piece_ids_.clear();
+  SequenceRunner::PrefillGroup group;
+  int64_t tokens = 0, loads = 0;
+  for (Place place = prefilling_.begin(); place != prefilling_.end(); ++place) {
+    Job& job = **place;
+    const auto leader = oldest.find(job.next_key);
+    if (leader != oldest.end() && leader->second < job.handle->id()) continue;
+    loads += use_cache(job) ? 1 : 0;
+    const Piece piece = next_piece(place);
+    const SequenceRunner::PrefillGroup own = runner_.prefill_group(piece.tokens);
+    if (pieces_.empty()) group = own;
+    if (own.group == group.group && (pieces_.empty() || tokens + piece.tokens <= most)) {
+      tokens += piece.tokens;
+      pieces_.push_back(piece);
+      slots_.push_back(job.slots[0]);
+      piece_ids_.push_back(
+          prefix(job, job.position + piece.tokens).subspan(static_cast<size_t>(job.position)));
+    }
+    // States that are loaded take time, too.
+    if (std::ssize(pieces_) >= group.batch || tokens >= most || loads >= group.batch) break;
+  }
+  for (const Piece& p : pieces_) prefilling_.splice(prefilling_.end(), prefilling_, p.place);
+
+  const TensorView logits = runner_.prefill_batch(slots_, piece_ids_);
+  ++live_.prefill_calls;
+  live_.prefill_pieces += pieces_.size();
+  std::vector<std::pair<Place, std::span<const float>>> done;
+  for (size_t i = 0; i < pieces_.size(); ++i) {
+    const Piece& p = pieces_[i];
+    Job& job = **p.place;
+    job.position += p.tokens;
+    if (job.position == std::ssize(job.request.prompt)) {
+      const auto row = static_cast<size_t>(logits.last());
+      done.emplace_back(p.place, std::span(logits.f32() + i * row, row));
+    } else if (job.position == p.end) {
+      keep_prefix(job, p.cut);
+      aim(job);
+    }
+  }
+  if (!done.empty()) start_samples(done);
+  return tokens;
+}
+
+void Scheduler::Worker::keep_prefix(const Job& job, size_t cut) {
+  if (options_.cache_bytes == 0) return;
+  const bool awaited = std::ranges::any_of(prefilling_, [&](const auto& other) {
+    return other.get() != &job && other->next_key == job.next_key;
+  });
+  const auto ids = prefix(job, job.cuts.at(cut));
+  const auto path = job.cuts.path(cut);
+  if (!cache_.seen_before(ids, path) && !job.cuts.outermost(cut) && !awaited) return;
+  runner_.save(job.slots[0], state_);
+  cache_.put(ids, path, state_);
+  ++cache_version_;
+}
+
+void Scheduler::Worker::start_samples(
+    std::span<const std::pair<Place, std::span<const float>>> done) {
+  std::vector<std::span<const float>> logits;
+  requests_.clear();
+  stepped_.clear();
+  for (const auto& [place, row] : done) {
+    jobs_.push_back(std::move(*place));
+    prefilling_.erase(place);
+    Job& j = *jobs_.back();
+    j.samples_open = j.request.samples;
+    for (int64_t i = 0; i < j.request.samples; ++i) {
+      const int64_t slot = j.slots[static_cast<size_t>(i)];
+      decoding_.push_back(std::make_unique<Sequence>(
+          Sequence{&j, i, slot, TokenSampler(j.request.sampling, static_cast<uint64_t>(i)),
+                   TextStream(tokenizer_, j.request.stop), ++samplers_}));
+      Sequence& s = *decoding_.back();
+      s.sampler.see(j.request.prompt);
+      logits.push_back(row);
+      requests_.push_back(request_of(s));
+      stepped_.push_back(&s);
+    }
+    for (const int64_t slot : std::span(j.slots).subspan(1)) runner_.copy(slot, j.slots[0]);
+  }
+  std::vector<Drawn> drawn(requests_.size());
+  draw_all(requests_, logits, drawn, scratch_);
+  const double now = now_seconds();
+  for (size_t i = 0; i < stepped_.size(); ++i) {
+    if (stepped_[i]->sample == 0) live_.first_token.add(now - stepped_[i]->job->submitted);
+    take(*stepped_[i], std::move(drawn[i]));
+  }
+  tell();
+}
+
+}  // namespace rwkv
