@@ -40,6 +40,8 @@ rwkv_test(inference_serving_test LABEL unit SOURCES unit/inference_serving_test.
   DEPS rwkv_inference)
 rwkv_test(inference_scheduler_test LABEL unit SOURCES unit/inference_scheduler_test.cpp
   DEPS rwkv_inference)
+rwkv_test(inference_prompts_test LABEL unit SOURCES unit/inference_prompts_test.cpp
+  DEPS rwkv_inference)
 rwkv_test(chat_session_test LABEL unit SOURCES unit/chat_session_test.cpp DEPS rwkv_inference)
 rwkv_test(chat_program_test LABEL integration SOURCES integration/chat_program_test.cpp
   DEPS rwkv_inference)

@@ -7,86 +7,15 @@
 
 #include <cmath>
 #include <optional>
-#include <thread>
 
 #include "data/tokenizer/utf8.h"
-#include "inference/prefix_cache.h"
-#include "kernels/core/trace.h"
 #include "tests/support/compare.h"
-#include "tests/unit/inference_fake_runner.h"
-#include "tests/unit/inference_model.h"
+#include "tests/unit/scheduler_test_util.h"
 
 namespace rwkv {
 namespace {
 
-using test::FakeRunner;
-using test::TestModel;
-
-constexpr double kPatience = 60;  // seconds, far beyond what anything here takes
-
-std::vector<int32_t> bytes(std::string_view text) {
-  std::vector<int32_t> ids;
-  for (const char c : text) ids.push_back(static_cast<unsigned char>(c) + 1);
-  return ids;
-}
-
-struct Sample {
-  std::string text, error;
-  int64_t tokens = 0;
-  std::vector<LogProbs> log_probs;
-  std::optional<GenerationEnd> end;
-};
-
-/// Everything until all samples have ended.
-std::vector<Sample> collect(Generation& g, size_t samples = 1) {
-  std::vector<Sample> all(samples);
-  for (size_t open = samples; open > 0;) {
-    auto event = g.wait(kPatience);
-    if (!event) {
-      ADD_FAILURE() << "nothing came";
-      return all;
-    }
-    Sample& s = all.at(static_cast<size_t>(event->sample));
-    EXPECT_FALSE(s.end.has_value()) << "an event after the end";
-    s.text += event->text;
-    s.tokens += event->tokens;
-    for (auto& p : event->log_probs) s.log_probs.push_back(std::move(p));
-    s.error = event->error;
-    s.end = event->end;
-    if (event->end) --open;
-  }
-  return all;
-}
-
-void wait_until(const std::function<bool()>& done) {
-  const double limit = now_seconds() + kPatience;
-  while (!done()) {
-    ASSERT_LE(now_seconds(), limit) << "nothing happened";
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-}
-
-/// A model with bytes as tokens behind a scheduler.
-struct Service {
-  TestModel model;
-  ByteTokenizer tokenizer;
-  EngineRunnerOptions runner_options;
-  std::optional<Engine> engine;
-  std::unique_ptr<SequenceRunner> runner;
-  std::optional<Scheduler> scheduler;
-
-  explicit Service(TestModel m, int64_t slots = 8, SchedulerOptions o = {})
-      : model(std::move(m)), runner_options{.slots = slots, .prefill_tokens = 16} {
-    engine.emplace(*model.model, *model.weights, runner_engine_options({}, runner_options));
-    runner = make_engine_runner(*engine, runner_options);
-    scheduler.emplace(*runner, tokenizer, o);
-  }
-  Scheduler* operator->() { return &*scheduler; }
-  std::vector<Sample> run(GenerationRequest r) {
-    const auto n = static_cast<size_t>(r.samples);
-    return collect(*scheduler->submit(std::move(r)), n);
-  }
-};
+using namespace test;  // NOLINT: the tools of these tests
 
 /// A runner whose draws are done by the time that somebody asks for them, as on a GPU. Nothing but
 /// finish_draws() is called in between.
@@ -139,29 +68,6 @@ class AsideRunner : public SequenceRunner {
   std::vector<int32_t> ids_;
   std::vector<DrawRequest> requests_;
 };
-
-TestModel random_bytes() {
-  return test::random_model(30, 2, 64, 257);
-}
-TestModel alphabet() {
-  return test::bigram_model(test::alphabet);
-}
-
-std::vector<GenerationRequest> mixed_requests(int count) {
-  std::vector<GenerationRequest> all;
-  for (int i = 0; i < count; ++i) {
-    GenerationRequest r{.prompt = test::random_ids(static_cast<uint64_t>(i), 1 + 7 * i % 60, 257),
-                        .max_tokens = 5 + i % 17};
-    r.sampling.seed = static_cast<uint64_t>(i) % 5;
-    r.sampling.temperature = i % 4 == 0 ? 0 : 1;
-    if (i % 3 == 1) r.sampling.top_p = 0.7;
-    if (i % 5 == 2) r.sampling.frequency_penalty = 0.4;
-    r.samples = 1 + i % 3;
-    r.stop_at_end_of_document = i % 2 == 0;
-    all.push_back(r);
-  }
-  return all;
-}
 
 /// Telling of one step while the next one runs changes nothing that anybody gets.
 TEST(Scheduler, DrawsAsideGiveTheSame) {
@@ -252,7 +158,7 @@ TEST(Scheduler, SamplesAreTheSequencesOfOneSeed) {
 }
 
 TEST(Scheduler, EndsWhereItIsAsked) {
-  Service service(alphabet());
+  Service service(alphabet_model());
   GenerationRequest greedy{.max_tokens = 40};
   greedy.sampling.temperature = 0;
   const auto with = [&](std::string_view prompt, auto&& change) {
@@ -288,7 +194,7 @@ TEST(Scheduler, EndsWhereItIsAsked) {
 }
 
 TEST(Scheduler, LogProbabilitiesComeWithTheirTokens) {
-  Service service(alphabet());
+  Service service(alphabet_model());
   GenerationRequest r{.prompt = bytes("a"), .max_tokens = 4, .top_log_probs = 2};
   r.sampling.temperature = 0;
   const Sample s = service.run(r)[0];
@@ -321,188 +227,6 @@ TEST(Scheduler, TextIsNeverSplitInsideACharacter) {
     if (event->end) break;
   }
   EXPECT_EQ(all, text);
-}
-
-TEST(Scheduler, SharedBeginningsAreComputedOnce) {
-  const std::string system = std::string(50, 's') + "the rules";
-  const auto request = [&](const std::string& question) {
-    GenerationRequest r{.prompt = bytes(system + question), .max_tokens = 6};
-    r.shared = {std::ssize(system)};
-    return r;
-  };
-  Service cold(random_bytes(), 8, {.cache_bytes = 0});
-  std::vector<std::string> want;
-  for (int i = 0; i < 8; ++i) want.push_back(cold.run(request(str("question ", i)))[0].text);
-  EXPECT_EQ(cold->stats().cached_tokens, 0U);
-
-  // All at once: the first computes what the others wait for.
-  Service warm(random_bytes(), 8);
-  std::vector<std::shared_ptr<Generation>> running;
-  for (int i = 0; i < 8; ++i) running.push_back(warm->submit(request(str("question ", i))));
-  for (size_t i = 0; i < 8; ++i) EXPECT_EQ(collect(*running[i])[0].text, want[i]) << i;
-  EXPECT_EQ(warm->stats().cached_tokens, 7 * system.size());
-  EXPECT_EQ(warm->stats().cache_entries, 1U);
-  const auto later = warm->submit(request("another"));
-  collect(*later);
-  EXPECT_EQ(later->cached_tokens(), std::ssize(system));
-
-  // Without a hint a beginning is kept when it comes for the second time.
-  Service plain(random_bytes(), 8, {.cut_tokens = 20});
-  GenerationRequest r{.prompt = test::random_ids(1, 70, 257), .max_tokens = 3};
-  const auto first = plain.run(r)[0];
-  EXPECT_EQ(plain->stats().cache_entries, 0U);
-  EXPECT_EQ(plain.run(r)[0].text, first.text);
-  EXPECT_EQ(plain->stats().cached_tokens, 0U);
-  EXPECT_EQ(plain.run(r)[0].text, first.text);
-  EXPECT_EQ(plain->stats().cached_tokens, 60U);
-}
-
-TEST(Scheduler, PrefillNeverHoldsUpRunningTextsForLong) {
-  FakeRunner runner(6, 16);
-  ByteTokenizer tokenizer;
-  Scheduler scheduler(runner, tokenizer, {.prefill_budget = 32, .cut_tokens = 100});
-  const auto steady = scheduler.submit({.prompt = bytes("x"), .max_tokens = 100000});
-  ASSERT_TRUE(steady->wait(kPatience).has_value());
-  std::vector<std::shared_ptr<Generation>> late;
-  for (int i = 0; i < 4; ++i)
-    late.push_back(scheduler.submit(
-        {.prompt = test::random_ids(static_cast<uint64_t>(i), 1000 - i, 257), .max_tokens = 2}));
-  // Four long prompts and a short one, which overtakes them.
-  const auto small = scheduler.submit({.prompt = bytes("hi"), .max_tokens = 1});
-  collect(*small);
-  EXPECT_EQ(scheduler.stats().ended[static_cast<size_t>(GenerationEnd::kLength)], 1U);
-  for (const auto& g : late) collect(*g);
-  steady->cancel();
-  const auto calls = runner.calls();
-  int64_t since = 0, most = 0, decodes = 0;
-  for (const auto& c : calls) {
-    if (c.decode) {
-      most = std::max(most, since);
-      since = 0;
-      ++decodes;
-    } else {
-      since += c.tokens;
-    }
-  }
-  EXPECT_LE(most, 32 + 15);
-  EXPECT_GE(decodes, 4000 / (32 + 15));
-}
-
-/// Prompts of many lengths side by side: everybody gets what they get alone.
-TEST(Scheduler, PromptsShareCalls) {
-  ByteTokenizer tokenizer;
-  const auto requests = [] {
-    auto all = mixed_requests(40);
-    for (size_t i = 0; i < all.size(); ++i) {
-      // Some have beginnings in common, some are long.
-      if (i % 5 == 0) all[i].prompt.insert(all[i].prompt.begin(), 21, 7), all[i].shared = {9, 21};
-      if (i % 7 == 3) all[i].prompt = test::random_ids(i, 400, 257);
-    }
-    return all;
-  }();
-  std::vector<std::vector<Sample>> want;
-  {
-    FakeRunner runner(3, 16);
-    Scheduler scheduler(runner, tokenizer, {.cut_tokens = 50});
-    for (const auto& r : requests)
-      want.push_back(collect(*scheduler.submit(r), static_cast<size_t>(r.samples)));
-    for (const auto& c : runner.calls()) EXPECT_EQ(c.decode || c.sequences == 1, true);
-  }
-  for (const int64_t batch : {2, 5, 64}) {
-    FakeRunner runner(90, 16, batch);
-    Scheduler scheduler(runner, tokenizer, {.cut_tokens = 50});
-    for (int round = 0; round < 2; ++round) {
-      std::vector<std::shared_ptr<Generation>> running;
-      for (const auto& r : requests) running.push_back(scheduler.submit(r));
-      for (size_t i = 0; i < requests.size(); ++i) {
-        const auto got = collect(*running[i], want[i].size());
-        for (size_t s = 0; s < got.size(); ++s) {
-          EXPECT_EQ(got[s].text, want[i][s].text) << batch << ", request " << i << ", sample " << s;
-          EXPECT_EQ(got[s].end, want[i][s].end);
-          EXPECT_EQ(got[s].error, want[i][s].error);
-        }
-      }
-    }
-    int64_t most = 0;
-    for (const auto& c : runner.calls())
-      if (!c.decode) most = std::max(most, c.sequences);
-    EXPECT_GE(most, 2);
-    const SchedulerStats stats = scheduler.stats();
-    EXPECT_LT(stats.prefill_calls, stats.prefill_pieces);
-    EXPECT_GT(stats.cached_tokens, 0U);
-  }
-}
-
-/// A crowd of short prompts neither starves a long one nor holds running texts up.
-TEST(Scheduler, SharedCallsKeepTheBudgetAndTheTurns) {
-  constexpr int64_t kBatch = 8;
-  FakeRunner runner(60, 16, kBatch);
-  ByteTokenizer tokenizer;
-  Scheduler scheduler(runner, tokenizer, {.prefill_budget = 40, .cut_tokens = 1000});
-  const auto steady = scheduler.submit({.prompt = bytes("x"), .max_tokens = 100000});
-  ASSERT_TRUE(steady->wait(kPatience).has_value());
-  std::vector<std::shared_ptr<Generation>> late = {
-      scheduler.submit({.prompt = test::random_ids(1, 200, 257), .max_tokens = 1})};
-  for (uint64_t i = 0; i < 50; ++i)
-    late.push_back(
-        scheduler.submit({.prompt = test::random_ids(2 + i, 9 + static_cast<int64_t>(i) % 4, 257),
-                          .max_tokens = 1}));
-  // The crowd goes by in shared calls while the long prompt takes its turns.
-  for (const auto& g : late) EXPECT_EQ(collect(*g)[0].end, GenerationEnd::kLength);
-  steady->cancel();
-  collect(*steady);
-  int64_t since = 0, most = 0, calls = 0, shared = 0;
-  for (const auto& c : runner.calls()) {
-    if (c.decode) {
-      most = std::max(most, since);
-      since = 0;
-      continue;
-    }
-    since += c.tokens;
-    ++calls;
-    shared += c.sequences > 1 ? 1 : 0;
-  }
-  // A budget of 40 and one piece of 16 that begins within it.
-  EXPECT_LE(most, 40 + 15);
-  EXPECT_GE(shared, 10);
-  EXPECT_LE(calls, 1 + 13 + 50 / 3 + 4);
-}
-
-/// Requests that leave while their prompts are computed side by side with others.
-TEST(Scheduler, CancelledPromptsLeaveTheirNeighboursAlone) {
-  ByteTokenizer tokenizer;
-  constexpr size_t kCount = 12;
-  const auto request = [](size_t i) {
-    return GenerationRequest{.prompt = test::random_ids(i, 3000, 257), .max_tokens = 3};
-  };
-  FakeRunner lonely(1, 16);
-  std::vector<std::string> want;
-  {
-    Scheduler scheduler(lonely, tokenizer, {});
-    for (size_t i = 0; i < kCount; ++i)
-      want.push_back(collect(*scheduler.submit(request(i)))[0].text);
-  }
-  FakeRunner runner(kCount, 16, 8);
-  Scheduler scheduler(runner, tokenizer, {});
-  std::vector<std::shared_ptr<Generation>> running;
-  for (size_t i = 0; i < kCount; ++i) running.push_back(scheduler.submit(request(i)));
-  wait_until([&] { return runner.calls().size() >= 20; });
-  for (size_t i = 0; i < kCount; i += 3) running[i]->cancel();
-  for (size_t i = 0; i < kCount; ++i) {
-    const Sample s = collect(*running[i])[0];
-    if (i % 3 == 0) {
-      EXPECT_EQ(s.end, GenerationEnd::kCancelled) << i;
-      EXPECT_EQ(s.tokens, 0);
-    } else {
-      EXPECT_EQ(s.text, want[i]) << i;
-    }
-  }
-  wait_until([&] { return scheduler.stats().free_slots == static_cast<int64_t>(kCount); });
-  // Their slots serve others.
-  EXPECT_EQ(collect(*scheduler.submit(request(5)))[0].text, want[5]);
-  runner.break_down();
-  EXPECT_EQ(collect(*scheduler.submit(request(1)))[0].end, GenerationEnd::kError);
-  EXPECT_EQ(scheduler.drain(kPatience), 0);
 }
 
 TEST(Scheduler, LimitsTheQueue) {
@@ -639,56 +363,6 @@ TEST(Scheduler, BadRequestsAreNamed) {
   hot.sampling.temperature = -1;
   refused(hot);
   EXPECT_EQ(service->stats().accepted, 0U);
-}
-
-TEST(PrefixCache, KeepsTheLastUsedWithinItsBytes) {
-  const std::vector<std::byte> state(1000);
-  const auto ids = test::random_ids(1, 40, 257);
-  const auto at = [&](int64_t n) { return std::span(ids).first(static_cast<size_t>(n)); };
-  const auto path = [](int64_t n) { return std::vector<int64_t>{n}; };
-  PrefixCache cache(4000);
-  for (const int64_t n : {10, 20, 30}) cache.put(at(n), path(n), state);
-  EXPECT_EQ(cache.entries(), 3U);
-  EXPECT_LE(cache.bytes(), 4000U);
-  EXPECT_EQ(cache.find(at(10), path(10)).size(), 1000U);
-  cache.put(at(40), path(40), state);
-  EXPECT_EQ(cache.entries(), 3U);
-  EXPECT_EQ(cache.evictions(), 1U);
-  EXPECT_TRUE(cache.find(at(20), path(20)).empty());
-  EXPECT_FALSE(cache.find(at(10), path(10)).empty());
-  // Other cuts are another entry; so are other ids.
-  EXPECT_TRUE(cache.find(at(10), std::vector<int64_t>{5, 10}).empty());
-  auto other = std::vector<int32_t>(ids.begin(), ids.begin() + 10);
-  other[3] ^= 1;
-  EXPECT_TRUE(cache.find(other, path(10)).empty());
-  cache.put(at(10), path(10), std::vector<std::byte>(5000));
-  EXPECT_EQ(cache.find(at(10), path(10)).size(), 1000U);
-  PrefixCache none(0);
-  none.put(at(10), path(10), state);
-  EXPECT_EQ(none.entries(), 0U);
-  EXPECT_FALSE(none.seen_before(at(10), path(10)));
-  EXPECT_FALSE(none.seen_before(at(10), path(10)));
-}
-
-TEST(PromptCuts, AreAFunctionOfTheRequest) {
-  const auto cuts = [](int64_t n, std::vector<int64_t> shared, int64_t every) {
-    const PromptCuts c(n, shared, every);
-    std::vector<int64_t> all;
-    for (size_t i = 0; i < c.size(); ++i) all.push_back(c.at(i));
-    return all;
-  };
-  using V = std::vector<int64_t>;
-  EXPECT_EQ(cuts(10, {}, 20), V{});
-  EXPECT_EQ(cuts(20, {}, 20), V{});
-  EXPECT_EQ(cuts(41, {}, 20), (V{20, 40}));
-  EXPECT_EQ(cuts(50, {7}, 20), (V{7, 27, 47}));
-  EXPECT_EQ(cuts(50, {25, 30}, 20), (V{20, 25, 30}));
-  EXPECT_EQ(cuts(50, {-1, 0, 9, 9, 3, 50, 99}, 100), V{9});
-  const PromptCuts c(50, V{5, 6, 7}, 20);
-  EXPECT_TRUE(c.outermost(0));
-  EXPECT_FALSE(c.outermost(1));
-  EXPECT_TRUE(c.outermost(2));
-  EXPECT_FALSE(c.outermost(3));
 }
 
 }  // namespace
