@@ -33,6 +33,13 @@ std::string exponent_name(std::string_view state) {
   return str(state.substr(0, state.size() - kEnd.size()), ".wkv_exponent");
 }
 
+void Model::init_params(ParamStore& values, const InitOptions& options) const {
+  const std::vector<InitTensor> tensors = initial_values(options);
+  RWKV_ASSERT(tensors.size() == params_.size(), tensors.size(), " initial values for ",
+              params_.size(), " parameters");
+  fill_tensors(tensors, values);
+}
+
 std::vector<Model::StateSpec> Model::state_specs(int64_t batch, DType activations,
                                                  std::string_view wkv) const {
   if (!wkv_counts_tokens(wkv)) return state_specs(batch, activations);

@@ -2,95 +2,72 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
+#include <memory>
+#include <numeric>
 
 #include "kernels/core/error.h"
 #include "kernels/core/parallel.h"
 #include "kernels/core/rng.h"
+#include "kernels/cpu/orthonormal.h"
 
 namespace rwkv {
 namespace {
 
-/// Lower triangle of a^T a for a (n, m), row-major.
-std::vector<double> gram(const std::vector<double>& a, int64_t n, int64_t m) {
-  std::vector<double> g(static_cast<size_t>(m * m), 0.0);
-  parallel_for(m, 16, [&](int64_t begin, int64_t end) {
-    int64_t r = 0;
-    for (; r + 4 <= n; r += 4) {
-      const double *a0 = &a[static_cast<size_t>(r * m)], *a1 = a0 + m, *a2 = a1 + m, *a3 = a2 + m;
-      for (int64_t i = begin; i < end; ++i) {
-        const double x0 = a0[i], x1 = a1[i], x2 = a2[i], x3 = a3[i];
-        double* row = &g[static_cast<size_t>(i * m)];
-        for (int64_t j = 0; j <= i; ++j)
-          row[j] += x0 * a0[j] + x1 * a1[j] + x2 * a2[j] + x3 * a3[j];
-      }
-    }
-    for (; r < n; ++r) {
-      const double* a0 = &a[static_cast<size_t>(r * m)];
-      for (int64_t i = begin; i < end; ++i) {
-        double* row = &g[static_cast<size_t>(i * m)];
-        for (int64_t j = 0; j <= i; ++j) row[j] += a0[i] * a0[j];
-      }
-    }
-  });
-  return g;
+// Costs per element in operations of matrix products, of which a core does some 40 in a nanosecond.
+constexpr double kNormalCost = 1400, kUniformCost = 400, kFillCost = 800, kStoreCost = 10;
+
+bool is_tall(int64_t n, int64_t m) {
+  // Random ones are well conditioned: below 6.
+  return n >= 2 * m;
 }
 
-/// In place: lower triangle g -> lower Cholesky factor l with g = l l^T. Row by row.
-void cholesky(std::vector<double>& g, int64_t m) {
-  for (int64_t j = 0; j < m; ++j) {
-    double* gj = &g[static_cast<size_t>(j * m)];
-    double d = gj[j];
-    for (int64_t k = 0; k < j; ++k) d -= gj[k] * gj[k];
-    RWKV_ASSERT(d > 0, "Cholesky of a random Gram matrix, row ", j, " of ", m);
-    gj[j] = std::sqrt(d);
-    parallel_for(m - j - 1, 64, [&](int64_t begin, int64_t end) {
-      for (int64_t i = j + 1 + begin; i < j + 1 + end; ++i) {
-        double* gi = &g[static_cast<size_t>(i * m)];
-        double s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-        int64_t k = 0;
-        for (; k + 4 <= j; k += 4) {
-          s0 += gi[k] * gj[k];
-          s1 += gi[k + 1] * gj[k + 1];
-          s2 += gi[k + 2] * gj[k + 2];
-          s3 += gi[k + 3] * gj[k + 3];
-        }
-        for (; k < j; ++k) s0 += gi[k] * gj[k];
-        gi[j] = (gi[j] - ((s0 + s1) + (s2 + s3))) / gj[j];
-      }
-    });
-  }
+double orthogonal_cost(int64_t rows, int64_t cols) {
+  const auto n = static_cast<double>(std::max(rows, cols));
+  const auto m = static_cast<double>(std::min(rows, cols));
+  const double products = is_tall(std::max(rows, cols), std::min(rows, cols))
+                              ? 2 * n * m * m + m * m * m / 3
+                              : 4 * m * m * (n - m / 3);
+  return products + kNormalCost * n * m;
 }
 
-/// One Cholesky QR pass: a (n, m) becomes a R^-1 with R = l^T. Returns a bound on the condition
-/// number of a: the ratio of the extreme diagonal entries of R, which is a lower estimate.
-double cholesky_qr(std::vector<double>& a, int64_t n, int64_t m) {
-  std::vector<double> l = gram(a, n, m);
-  cholesky(l, m);
-  // Rows of R are needed contiguously: transpose once.
-  std::vector<double> r(static_cast<size_t>(m * m), 0.0);
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = i; j < m; ++j)
-      r[static_cast<size_t>(i * m + j)] = l[static_cast<size_t>(j * m + i)];
-  parallel_for(n, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t k = 0; k < m; ++k) {
-      const double* rk = &r[static_cast<size_t>(k * m)];
-      for (int64_t row = begin; row < end; ++row) {
-        double* x = &a[static_cast<size_t>(row * m)];
-        const double q = x[k] /= rk[k];
-        for (int64_t j = k + 1; j < m; ++j) x[j] -= q * rk[j];
-      }
-    }
-  });
-  double low = r[0], high = r[0];
-  for (int64_t i = 0; i < m; ++i) {
-    low = std::min(low, r[static_cast<size_t>(i * m + i)]);
-    high = std::max(high, r[static_cast<size_t>(i * m + i)]);
-  }
-  return high / low;
+/// Indices of the tensors, the most expensive first.
+std::vector<size_t> by_cost(std::span<const InitTensor> tensors) {
+  std::vector<size_t> order(tensors.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::ranges::stable_sort(order, std::greater<>{}, [&](size_t i) { return tensors[i].cost; });
+  return order;
 }
 
 }  // namespace
+
+void fill_tensors(std::span<const InitTensor> tensors, const ParamStore& values) {
+  double total = 0;
+  for (const InitTensor& t : tensors) total += t.cost;
+  const auto run = [&](const InitTensor& t) {
+    const TensorView v = values[t.id];
+    t.fill({v.f32(), static_cast<size_t>(v.numel())});
+  };
+  const std::vector<size_t> order = by_cost(tensors);
+  size_t first = 0;
+  for (; first < order.size(); ++first) {
+    const InitTensor& t = tensors[order[first]];
+    if (t.cost * 2 * num_threads() <= total) break;
+    run(t);
+  }
+  parallel_for(static_cast<int64_t>(order.size() - first), 1,
+               [&](int64_t i, int64_t) { run(tensors[order[first + static_cast<size_t>(i)]]); });
+}
+
+std::vector<InitTensor> init_share(std::span<const InitTensor> tensors, int rank, int ranks) {
+  std::vector<double> load(static_cast<size_t>(ranks), 0.0);
+  std::vector<InitTensor> mine;
+  for (const size_t i : by_cost(tensors)) {
+    const auto least = std::ranges::min_element(load);
+    *least += tensors[i].cost;
+    if (least - load.begin() == rank) mine.push_back(tensors[i]);
+  }
+  return mine;
+}
 
 void init_uniform(std::span<float> out, double low, double high, uint64_t seed,
                   std::string_view name) {
@@ -107,22 +84,30 @@ void init_orthogonal(std::span<float> out, int64_t rows, int64_t cols, double ga
   RWKV_ASSERT(static_cast<int64_t>(out.size()) == rows * cols);
   const bool wide = rows < cols;
   const int64_t n = wide ? cols : rows, m = wide ? rows : cols;
-  std::vector<double> a(static_cast<size_t>(n * m));
+  const bool by_rows = is_tall(n, m);
+  // Element (i, j) of the (n, m) matrix is draw i m + j; where it lies is what the factorisation
+  // wants.
+  const auto at = [&](int64_t i, int64_t j) {
+    return static_cast<size_t>(by_rows ? i * m + j : j * n + i);
+  };
+  constexpr int64_t kTile = 64;  // rows, and columns at a time: one of the two sides is strided
+  const auto each = [&](const auto& f) {
+    parallel_for(n, kTile, [&](int64_t begin, int64_t end) {
+      for (int64_t left = 0; left < m; left += kTile)
+        for (int64_t i = begin; i < end; ++i)
+          for (int64_t j = left; j < std::min(m, left + kTile); ++j) f(i, j);
+    });
+  };
+  const auto a = std::make_unique_for_overwrite<double[]>(static_cast<size_t>(n * m));
   const Rng rng(seed, hash_name(name));
-  parallel_for(n * m, 1 << 14, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      a[static_cast<size_t>(i)] = rng.normal(static_cast<uint64_t>(i));
-  });
-  // One pass leaves an error of about cond^2 * 1e-16. Tall random matrices have a condition number
-  // close to 1, square ones about m: those need the second pass.
-  const double estimate = cholesky_qr(a, n, m);
-  if (estimate * estimate > 100 || n < 2 * m) cholesky_qr(a, n, m);
-  parallel_for(n, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t j = 0; j < m; ++j) {
-        const auto value = static_cast<float>(gain * a[static_cast<size_t>(i * m + j)]);
-        out[static_cast<size_t>(wide ? j * cols + i : i * cols + j)] = value;
-      }
+  each([&](int64_t i, int64_t j) { a[at(i, j)] = rng.normal(static_cast<uint64_t>(i * m + j)); });
+  if (by_rows)
+    cpu::orthonormal_by_cholesky(a.get(), n, m);
+  else
+    cpu::orthonormal_by_householder(a.get(), n, m);
+  each([&](int64_t i, int64_t j) {
+    out[static_cast<size_t>(wide ? j * cols + i : i * cols + j)] =
+        static_cast<float>(gain * a[at(i, j)]);
   });
 }
 
@@ -132,35 +117,42 @@ ParamId Initializer::id(const std::string& name) const {
   return *found;
 }
 
-std::span<float> Initializer::tensor(const std::string& name) const {
-  const TensorView t = values_[id(name)];
-  return {t.f32(), static_cast<size_t>(t.numel())};
+void Initializer::add(const std::string& name, double cost,
+                      std::function<void(std::span<float>)> fill) {
+  const ParamId tensor = id(name);
+  const auto elements = static_cast<double>(params_[tensor].spec.numel());
+  tensors_.push_back({tensor, cost * elements, std::move(fill)});
 }
 
-void Initializer::fill(const std::string& name, const std::function<double(double)>& f) const {
-  const std::span<float> t = tensor(name);
-  for (size_t i = 0; i < t.size(); ++i) t[i] = static_cast<float>(f(static_cast<double>(i)));
+void Initializer::fill(const std::string& name, const std::function<double(double)>& f) {
+  add(name, kFillCost, [f](std::span<float> t) {
+    for (size_t i = 0; i < t.size(); ++i) t[i] = static_cast<float>(f(static_cast<double>(i)));
+  });
 }
 
-void Initializer::constant(const std::string& name, double value) const {
-  std::ranges::fill(tensor(name), static_cast<float>(value));
+void Initializer::constant(const std::string& name, double value) {
+  add(name, kStoreCost,
+      [value](std::span<float> t) { std::ranges::fill(t, static_cast<float>(value)); });
 }
 
-void Initializer::layer_norm(const std::string& name) const {
+void Initializer::layer_norm(const std::string& name) {
   constant(name + ".weight", 1);
   constant(name + ".bias", 0);
 }
 
-void Initializer::uniform(const std::string& name, double low, double high) const {
-  init_uniform(tensor(name), low, high, seed_, name);
+void Initializer::uniform(const std::string& name, double low, double high) {
+  add(name, kUniformCost,
+      [=, seed = seed_](std::span<float> t) { init_uniform(t, low, high, seed, name); });
 }
 
-void Initializer::orthogonal(const std::string& name, double gain) const {
+void Initializer::orthogonal(const std::string& name, double gain) {
   const TensorSpec& s = params_[id(name)].spec;
-  init_orthogonal(tensor(name), s[0], s[1], gain, seed_, name);
+  const int64_t rows = s[0], cols = s[1];
+  add(name, orthogonal_cost(rows, cols) / static_cast<double>(s.numel()),
+      [=, seed = seed_](std::span<float> t) { init_orthogonal(t, rows, cols, gain, seed, name); });
 }
 
-void Initializer::orthogonal_by_shape(const std::string& name, double scale) const {
+void Initializer::orthogonal_by_shape(const std::string& name, double scale) {
   const TensorSpec& s = params_[id(name)].spec;
   const double tall = static_cast<double>(s[0]) / static_cast<double>(s[1]);
   orthogonal(name, scale * (tall > 1 ? std::sqrt(tall) : 1));

@@ -1,16 +1,31 @@
 #pragma once
 /// Initial values of spec rwkv7 1.2 and 1.3, rwkv4 1. Every value is a pure function of the seed,
-/// the tensor's name and the element's index.
+/// the tensor's name and the element's index: whoever computes a tensor gets the same bits.
 
 #include <cstdint>
 #include <functional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "model/params.h"
 
 namespace rwkv {
+
+/// What gives one tensor its initial values.
+struct InitTensor {
+  ParamId id;
+  double cost;  ///< about as many operations; for sharing the work
+  std::function<void(std::span<float>)> fill;
+};
+
+/// Fills the tensors of `values`, several at a time: single ones that are much of the work by all
+/// threads, the others each by one thread, which takes 8 bytes per element of its tensor meanwhile.
+void fill_tensors(std::span<const InitTensor> tensors, const ParamStore& values);
+
+/// The part of the work that one of several ranks does: nearly the same amount for each.
+std::vector<InitTensor> init_share(std::span<const InitTensor> tensors, int rank, int ranks);
 
 /// Uniform in [low, high).
 void init_uniform(std::span<float> out, double low, double high, uint64_t seed,
@@ -18,33 +33,36 @@ void init_uniform(std::span<float> out, double low, double high, uint64_t seed,
 
 /// gain times an orthonormal matrix (rows, cols): the Q of a QR factorisation with positive
 /// diagonal R of a standard normal matrix, transposed first when rows < cols. Columns are
-/// orthonormal if rows >= cols, rows otherwise. Computed in double by Cholesky QR, twice where the
-/// normal matrix is badly conditioned; off by less than 1e-9 from orthonormal before rounding.
+/// orthonormal if rows >= cols, rows otherwise. Computed in double: off by less than 1e-12 from
+/// orthonormal before rounding.
 void init_orthogonal(std::span<float> out, int64_t rows, int64_t cols, double gain, uint64_t seed,
                      std::string_view name);
 
-/// Initial values by tensor name. Throws InternalError for a name that the model does not have.
+/// Collects what the tensors of a model get, by name. Throws InternalError for a name that the
+/// model does not have.
 class Initializer {
  public:
-  Initializer(const ParamRegistry& params, const ParamStore& values, uint64_t seed)
-      : params_(params), values_(values), seed_(seed) {}
+  Initializer(const ParamRegistry& params, uint64_t seed) : params_(params), seed_(seed) {}
 
   /// f(index of the element).
-  void fill(const std::string& name, const std::function<double(double)>& f) const;
-  void constant(const std::string& name, double value) const;
-  void layer_norm(const std::string& name) const;  ///< weight 1, bias 0
-  void uniform(const std::string& name, double low, double high) const;
-  void orthogonal(const std::string& name, double gain) const;
+  void fill(const std::string& name, const std::function<double(double)>& f);
+  void constant(const std::string& name, double value);
+  void layer_norm(const std::string& name);  ///< weight 1, bias 0
+  void uniform(const std::string& name, double low, double high);
+  void orthogonal(const std::string& name, double gain);
   /// The gain rule of the reference: scale, times sqrt(rows / cols) for tall matrices.
-  void orthogonal_by_shape(const std::string& name, double scale) const;
+  void orthogonal_by_shape(const std::string& name, double scale);
+
+  std::vector<InitTensor> take() { return std::move(tensors_); }
 
  private:
+  /// `cost` is per element.
+  void add(const std::string& name, double cost, std::function<void(std::span<float>)> fill);
   ParamId id(const std::string& name) const;
-  std::span<float> tensor(const std::string& name) const;
 
   const ParamRegistry& params_;
-  const ParamStore& values_;
   uint64_t seed_;
+  std::vector<InitTensor> tensors_;
 };
 
 }  // namespace rwkv

@@ -8,6 +8,7 @@
 
 #include "model/config.h"
 #include "model/graph/graph.h"
+#include "model/init.h"
 #include "model/params.h"
 
 namespace rwkv {
@@ -84,9 +85,11 @@ class Model {
   /// the last: the tokens that each sequence has seen.
   std::vector<StateSpec> state_specs(int64_t batch, DType activations, std::string_view wkv) const;
 
-  /// Writes the initial values of spec rwkv7 1.3 or rwkv4 1, a pure function of options and tensor
-  /// name.
-  virtual void init_params(ParamStore& values, const InitOptions& options) const = 0;
+  /// The initial values of spec rwkv7 1.3 or rwkv4 1, tensor by tensor: a pure function of options
+  /// and tensor name. For every parameter; nothing is computed yet.
+  virtual std::vector<InitTensor> initial_values(const InitOptions& options) const = 0;
+  /// Writes all of them, on all threads.
+  void init_params(ParamStore& values, const InitOptions& options) const;
 
   /// Name of the WKV variant that build() resolves to.
   virtual std::string wkv_name(const GraphOptions& options) const = 0;

@@ -43,7 +43,7 @@ class Rwkv4 final : public BlockModel {
     return specs;
   }
 
-  void init_params(ParamStore& values, const InitOptions& options) const override;
+  std::vector<InitTensor> initial_values(const InitOptions& options) const override;
 
  private:
   struct Block {
@@ -103,10 +103,10 @@ class Rwkv4 final : public BlockModel {
   std::vector<Block> blocks_;
 };
 
-void Rwkv4::init_params(ParamStore& values, const InitOptions& options) const {
+std::vector<InitTensor> Rwkv4::initial_values(const InitOptions& options) const {
   const auto d = static_cast<double>(config_.n_embd);
   const auto layers = static_cast<double>(config_.n_layer);
-  const Initializer init(params_, values, options.seed);
+  Initializer init(params_, options.seed);
 
   init.uniform("emb.weight", -options.lr, options.lr);
   init.layer_norm("blocks.0.ln0");
@@ -138,6 +138,7 @@ void Rwkv4::init_params(ParamStore& values, const InitOptions& options) const {
     init.constant(ffn + "value.weight", 0);
     init.constant(ffn + "receptance.weight", 0);
   }
+  return init.take();
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ class Rwkv7 final : public BlockModel {
     return specs;
   }
 
-  void init_params(ParamStore& values, const InitOptions& options) const override;
+  std::vector<InitTensor> initial_values(const InitOptions& options) const override;
 
  private:
   struct Block {
@@ -103,11 +103,11 @@ class Rwkv7 final : public BlockModel {
   std::vector<Block> blocks_;
 };
 
-void Rwkv7::init_params(ParamStore& values, const InitOptions& options) const {
+std::vector<InitTensor> Rwkv7::initial_values(const InitOptions& options) const {
   const auto d = static_cast<double>(config_.n_embd);
   const int64_t n = config_.head_size;
   const auto layers = static_cast<double>(config_.n_layer);
-  const Initializer init(params_, values, options.seed);
+  Initializer init(params_, options.seed);
   /// The gain rule of the low-rank matrices: 0.1, times sqrt(rows / cols) for tall ones.
   const auto low_rank = [&](const std::string& name) { init.orthogonal_by_shape(name, 0.1); };
 
@@ -136,18 +136,18 @@ void Rwkv7::init_params(ParamStore& values, const InitOptions& options) const {
     // std::pow(0, 0.3) is 0: layer 0 has exponent 1.
     const double power = 1 + std::pow(rho0, 0.3);
     init.fill(att + "w0",
-              [&](double i) { return -6 + 6 * std::pow(i / (d - 1), power) + 0.5 + 2.5 * zig(i); });
-    init.fill(att + "a0", [&](double i) { return -0.19 + 0.3 * zig(i) + 0.4 * lin(i); });
+              [=](double i) { return -6 + 6 * std::pow(i / (d - 1), power) + 0.5 + 2.5 * zig(i); });
+    init.fill(att + "a0", [=](double i) { return -0.19 + 0.3 * zig(i) + 0.4 * lin(i); });
     for (const char* name : {"w", "a", "g"}) {
       init.constant(att + name + "1", 0);
       low_rank(att + name + "2");
     }
     if (l > 0) {
-      init.fill(att + "v0", [&](double i) { return 0.73 - 0.4 * lin(i); });
+      init.fill(att + "v0", [=](double i) { return 0.73 - 0.4 * lin(i); });
       init.constant(att + "v1", 0);
       low_rank(att + "v2");
     }
-    init.fill(att + "k_k", [&](double i) { return 0.71 - 0.1 * lin(i); });
+    init.fill(att + "k_k", [=](double i) { return 0.71 - 0.1 * lin(i); });
     init.constant(att + "k_a", 1.02);
     init.constant(att + "r_k", -0.04);
     init.orthogonal(att + "receptance.weight", 1);
@@ -160,6 +160,7 @@ void Rwkv7::init_params(ParamStore& values, const InitOptions& options) const {
     init.orthogonal(ffn + "key.weight", 1);
     init.constant(ffn + "value.weight", 0);
   }
+  return init.take();
 }
 
 }  // namespace

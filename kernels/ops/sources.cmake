@@ -27,6 +27,7 @@ set(RWKV_OP_SOURCES
   cpu/linear.cpp
   cpu/linear_cross_entropy.cpp
   cpu/low_rank.cpp
+  cpu/orthonormal.cpp
   cpu/rows.cpp
   cpu/token_shift.cpp
   cpu/wkv7_output.cpp
