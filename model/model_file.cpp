@@ -6,6 +6,7 @@
 #include <set>
 
 #include "data/io/gguf.h"
+#include "data/io/hdf5_shards.h"
 #include "data/io/seal.h"
 #include "model/hf_config.h"
 #include "model/rwkv.h"
@@ -100,9 +101,12 @@ struct ModelFile::Opening {
 
   void recognise() {
     if (file().format() == TensorFormat::kHdf5) {
-      Hdf5File h = Hdf5File::open(m.path());
-      if (h.has_attr("", kSealedAttribute) && !has_seal(m.path()))
+      const std::string path = is_shard_folder(m.path()) ? shard_index_path(m.path()) : m.path();
+      Hdf5File h = Hdf5File::open(path);
+      if (h.has_attr("", kSealedAttribute) && !has_seal(path))
         fail("the seal at its end is missing: the file is truncated");
+      if (path == m.path() && h.exists("shards/index"))
+        fail("it is the index of a checkpoint in several files: give the folder that it is in");
       m.config_ = read_model_config(h);
       m.tokenizer_ = read_tokenizer(h);
       architecture = m.config_.architecture;

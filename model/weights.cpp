@@ -36,7 +36,7 @@ void write_param_group(Hdf5File& file, const std::string& group, const ParamRegi
   }
 }
 
-void read_param_group(Hdf5File& file, const std::string& group, const ParamRegistry& params,
+void read_param_group(const Hdf5File& file, const std::string& group, const ParamRegistry& params,
                       ParamStore& store) {
   for (size_t i = 0; i < params.size(); ++i) {
     const TensorView v = store[static_cast<ParamId>(i)];
@@ -80,7 +80,7 @@ void write_model(Hdf5File& file, const ModelConfig& config, const ParamRegistry&
   write_param_group(file, "weights", params, values);
 }
 
-ModelConfig read_model_config(Hdf5File& file) {
+ModelConfig read_model_config(const Hdf5File& file) {
   RWKV_CHECK(file.exists("model/format") && file.exists("model/config"), IoError, "opening ",
              file.path(), ": not a Greylag model file (no /model/format); expected a checkpoint ",
              "written by rwkv-train");
@@ -94,7 +94,7 @@ ModelConfig read_model_config(Hdf5File& file) {
   }
 }
 
-TokenizerBlob read_tokenizer(Hdf5File& file) {
+TokenizerBlob read_tokenizer(const Hdf5File& file) {
   TokenizerBlob t;
   if (!file.exists("tokenizer/name")) return t;
   t.name = file.read_string("tokenizer/name");
@@ -103,7 +103,7 @@ TokenizerBlob read_tokenizer(Hdf5File& file) {
   return t;
 }
 
-void read_weights(Hdf5File& file, const ParamRegistry& params, ParamStore& values) {
+void read_weights(const Hdf5File& file, const ParamRegistry& params, ParamStore& values) {
   for (const std::string& name : file.list_datasets("weights"))
     RWKV_CHECK(params.find(name) || unused_by_design(name), IoError, "loading ", file.path(),
                ": weights/", name, " is not a tensor of this model");

@@ -38,16 +38,16 @@ void write_model_header(Hdf5File& file, const ModelConfig& config, const Tokeniz
 void write_weight(Hdf5File& file, const std::string& name, const std::vector<int64_t>& shape,
                   std::span<const float> values);
 
-ModelConfig read_model_config(Hdf5File& file);
-TokenizerBlob read_tokenizer(Hdf5File& file);
+ModelConfig read_model_config(const Hdf5File& file);
+TokenizerBlob read_tokenizer(const Hdf5File& file);
 /// Fills values. Layer 0's unused v0, v1, v2 may be in the file or not. Throws IoError naming file
 /// and dataset for missing, surplus, misshapen, corrupt (checksum) or non-finite tensors.
-void read_weights(Hdf5File& file, const ParamRegistry& params, ParamStore& values);
+void read_weights(const Hdf5File& file, const ParamRegistry& params, ParamStore& values);
 
 /// Helpers that checkpoints use for further groups of parameter-shaped tensors ("optimizer/m").
 void write_param_group(Hdf5File& file, const std::string& group, const ParamRegistry& params,
                        const ParamStore& store);
-void read_param_group(Hdf5File& file, const std::string& group, const ParamRegistry& params,
+void read_param_group(const Hdf5File& file, const std::string& group, const ParamRegistry& params,
                       ParamStore& store);
 
 }  // namespace rwkv

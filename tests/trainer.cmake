@@ -25,3 +25,5 @@ rwkv_test(bench_scale_model_test LABEL unit SOURCES unit/bench_scale_model_test.
   DEPS rwkv_trainer nlohmann_json::nlohmann_json)
 add_dependencies(bench_scale_model_test rwkv_build_info)
 target_include_directories(bench_scale_model_test PRIVATE ${PROJECT_BINARY_DIR})
+rwkv_test(trainer_shard_checkpoint_test LABEL unit SOURCES unit/trainer_shard_checkpoint_test.cpp
+  DEPS rwkv_trainer)

@@ -8,8 +8,8 @@
 #include <filesystem>
 #include <new>
 
+#include "data/io/hdf5_shards.h"
 #include "data/io/interrupt.h"
-#include "data/io/seal.h"
 #include "data/io/tensor_file.h"
 #include "kernels/core/error.h"
 #include "kernels/core/parallel.h"
@@ -106,7 +106,9 @@ void ProgressLine::operator()(int64_t done, int64_t total) {
 
 std::string resolve_model(const std::string& path) {
   std::error_code ec;
-  if (!std::filesystem::is_directory(path, ec) || is_safetensors_folder(path)) return path;
+  if (!std::filesystem::is_directory(path, ec) || is_safetensors_folder(path) ||
+      is_shard_folder(path))
+    return path;
   const std::vector<CheckpointFile> found = list_checkpoints(path);
   RWKV_CHECK(
       !found.empty(), ConfigError, "opening ", path,
@@ -114,7 +116,7 @@ std::string resolve_model(const std::string& path) {
       "of rwkv-train or a transformers folder");
   for (auto file = found.rbegin(); file != found.rend(); ++file) {
     try {
-      check_seal(file->path, "");
+      check_checkpoint_files(file->path);
       return file->path;
     } catch (const IoError& e) {
       std::fprintf(stderr, "skipping a damaged checkpoint: %s\n", e.what());

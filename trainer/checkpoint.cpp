@@ -5,12 +5,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "data/io/atomic_file.h"
 #include "data/io/crc32.h"
@@ -18,6 +20,8 @@
 #include "data/io/seal.h"
 #include "kernels/core/error.h"
 #include "model/model_file.h"
+#include "trainer/checkpoint_header.h"
+#include "trainer/shard_checkpoint.h"
 
 namespace rwkv {
 namespace {
@@ -137,6 +141,24 @@ TrainerState parse_trainer_state(const std::string& text, const std::string& pat
   }
 }
 
+void write_checkpoint_header(Hdf5File& file, const TrainerState& state,
+                             const std::string& config_json) {
+  file.write_string("trainer/format", kFormat);
+  file.write_string("trainer/state", trainer_state_json(state));
+  file.write_string("trainer/config", config_json);
+  if (!state.gemm_algorithms.empty())
+    file.write_string("trainer/gemm_algorithms", state.gemm_algorithms);
+  for (const auto& name : small_datasets(file)) file.write_attr(name, "crc32", crc_of(file, name));
+}
+
+TrainerState read_checkpoint_header(const Hdf5File& file, const ModelConfig& model,
+                                    const std::string& path, std::string* config_json) {
+  check_checkpoint(file);
+  check_same_model(path, read_model_config(file), model);
+  if (config_json != nullptr) *config_json = file.read_string("trainer/config");
+  return read_state(file);
+}
+
 void write_checkpoint(const std::string& path, const CheckpointContent& content,
                       const TrainerState& state, const std::string& config_json,
                       const TokenizerBlob& tokenizer) {
@@ -145,35 +167,53 @@ void write_checkpoint(const std::string& path, const CheckpointContent& content,
   write_model(file, content.model, content.params, content.values, tokenizer);
   write_param_group(file, "optimizer/m", content.params, content.m);
   write_param_group(file, "optimizer/v", content.params, content.v);
-  file.write_string("trainer/format", kFormat);
-  file.write_string("trainer/state", trainer_state_json(state));
-  file.write_string("trainer/config", config_json);
-  if (!state.gemm_algorithms.empty())
-    file.write_string("trainer/gemm_algorithms", state.gemm_algorithms);
-  for (const auto& name : small_datasets(file)) file.write_attr(name, "crc32", crc_of(file, name));
+  write_checkpoint_header(file, state, config_json);
   file.close();
   seal_hdf5(out.temp_path());
   out.commit();
 }
 
+/// All files of a checkpoint in several.
+static TrainerState read_shards(const std::string& path, const CheckpointContent& content,
+                                std::string* config_json) {
+  const ShardCheckpoint from(path, content.model, content.params);
+  from.check(0, 1);
+  const std::array stores = {&content.values, &content.m, &content.v};
+  for (size_t part = 0; part < stores.size(); ++part)
+    for (size_t i = 0; i < content.params.size(); ++i) {
+      const TensorView t = (*stores[part])[static_cast<ParamId>(i)];
+      from.read(kStateParts[part], static_cast<ParamId>(i), 0,
+                {t.f32(), static_cast<size_t>(t.numel())});
+    }
+  if (config_json != nullptr) *config_json = from.config_json();
+  return from.state();
+}
+
 TrainerState read_checkpoint(const std::string& path, const CheckpointContent& content,
                              std::string* config_json) {
+  if (is_shard_folder(path)) return read_shards(path, content, config_json);
   check_seal(path, kNoSeal);
-  auto file = Hdf5File::open(path);
-  check_checkpoint(file);
-  check_same_model(path, read_model_config(file), content.model);
+  const auto file = Hdf5File::open(path);
+  const TrainerState state = read_checkpoint_header(file, content.model, path, config_json);
   for (const char* group : {"weights", "optimizer/m", "optimizer/v"})
     if (file.exists(group)) require_checksums(file, group);
   read_weights(file, content.params, content.values);
   read_param_group(file, "optimizer/m", content.params, content.m);
   read_param_group(file, "optimizer/v", content.params, content.v);
-  if (config_json != nullptr) *config_json = file.read_string("trainer/config");
-  return read_state(file);
+  return state;
+}
+
+void check_checkpoint_files(const std::string& path) {
+  if (is_shard_folder(path))
+    ShardSet(path).check();
+  else
+    check_seal(path, kNoSeal);
 }
 
 TrainerState read_checkpoint_state(const std::string& path, std::string* config_json) {
-  check_seal(path, kNoSeal);
-  const auto file = Hdf5File::open(path);
+  const std::string header = is_shard_folder(path) ? shard_index_path(path) : path;
+  check_seal(header, kNoSeal);
+  const auto file = Hdf5File::open(header);
   check_checkpoint(file);
   if (config_json != nullptr) *config_json = file.read_string("trainer/config");
   return read_state(file);
@@ -199,31 +239,32 @@ std::vector<CheckpointFile> list_checkpoints(const std::string& dir) {
   std::error_code ec;
   for (const auto& entry : fs::directory_iterator(dir, ec)) {
     const std::string name = entry.path().filename().string();
-    if (!name.starts_with(kPrefix) || !name.ends_with(kSuffix)) continue;
+    // A single file, or the folder of one that several ranks wrote.
+    const std::string_view suffix = name.ends_with(kSuffix) ? kSuffix : kShardSuffix;
+    if (!name.starts_with(kPrefix) || !name.ends_with(suffix)) continue;
     const char* begin = name.data() + kPrefix.size();
-    const char* end = name.data() + name.size() - kSuffix.size();
+    const char* end = name.data() + name.size() - suffix.size();
     int64_t step = 0;
     const auto [rest, error] = std::from_chars(begin, end, step);
     if (error == std::errc() && rest == end && begin != end)
       files.push_back({step, entry.path().string()});
   }
-  std::ranges::sort(files, {}, &CheckpointFile::step);
+  std::ranges::sort(files, {}, [](const CheckpointFile& f) { return std::tie(f.step, f.path); });
   return files;
 }
 
-TrainerState read_newest_checkpoint(const std::string& dir, const CheckpointContent& content,
-                                    const std::function<void(const std::string&)>& skipped,
-                                    std::string* path, std::string* config_json) {
-  const auto files = list_checkpoints(dir);
+std::string load_newest(const std::string& dir, std::span<const CheckpointFile> files,
+                        const std::function<void(const std::string& path)>& load,
+                        const std::function<void(const std::string&)>& skipped) {
   RWKV_CHECK(!files.empty(), ConfigError, "resuming from ", dir,
-             ": there are no checkpoints (step_*.h5); start without --resume");
+             ": there are no checkpoints (step_*); start without --resume");
   std::string reasons;
   for (size_t i = files.size(); i-- > 0;) {
     try {
-      const TrainerState state = read_checkpoint(files[i].path, content, config_json);
-      if (path != nullptr) *path = files[i].path;
-      return state;
-    } catch (const IoError& e) {
+      load(files[i].path);
+      return files[i].path;
+    } catch (const Error& e) {  // of several ranks, what they agreed on
+      if (e.exit_code() != IoError("").exit_code()) throw;
       reasons += str("\n  ", e.what());
       skipped(e.what());
     }
@@ -250,7 +291,10 @@ void prune_checkpoints(const std::string& dir, int64_t keep_last, int64_t keep_e
   for (size_t i = 0; i + static_cast<size_t>(keep_last) < files.size(); ++i) {
     if (keep_every > 0 && files[i].step % keep_every == 0) continue;
     std::error_code ec;  // one that cannot be removed is no reason to stop training
-    fs::remove(files[i].path, ec);
+    // A folder is not removed at once: it loses its name first.
+    const std::string gone = files[i].path + ".old.tmp";
+    fs::rename(files[i].path, gone, ec);
+    fs::remove_all(gone, ec);
   }
 }
 
@@ -263,7 +307,7 @@ size_t remove_stale_run_temporaries(const std::string& dir) {
     if (ours && name.ends_with(".tmp")) stale.push_back(entry.path());
   }
   size_t removed = 0;
-  for (const auto& path : stale) removed += fs::remove(path, ec) ? 1 : 0;
+  for (const auto& path : stale) removed += fs::remove_all(path, ec) > 0 ? 1 : 0;
   return removed;
 }
 

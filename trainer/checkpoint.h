@@ -10,11 +10,15 @@
 ///   attribute "crc32" on every dataset: of the values' bytes, or of the string's bytes
 ///   after the end of the HDF5 file: a seal over all of it, see data/io/seal.h
 ///
+/// Several ranks may write a folder with a file each instead: trainer/shard_checkpoint.h. What
+/// reads here takes both.
+///
 /// A checkpoint appears complete under its name, step_00000500.h5 after 500 steps, or not at all.
 /// Equal runs write equal bytes: nothing in it depends on time, machine or folder.
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -74,6 +78,9 @@ TrainerState read_checkpoint(const std::string& path, const CheckpointContent& c
 /// State and config only. Throws IoError.
 TrainerState read_checkpoint_state(const std::string& path, std::string* config_json = nullptr);
 
+/// That a checkpoint is whole and nothing in it has changed: all of it is read. Throws IoError.
+void check_checkpoint_files(const std::string& path);
+
 /// Weights of anything that ModelFile opens (--init). Throws as read_checkpoint.
 void read_initial_weights(const std::string& path, const ModelConfig& model,
                           const ParamRegistry& params, ParamStore& values);
@@ -86,12 +93,12 @@ struct CheckpointFile {
 std::vector<CheckpointFile> list_checkpoints(const std::string& dir);
 std::string checkpoint_path(const std::string& dir, int64_t step);
 
-/// Loads the newest checkpoint that is whole; `skipped` is told of each that is not. Throws IoError
-/// listing all of them if none is, ConfigError if there is none or it holds another model.
-TrainerState read_newest_checkpoint(const std::string& dir, const CheckpointContent& content,
-                                    const std::function<void(const std::string&)>& skipped,
-                                    std::string* path = nullptr,
-                                    std::string* config_json = nullptr);
+/// Calls `load` with one path after the other, from the newest on, until it throws nothing that
+/// ends with IoError's exit code; `skipped` is told of what it threw. Returns the path that was
+/// loaded. Throws IoError listing all of them if none was, ConfigError if there are no files.
+std::string load_newest(const std::string& dir, std::span<const CheckpointFile> files,
+                        const std::function<void(const std::string& path)>& load,
+                        const std::function<void(const std::string&)>& skipped);
 
 /// Renames the checkpoints newer than `path`, the one that a run resumed from, to NAME.damaged:
 /// pruning counts by step and would keep them in place of good ones. Returns how many; throws

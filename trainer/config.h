@@ -78,6 +78,7 @@ struct TrainConfig {
     int64_t zero = 1;
     std::string exchange = "f32";
     bool overlap = true;
+    std::string checkpoint = "gathered";
   } dist;
   struct Limits {
     double peak_tflops = 0;

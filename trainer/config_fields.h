@@ -114,6 +114,8 @@ void visit_fields(Config& c, F&& f) {
     "type of gradients on their way between ranks");
   f("dist.overlap", c.dist.overlap, any,
     "CUDA: gradients travel while the backward runs; false: after it");
+  f("dist.checkpoint", c.dist.checkpoint, FieldRules{0, 0, {"gathered", "parallel"}},
+    "one file, which rank 0 writes, or a folder with a file of each rank");
 
   f("limits.peak_tflops", c.limits.peak_tflops, from(0, 1e6),
     "peak that the utilisation refers to; 0: measured on the CPU, 989 on CUDA");

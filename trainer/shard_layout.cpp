@@ -71,6 +71,21 @@ int64_t ShardLayout::largest_group() const {
   return most;
 }
 
+std::vector<ShardLayout::Part> ShardLayout::parts(int rank) const {
+  std::vector<Part> out;
+  for (size_t i = 0; i < params_->size(); ++i) {
+    const Segment& s = segments_[static_cast<size_t>(segment_of_param_[i])];
+    const int64_t first = s.offset + rank * s.shard;
+    const int64_t begin = std::max(offsets_[i], first);
+    const int64_t end = std::min(offsets_[i] + params_->specs()[i].spec.numel(), first + s.shard);
+    if (begin < end)
+      out.push_back(
+          {static_cast<ParamId>(i), begin - offsets_[i], end - begin, s.state + begin - first});
+  }
+  std::ranges::sort(out, {}, &Part::at);
+  return out;
+}
+
 std::vector<AdamWPiece> ShardLayout::pieces(int rank, const AdamWOptions& options,
                                             const std::vector<bool>& trained, bool sharded) const {
   std::vector<AdamWPiece> out;

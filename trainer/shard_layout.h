@@ -46,6 +46,15 @@ class ShardLayout {
   /// The segments of a group, one after the other in memory.
   std::span<const Segment> group(int32_t g) const;
 
+  /// Elements [begin, begin + count) of a parameter, and where they lie in memory of one shard per
+  /// segment.
+  struct Part {
+    ParamId id;
+    int64_t begin, count, at;
+  };
+  /// All that `rank` holds of the parameters, in the order of memory.
+  std::vector<Part> parts(int rank) const;
+
   /// What AdamW of `rank` is responsible for, at most kAdamWPieceElements each, in flat indices.
   /// With `sharded` their shift leads into memory of one shard per segment.
   std::vector<AdamWPiece> pieces(int rank, const AdamWOptions& options,

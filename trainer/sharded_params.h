@@ -35,6 +35,10 @@ struct ShardOptions {
   AdamWOptions optimizer;
 };
 
+/// What a rank holds of the parameters and their moments.
+enum class StatePart : uint8_t { kValues, kM, kV };
+inline constexpr std::array kStateParts = {StatePart::kValues, StatePart::kM, StatePart::kV};
+
 /// One consumer of memory.
 struct MemoryItem {
   std::string name;
@@ -93,9 +97,19 @@ class ShardedParams {
   void gather();
   /// Collectives: from rank 0's host copies (elsewhere they are not looked at) to all ranks, and
   /// from all ranks to rank 0's.
-  void fill(const ValuePattern& pattern);  ///< as DeviceParams::fill; no collective
   void upload(const ParamStore& values, const ParamStore& m, const ParamStore& v);
   void download(ParamStore& values, ParamStore& m, ParamStore& v);
+  /// A collective: every rank brings the parameters that it has computed (`mine`, by ParamId; every
+  /// one is of one rank), moments become zero.
+  void upload_initial(const ParamStore& values, const std::vector<bool>& mine);
+  /// A collective: `read` fills this rank's shards (ShardLayout::parts; padding is zero) of one
+  /// part after the other. It may throw if it does so on all ranks.
+  using ReadShards = std::function<void(StatePart, std::span<float>)>;
+  void upload_shards(const ReadShards& read);
+  /// The reverse; no collective. Takes the memory of one part on the host.
+  using WriteShards = std::function<void(StatePart, std::span<const float>)>;
+  void download_shards(const WriteShards& write);
+  void fill(const ValuePattern& pattern);  ///< as DeviceParams::fill; no collective
 
   /// What the constructor allocates on the device.
   static std::vector<MemoryItem> memory(const ShardLayout& layout, const ShardOptions& options);
@@ -132,7 +146,12 @@ class ShardedParams {
   void gather_groups(int32_t begin, int32_t end);
   void update_and_send(const AdamWBuffers& buffers, const AdamWStep& step);
   void make_views(const ParamRegistry& params);
-  void stage(const Segment& s, const ParamStore& host);
+  /// Everybody's memory of one part: flat, or this rank's shards.
+  Arena& arena_of(StatePart part);
+  void stage_params(const Segment& s, const ParamStore& host, const std::vector<bool>* only);
+  void broadcast_staged(const Segment& s);
+  /// One part: stage() brings a whole segment to staging_at() on every rank.
+  void install(StatePart part, const std::function<void(const Segment&)>& stage);
   void collect(float* flat_or_shards, ParamStore& host);
   void update_cpu(double lr, int64_t update, bool stop);
   void update_cuda(double lr, int64_t update, bool stop);

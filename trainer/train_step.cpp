@@ -272,6 +272,23 @@ void TrainStep::upload() {
   if (device_) device_->upload(*ctx_, values_, optimizer_->m(), optimizer_->v());
 }
 
+void TrainStep::initialize(const InitOptions& options) {
+  if (!shards_) {
+    model_->init_params(values_, options);
+    upload();
+    return;
+  }
+  const ParamRegistry& params = model_->params();
+  const std::vector<InitTensor> all = model_->initial_values(options);
+  const std::vector<InitTensor> share = init_share(all, options_.comm->rank(), ranks());
+  // Memory that is not written to is not taken: of the others' tensors there are only addresses.
+  const ParamStore values(Device::kCpu, params, "initial values");
+  std::vector<bool> mine(params.size());
+  for (const InitTensor& t : share) mine[static_cast<size_t>(t.id)] = true;
+  fill_tensors(share, values);
+  shards_->upload_initial(values, mine);
+}
+
 void TrainStep::download() {
   RWKV_ASSERT(keeps_on_host(), "download without host copies");
   if (shards_) shards_->download(values_, optimizer_->m(), optimizer_->v());

@@ -84,6 +84,11 @@ class TrainStep {
   void download();
   /// Every parameter of every rank gets `values`, repeated.
   void fill(std::span<const float> values);
+  /// Initial values to the device, instead of upload(); several ranks compute a share each. The
+  /// host copies of several ranks do not get them. All ranks call.
+  void initialize(const InitOptions& options);
+  /// The device's memory of several ranks, else null.
+  ShardedParams* shards() { return shards_.get(); }
   Context& context() { return *ctx_; }
   /// From the next step on every finish() adds its step's intervals to the timeline (of context();
   /// it must outlive the watching); null: no more. CUDA: records launch graphs anew. All ranks

@@ -13,6 +13,7 @@
 #include "kernels/core/parallel.h"
 #include "kernels/core/trace.h"
 #include "trainer/checkpoint.h"
+#include "trainer/checkpoint_store.h"
 #include "trainer/data_source.h"
 #include "trainer/event_file.h"
 #include "trainer/gemm_choices.h"
@@ -37,7 +38,7 @@ std::string changed_keys(const std::string& before_json, const std::string& now_
     if (section == "checkpoint" || section == "log" || section == "limits") continue;
     if (section == "dist" && before.find(section) == before.end()) continue;
     for (const auto& [key, value] : keys.items()) {
-      if (section == "dist" && (key == "zero" || key == "overlap")) continue;
+      if (section == "dist" && (key == "zero" || key == "overlap" || key == "checkpoint")) continue;
       const auto old_section = before.find(section);
       const auto old = old_section == before.end() ? nlohmann::json()
                                                    : old_section->value(key, nlohmann::json());
@@ -60,6 +61,7 @@ class Run {
         schedule_(config.schedule(data_.source->size())),
         total_steps_(config.total_steps(data_.source->size())),
         step_(config.model, step_options(config, options.device, options.comm)),
+        checkpoints_(config, step_, options.comm),
         dir_(config.run_dir()) {}
 
   RunResult run() {
@@ -134,11 +136,6 @@ class Run {
                       config_.dist.zero, ", gradients travel as ", config_.dist.exchange));
   }
 
-  CheckpointContent content() {
-    return {config_.model, step_.model().params(), step_.values(), step_.optimizer().m(),
-            step_.optimizer().v()};
-  }
-
   void check_folder() {
     const auto found = list_checkpoints(dir_);
     RWKV_CHECK(found.empty() || options_.resume, ConfigError, "starting a run in ", dir_,
@@ -163,10 +160,13 @@ class Run {
   }
 
   void start() {
-    on_rank_0([&] { load(); });
+    if (comm_ != nullptr) group()->broadcast(&resuming_, sizeof resuming_);
+    if (resuming_)
+      resume();
+    else
+      begin();
     if (comm_ != nullptr) share_state();
     step_.optimizer().set_updates(state_.updates);
-    step_.upload();
     state_.wkv = step_.wkv_name();
     state_.code_version = code_version();
     state_.ranks = config_.ranks;
@@ -188,27 +188,32 @@ class Run {
     result_.last_checkpoint = group()->broadcast(result_.last_checkpoint);
   }
 
-  /// Parameters, moments and state on the host of rank 0.
-  void load() {
-    if (resuming_) {
-      std::string path, old_config;
-      state_ = read_newest_checkpoint(
-          dir_, content(),
-          [&](const std::string& why) { line_.message("skipping a damaged checkpoint: " + why); },
-          &path, &old_config);
-      check_same_run(path, old_config);
-      const size_t aside = set_aside_newer_checkpoints(dir_, path);
+  void resume() {
+    const auto found = checkpoints_.load_newest(dir_, [&](const std::string& why) {
+      line_.message("skipping a damaged checkpoint: " + why);
+    });
+    on_rank_0([&] {
+      state_ = found.state;
+      check_same_run(found.path, found.config_json);
+      const size_t aside = set_aside_newer_checkpoints(dir_, found.path);
       if (aside > 0) line_.message(str("renamed ", aside, " damaged checkpoints to *.damaged"));
-      result_.last_checkpoint = path;
-      line_.message(str("resuming from ", path));
+      result_.last_checkpoint = found.path;
+      line_.message(str("resuming from ", found.path));
       if (!options_.init_file.empty())
         line_.message(str("--init ", options_.init_file, " is for new runs and was not read"));
-      return;
+    });
+  }
+
+  void begin() {
+    if (options_.init_file.empty()) {
+      step_.initialize(init_options(config_));
+    } else {
+      on_rank_0([&] {
+        read_initial_weights(options_.init_file, config_.model, step_.model().params(),
+                             step_.values());
+      });
+      step_.upload();
     }
-    step_.model().init_params(step_.values(), init_options(config_));
-    if (!options_.init_file.empty())
-      read_initial_weights(options_.init_file, config_.model, step_.model().params(),
-                           step_.values());
     state_.seed = static_cast<uint64_t>(config_.train.seed);
     state_.sampler = config_.data.sampler;
     state_.data_hash = data_.hash;
@@ -416,15 +421,10 @@ class Run {
 
   void save() {
     const double begin = now_seconds();
-    const std::string path = checkpoint_path(dir_, state_.step);
-    step_.download();
+    result_.last_checkpoint = checkpoints_.save(dir_, state_, data_.blob);
     on_rank_0([&] {
-      TrainConfig stored = config_;
-      stored.checkpoint.dir.clear();  // so that equal runs write equal files wherever they lie
-      write_checkpoint(path, content(), state_, config_json(stored), data_.blob);
       prune_checkpoints(dir_, config_.checkpoint.keep_last, config_.checkpoint.keep_every);
     });
-    result_.last_checkpoint = path;
     last_record_ += now_seconds() - begin;
   }
 
@@ -455,6 +455,7 @@ class Run {
   Schedule schedule_;
   int64_t total_steps_;
   TrainStep step_;
+  CheckpointStore checkpoints_;
   std::string dir_;
   std::optional<RunLock> lock_;
   std::optional<ValidationSet> valid_;

@@ -3,7 +3,7 @@
 #include <filesystem>
 
 #include "data/io/crc32.h"
-#include "data/io/hdf5_file.h"
+#include "data/io/hdf5_shards.h"
 #include "data/io/seal.h"
 #include "data/io/tensor_file.h"
 #include "data/io/trial.h"
@@ -61,7 +61,7 @@ void read_everything(const std::string& path, bool sealed) {
 /// it: a child process reads it first, which may fail in our place.
 class Hdf5Tensors final : public TensorFile {
  public:
-  explicit Hdf5Tensors(const std::string& path) : file_(open_checked(path)) {
+  explicit Hdf5Tensors(const std::string& path) : file_(open_untrusted_hdf5(path)) {
     path_ = path;
     std::error_code ec;
     file_bytes_ = std::filesystem::file_size(path, ec);
@@ -80,13 +80,6 @@ class Hdf5Tensors final : public TensorFile {
   TensorFormat format() const override { return TensorFormat::kHdf5; }
 
  private:
-  static Hdf5File open_checked(const std::string& path) {
-    const bool sealed = has_seal(path);
-    if (sealed) check_seal(path, "");
-    try_in_child(path, [&] { read_everything(path, sealed); });
-    return Hdf5File::open(path);
-  }
-
   void read_values(size_t index, std::span<float> out) const override {
     const TensorInfo& t = tensors()[index];
     RWKV_CHECK(t.type == TensorType::kF32, IoError, "reading ", t.name, " of ", path_, ": it is ",
@@ -103,6 +96,13 @@ class Hdf5Tensors final : public TensorFile {
 };
 
 }  // namespace
+
+Hdf5File open_untrusted_hdf5(const std::string& path) {
+  const bool sealed = has_seal(path);
+  if (sealed) check_seal(path, "");
+  try_in_child(path, [&] { read_everything(path, sealed); });
+  return Hdf5File::open(path);
+}
 
 std::unique_ptr<TensorFile> open_hdf5_tensors(const std::string& path) {
   return std::make_unique<Hdf5Tensors>(path);

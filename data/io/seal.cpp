@@ -29,6 +29,7 @@ struct Seal {
   uint64_t body_bytes = 0;
   std::vector<Extent> extents;  ///< by offset
   uint32_t rest_crc = 0;
+  uint32_t json_crc = 0;  ///< of the seal
 };
 
 uint64_t bytes_of(H5Type type) {
@@ -81,7 +82,7 @@ class Reader {
 
 /// One pass over the body: the checksum of each extent and of what lies between them.
 Seal measure(Reader& in, uint64_t body_bytes, std::vector<Extent> extents) {
-  Seal seal{body_bytes, std::move(extents), 0};
+  Seal seal{body_bytes, std::move(extents), 0, 0};
   in.seek(0);
   uint64_t at = 0;
   for (Extent& e : seal.extents) {
@@ -117,7 +118,7 @@ std::optional<Seal> read_seal(Reader& in, const std::string& path) {
   RWKV_CHECK(crc32_of(std::span<const char>(text)) == json_crc, IoError, damaged);
   try {
     const auto j = nlohmann::json::parse(text);
-    Seal seal{body, {}, j.at("rest_crc32").get<uint32_t>()};
+    Seal seal{body, {}, j.at("rest_crc32").get<uint32_t>(), json_crc};
     for (const auto& d : j.at("datasets"))
       seal.extents.push_back({d.at(0).get<std::string>(), d.at(1).get<uint64_t>(),
                               d.at(2).get<uint64_t>(), d.at(3).get<uint32_t>()});
@@ -184,6 +185,14 @@ void seal_hdf5(const std::string& path, const std::vector<std::string>& skipped)
 bool has_seal(const std::string& path) {
   Reader in(path);
   return read_seal(in, path).has_value();
+}
+
+uint32_t seal_checksum(const std::string& path) {
+  Reader in(path);
+  const auto seal = read_seal(in, path);
+  RWKV_CHECK(seal.has_value(), IoError, "loading ", path,
+             ": there is no seal at its end: it was cut short");
+  return seal->json_crc;
 }
 
 void check_seal(const std::string& path, const std::string& hint, std::string_view kind) {

@@ -15,6 +15,7 @@
 ///   crc32 of JSON   u32
 ///   "GREYSEAL"      8 bytes, the end of the file
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,6 +34,10 @@ void seal_hdf5(const std::string& path, const std::vector<std::string>& skipped 
 /// False if the file has no seal: it was cut, or written by another program.
 /// Throws IoError if the file cannot be read.
 bool has_seal(const std::string& path);
+
+/// A number that stands for everything that the seal covers: the checksum of its checksums. Reads
+/// the seal only. Throws IoError if the file has none.
+uint32_t seal_checksum(const std::string& path);
 
 /// Throws IoError naming the file and, unless its structure is damaged, the first bad dataset.
 /// Files without a seal are said not to be a `kind`, with `hint` behind that.

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "data/io/byte_file.h"
+#include "data/io/hdf5_shards.h"
 #include "data/io/pickle.h"
 
 namespace rwkv {
@@ -65,7 +66,8 @@ void TensorFile::read(size_t index, std::span<float> out) const {
 
 std::unique_ptr<TensorFile> open_tensor_file(const std::string& path) {
   std::error_code ec;
-  if (std::filesystem::is_directory(path, ec)) return open_safetensors(path);
+  if (std::filesystem::is_directory(path, ec))
+    return is_shard_folder(path) ? open_hdf5_shards(path) : open_safetensors(path);
   std::array<std::byte, 16> buffer{};
   std::span<std::byte> head;
   {

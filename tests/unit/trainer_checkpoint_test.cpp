@@ -9,6 +9,7 @@
 #include "data/io/hdf5_file.h"
 #include "kernels/core/error.h"
 #include "model/rwkv.h"
+#include "tests/unit/checkpoint_content.h"
 #include "tests/unit/trainer_test_util.h"
 #include "trainer/checkpoint.h"
 
@@ -26,67 +27,8 @@ using test::file_bytes;
 using test::ScratchDir;
 using test::write_bytes;
 
-struct Content {
-  std::unique_ptr<Model> model;
-  ParamStore values, m, v;
-  TrainerState state;
-  TokenizerBlob tokenizer;
-
-  explicit Content(uint64_t seed, int64_t vocab = 24, const std::string& architecture = "rwkv7") {
-    ModelConfig c;
-    c.architecture = architecture;
-    c.n_layer = 2;
-    c.n_embd = 32;
-    c.head_size = architecture == "rwkv7" ? 32 : 0;
-    c.vocab_size = vocab;
-    c.finish();
-    model = make_model(c);
-    values = ParamStore(Device::kCpu, model->params(), "p");
-    m = ParamStore(Device::kCpu, model->params(), "m");
-    v = ParamStore(Device::kCpu, model->params(), "v");
-    int64_t n = 0;
-    for (ParamStore* s : {&values, &m, &v})
-      for (const TensorView& t : s->views())
-        for (int64_t i = 0; i < t.numel(); ++i)
-          t.f32()[i] = static_cast<float>(Rng(seed, 1).normal(static_cast<uint64_t>(n++)));
-    state.step = 500;
-    state.updates = 499;
-    state.samples = 1000;
-    state.tokens = 64000;
-    state.nonfinite_total = 1;
-    state.loss_avg = 0.1234567890123456789;
-    state.loss_avg_weight = 0.3;
-    state.best_valid_loss = 1.25;
-    state.best_valid_step = 400;
-    state.last_valid_loss = 1.5;
-    state.seed = 77;
-    state.sampler = "shuffle";
-    state.data_hash = "abc";
-    state.data_tokens = 12345;
-    state.wkv = "wkv7.cpu.serial.f32";
-    state.code_version = "test";
-    tokenizer = {"world", "0123", {1, 2, 3, 250, 0, 7}};
-  }
-  CheckpointContent ref() { return {model->config(), model->params(), values, m, v}; }
-  void write(const std::string& path) {
-    write_checkpoint(path, ref(), state, R"({"train":{"batch":3}})", tokenizer);
-  }
-  bool same_numbers(const Content& o) const {
-    const auto eq = [](const ParamStore& a, const ParamStore& b) {
-      return std::memcmp(a.flat().data(), b.flat().data(), a.flat().size_bytes()) == 0;
-    };
-    return eq(values, o.values) && eq(m, o.m) && eq(v, o.v);
-  }
-};
-
-std::string message_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
+using test::Content;
+using test::message_of;
 
 TEST(Checkpoint, Rwkv4RoundTripKeepsEveryBit) {
   const ScratchDir dir("checkpoint");
@@ -294,22 +236,24 @@ TEST(Checkpoint, NewestGoodOneIsUsedAndTheOthersReported) {
   write_bytes(checkpoint_path(dir.str(), 40), "");
   write_bytes(dir / "notes.h5", "not a checkpoint by name");
   std::vector<std::string> reports;
-  std::string path;
-  const TrainerState s = read_newest_checkpoint(
-      dir.str(), b.ref(), [&](const std::string& why) { reports.push_back(why); }, &path);
+  TrainerState s;
+  const auto newest_of = [&](const std::string& folder) {
+    return load_newest(
+        folder, list_checkpoints(folder),
+        [&](const std::string& path) { s = read_checkpoint(path, b.ref()); },
+        [&](const std::string& why) { reports.push_back(why); });
+  };
+  EXPECT_EQ(newest_of(dir.str()), checkpoint_path(dir.str(), 20));
   EXPECT_EQ(s.step, 20);
-  EXPECT_EQ(path, checkpoint_path(dir.str(), 20));
   EXPECT_TRUE(Content(20).same_numbers(b));
   ASSERT_EQ(reports.size(), 2u);
   EXPECT_NE(reports[0].find("step_00000040.h5"), std::string::npos) << reports[0];
   EXPECT_NE(reports[1].find("step_00000030.h5"), std::string::npos) << reports[1];
 
   for (const int64_t step : {10, 20}) write_bytes(checkpoint_path(dir.str(), step), "x");
-  const std::string what =
-      message_of([&] { read_newest_checkpoint(dir.str(), b.ref(), [](const std::string&) {}); });
+  const std::string what = message_of([&] { newest_of(dir.str()); });
   EXPECT_NE(what.find("none of its 4"), std::string::npos) << what;
-  EXPECT_THROW(read_newest_checkpoint(dir / "empty", b.ref(), [](const std::string&) {}),
-               ConfigError);
+  EXPECT_THROW(newest_of(dir / "empty"), ConfigError);
 }
 
 TEST(Checkpoint, PruningKeepsTheNewestAndTheMilestones) {
