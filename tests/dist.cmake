@@ -17,13 +17,13 @@ rwkv_test(dist_step_test LABEL dist SOURCES dist/dist_step_test.cpp DEPS rwkv_co
 # rwkv-train --gpus on the CPU, with collectives over the group: tests start it.
 add_executable(local_train dist/local_train.cpp)
 target_link_libraries(local_train PRIVATE rwkv_flags rwkv_cli rwkv_comm)
-rwkv_test(dist_fault_test LABEL dist SOURCES dist/dist_fault_test.cpp DEPS rwkv_comm)
-target_compile_definitions(dist_fault_test PRIVATE
-  RWKV_LOCAL_TRAIN="$<TARGET_FILE:local_train>")
-target_include_directories(dist_fault_test PRIVATE unit)
-add_dependencies(dist_fault_test local_train)
-set_tests_properties(dist_fault_test PROPERTIES PROCESSORS 2
-  ENVIRONMENT "${rwkv_rank_environment}")
+foreach(test dist_fault_test parallel_checkpoint_test)
+  rwkv_test(${test} LABEL dist SOURCES dist/${test}.cpp DEPS rwkv_comm)
+  target_compile_definitions(${test} PRIVATE RWKV_LOCAL_TRAIN="$<TARGET_FILE:local_train>")
+  target_include_directories(${test} PRIVATE unit)
+  add_dependencies(${test} local_train)
+  set_tests_properties(${test} PROPERTIES PROCESSORS 2 ENVIRONMENT "${rwkv_rank_environment}")
+endforeach()
 if(RWKV_HAVE_MPI AND MPIEXEC_EXECUTABLE)
   foreach(ranks ${rwkv_rank_counts})
     add_test(NAME dist_step_test_${ranks} COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG}
@@ -33,7 +33,7 @@ if(RWKV_HAVE_MPI AND MPIEXEC_EXECUTABLE)
   endforeach()
   rwkv_test(dist_program_test LABEL dist SOURCES dist/dist_program_test.cpp DEPS rwkv_comm
     nlohmann_json::nlohmann_json)
-  foreach(test dist_program_test dist_fault_test)
+  foreach(test dist_program_test dist_fault_test parallel_checkpoint_test)
     target_compile_definitions(${test} PRIVATE RWKV_FAULTS_WITH_MPI
       RWKV_MPIEXEC="${MPIEXEC_EXECUTABLE}" RWKV_MPIEXEC_COUNT="${MPIEXEC_NUMPROC_FLAG}")
     add_dependencies(${test} rwkv-train)

@@ -127,13 +127,19 @@ class RankPrograms : public testing::Test {
     }
     return false;
   }
+  /// A checkpoint in either form.
+  std::string path_of(const std::string& run, int64_t step) const {
+    for (const CheckpointFile& f : list_checkpoints(dir_ / run))
+      if (f.step == step) return f.path;
+    return checkpoint_path(dir_ / run, step);
+  }
   /// Weights and moments of a checkpoint, one after the other.
   std::vector<float> numbers(const std::string& run, int64_t step) const {
     const TrainConfig c = parse_config(file_bytes(dir_ / "tiny.json"), "tiny.json", {});
     const auto model = make_model(c.model);
     std::vector<ParamStore> stores;
     for (int i = 0; i < 3; ++i) stores.emplace_back(Device::kCpu, model->params(), "p");
-    read_checkpoint(checkpoint_path(dir_ / run, step),
+    read_checkpoint(path_of(run, step),
                     {c.model, model->params(), stores[0], stores[1], stores[2]});
     std::vector<float> all;
     for (const ParamStore& s : stores) all.insert(all.end(), s.flat().begin(), s.flat().end());
