@@ -17,8 +17,10 @@ rwkv_test(dist_step_test LABEL dist SOURCES dist/dist_step_test.cpp DEPS rwkv_co
 # rwkv-train --gpus on the CPU, with collectives over the group: tests start it.
 add_executable(local_train dist/local_train.cpp)
 target_link_libraries(local_train PRIVATE rwkv_flags rwkv_cli rwkv_comm)
+rwkv_test(dist_fault_test LABEL dist SOURCES dist/dist_fault_test.cpp DEPS rwkv_comm)
+rwkv_test(parallel_checkpoint_test LABEL dist SOURCES dist/parallel_checkpoint_test.cpp
+  DEPS rwkv_comm)
 foreach(test dist_fault_test parallel_checkpoint_test)
-  rwkv_test(${test} LABEL dist SOURCES dist/${test}.cpp DEPS rwkv_comm)
   target_compile_definitions(${test} PRIVATE RWKV_LOCAL_TRAIN="$<TARGET_FILE:local_train>")
   target_include_directories(${test} PRIVATE unit)
   add_dependencies(${test} local_train)

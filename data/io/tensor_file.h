@@ -69,9 +69,9 @@ class TensorFile {
   std::unordered_map<std::string, size_t> index_;
 };
 
-/// Opens by content, not by name. A folder is a checkpoint in several files (hdf5_shards.h) or taken
-/// for a Hugging Face one: model.safetensors, or the shards that model.safetensors.index.json lists. Throws IoError, also for formats that are
-/// recognised and not read.
+/// Opens by content, not by name. A folder is a checkpoint in several files (hdf5_shards.h) or
+/// taken for a Hugging Face one: model.safetensors, or the shards that model.safetensors.index.json
+/// lists. Throws IoError, also for formats that are recognised and not read.
 std::unique_ptr<TensorFile> open_tensor_file(const std::string& path);
 /// A folder with model.safetensors or model.safetensors.index.json.
 bool is_safetensors_folder(const std::string& path);

@@ -9,6 +9,8 @@
 
 #include "data/io/hdf5_file.h"
 #include "kernels/core/parallel.h"
+#include "kernels/core/rng.h"
+#include "kernels/cpu/orthonormal.h"
 #include "model/init.h"
 #include "model/rwkv.h"
 #include "model/state.h"
@@ -67,6 +69,71 @@ TEST(Init, DoesNotDependOnThreads) {
   init_orthogonal(b, 200, 96, 1, 5, "x");
   set_num_threads(before);
   EXPECT_EQ(0, std::memcmp(a.data(), b.data(), a.size() * sizeof(float)));
+}
+
+TEST(Init, BothFactorisationsGiveTheSameNumbers) {
+  for (const auto& [n, m] : {std::pair<int64_t, int64_t>{1, 1},
+                             {2, 1},
+                             {9, 9},
+                             {40, 17},
+                             {130, 129},
+                             {300, 65},
+                             {520, 260}}) {
+    const Rng rng(3, 4);
+    const auto at = [](int64_t i) { return static_cast<size_t>(i); };
+    std::vector<double> rows(at(n * m)), columns(at(n * m));
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < m; ++j)
+        rows[at(i * m + j)] = columns[at(j * n + i)] = rng.normal(static_cast<uint64_t>(i * m + j));
+    cpu::orthonormal_by_cholesky(rows.data(), n, m);
+    cpu::orthonormal_by_householder(columns.data(), n, m);
+    double diff = 0, off = 0;
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < m; ++j)
+        diff = std::max(diff, std::fabs(rows[at(i * m + j)] - columns[at(j * n + i)]));
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t j = 0; j <= i; ++j) {
+        double dot = 0;
+        for (int64_t k = 0; k < n; ++k) dot += columns[at(i * n + k)] * columns[at(j * n + k)];
+        off = std::max(off, std::fabs(dot - (i == j)));
+      }
+    EXPECT_LE(diff, 1e-11) << n << " x " << m;
+    EXPECT_LE(off, 1e-13) << n << " x " << m;
+  }
+}
+
+TEST(Init, SharesOfRanksHaveEveryTensorOnce) {
+  ModelConfig c = small();
+  c.n_layer = 12;
+  const auto model = make_model(c);
+  const std::vector<InitTensor> all = model->initial_values({.seed = 1});
+  EXPECT_EQ(all.size(), model->params().size());
+  double total = 0;
+  for (const InitTensor& t : all) total += t.cost;
+  for (const int ranks : {1, 2, 3, 4}) {
+    std::vector<int> seen(model->params().size());
+    for (int r = 0; r < ranks; ++r) {
+      double load = 0;
+      for (const InitTensor& t : init_share(all, r, ranks)) {
+        ++seen[static_cast<size_t>(t.id)];
+        load += t.cost;
+      }
+      EXPECT_LE(load, 1.2 * total / ranks) << r << " of " << ranks;
+    }
+    for (const int n : seen) EXPECT_EQ(n, 1);
+  }
+}
+
+TEST(Init, AModelDoesNotDependOnThreads) {
+  const auto model = make_model(small());
+  ParamStore a(Device::kCpu, model->params(), "p"), b(Device::kCpu, model->params(), "p");
+  const int before = num_threads();
+  set_num_threads(1);
+  model->init_params(a, {.seed = 5});
+  set_num_threads(3);
+  model->init_params(b, {.seed = 5});
+  set_num_threads(before);
+  EXPECT_EQ(0, std::memcmp(a.flat().data(), b.flat().data(), a.flat().size_bytes()));
 }
 
 TEST(Init, FollowsTheSpecification) {
