@@ -63,6 +63,8 @@ class ShardTensors final : public TensorFile {
         const ShardIndex::Tensor& tensor = set_.index().tensors[t];
         const std::string name = str(set_.index().groups[g], "/", tensor.name);
         const uint64_t numel = checked_numel(tensor.shape, name, folder);
+        RWKV_CHECK(numel <= file_bytes_ / sizeof(float), IoError, "opening ", folder, ": ", name,
+                   " has shape ", shape_string(tensor.shape), ", more than its files can hold");
         add_tensor({name, tensor.shape, TensorType::kF32, "f32", numel * sizeof(float)});
       }
   }
@@ -190,11 +192,14 @@ std::string ShardSet::path(size_t file) const {
 
 uint64_t ShardSet::bytes() const {
   uint64_t sum = 0;
-  for (const ShardIndex::File& f : index_.files) sum += f.bytes;
+  for (size_t f = 0; f < index_.files.size(); ++f) {
+    check_size(f);
+    sum += index_.files[f].bytes;
+  }
   return sum;
 }
 
-void ShardSet::check(size_t file) const {
+void ShardSet::check_size(size_t file) const {
   const ShardIndex::File& f = index_.files[file];
   std::error_code ec;
   const uint64_t bytes = fs::file_size(path(file), ec);
@@ -203,6 +208,11 @@ void ShardSet::check(size_t file) const {
   RWKV_CHECK(bytes == f.bytes, IoError, "loading ", path(file), ": it has ", bytes, " bytes, the ",
              "index of its checkpoint says ", f.bytes,
              ": it was cut short, or belongs to another checkpoint");
+}
+
+void ShardSet::check(size_t file) const {
+  const ShardIndex::File& f = index_.files[file];
+  check_size(file);
   RWKV_CHECK(seal_checksum(path(file)) == f.seal, IoError, "loading ", path(file),
              ": it is not the file that the index of its checkpoint names: it belongs to another "
              "checkpoint, or is corrupt");

@@ -80,7 +80,8 @@ class ShardSet {
   const std::string& folder() const { return folder_; }
   const Hdf5File& header() const { return header_; }
   const ShardIndex& index() const { return index_; }
-  uint64_t bytes() const;  ///< of all files
+  /// Of all files, after checking that each is there and as long as the index says. Throws IoError.
+  uint64_t bytes() const;
   /// That a file is there, whole, and the one that belongs to the index. Throws IoError.
   void check(size_t file) const;
   void check() const;
@@ -96,6 +97,7 @@ class ShardSet {
     size_t file;
   };
   std::string path(size_t file) const;
+  void check_size(size_t file) const;
 
   std::string folder_;
   Hdf5File header_;
