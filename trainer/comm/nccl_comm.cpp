@@ -152,8 +152,8 @@ class NcclWatch {
         return;
       const char* detail = api_.get_last_error(comm_);
       lock.unlock();
-      group_.abort(str("rank ", group_.rank(),
-                       ": NCCL reports, in the background: ", api_.get_error_string(result),
+      group_.abort(str("NCCL on rank ", group_.rank(),
+                       " reports, in the background: ", api_.get_error_string(result),
                        detail != nullptr && *detail != '\0' ? str(" (", detail, ")") : "",
                        "; --resume continues from the last checkpoint"),
                    DeviceError("").exit_code());
