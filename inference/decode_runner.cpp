@@ -177,23 +177,28 @@ class DecodeRunner : public SequenceRunner {
 
   TensorView prefill_batch(std::span<const int64_t> slots,
                            std::span<const std::span<const int32_t>> ids) override {
-    RWKV_CHECK(!slots.empty() && slots.size() == ids.size(), ShapeError, "prefill: ", slots.size(),
-               " slots and pieces of ", ids.size(),
-               " prompts, expected the same number of at least 1");
-    const PrefillGroup group = prefill_group(std::ssize(ids[0]));
-    const bool together = std::ssize(slots) <= group.batch && std::ranges::all_of(ids, [&](auto i) {
-                            return prefill_group(std::ssize(i)).group == group.group;
-                          });
-    if (!together || slots.size() == 1) return SequenceRunner::prefill_batch(slots, ids);
-    checks_.slots(slots, "prefill");
-    for (const auto& piece : ids) {
-      checks_.ids(piece, "prefill");
-      const auto n = std::ssize(piece);
-      RWKV_CHECK(prefill_piece(n) == n, ConfigError, "prefill: ", n, " ids in one piece, expected ",
-                 prefill_piece(n), "; ask prefill_piece");
-    }
+    if (!one_call(slots, ids)) return SequenceRunner::prefill_batch(slots, ids);
     side_by_side(slots, ids);
     return fetch(prefill_->logits(), std::ssize(slots));
+  }
+  void start_prefill_draws(std::span<const int64_t> slots,
+                           std::span<const std::span<const int32_t>> ids,
+                           std::span<const DrawRequest> requests) override {
+    drawn_on_host_ = !sampler_ || !one_call(slots, ids);
+    if (drawn_on_host_) return SequenceRunner::start_prefill_draws(slots, ids, requests);
+    RWKV_CHECK(requests.size() == slots.size(), ShapeError, "draws: ", requests.size(),
+               " requests for ", slots.size(), " prompts");
+    side_by_side(slots, ids);
+    float* const logits = prefill_->logits().f32();
+    pieces_ = slots.size();
+    places_.clear();
+    for (size_t i = 0; i < slots.size(); ++i) {
+      if (requests[i].sampler == nullptr) continue;
+      const size_t first = i;
+      for (; i < slots.size() && requests[i].sampler != nullptr; ++i) places_.push_back(i);
+      sampler_->queue(slots.subspan(first, i - first), requests.subspan(first, i - first),
+                      logits + first * static_cast<size_t>(config_.vocab_size));
+    }
   }
 
   TensorView decode(std::span<const int64_t> slots, std::span<const int32_t> ids) override {
@@ -212,7 +217,9 @@ class DecodeRunner : public SequenceRunner {
 
   void start_draws(std::span<const int64_t> slots, std::span<const int32_t> ids,
                    std::span<const DrawRequest> requests) override {
-    if (!sampler_) return SequenceRunner::start_draws(slots, ids, requests);
+    pieces_ = 0;
+    drawn_on_host_ = !sampler_;
+    if (drawn_on_host_) return SequenceRunner::start_draws(slots, ids, requests);
     RWKV_CHECK(requests.size() == slots.size(), ShapeError, "draws: ", requests.size(),
                " requests for ", slots.size(), " sequences");
     steps(slots, ids, [&](size_t at, size_t n, const TensorView& from) {
@@ -220,11 +227,37 @@ class DecodeRunner : public SequenceRunner {
     });
   }
   std::span<Drawn> finish_draws() override {
-    return sampler_ ? sampler_->finish() : SequenceRunner::finish_draws();
+    if (drawn_on_host_) return SequenceRunner::finish_draws();
+    const std::span<Drawn> drawn = sampler_->finish();
+    if (pieces_ == 0) return drawn;
+    all_drawn_.assign(pieces_, {});
+    for (size_t i = 0; i < drawn.size(); ++i) all_drawn_[places_[i]] = std::move(drawn[i]);
+    return all_drawn_;
   }
   bool draws_aside() const override { return sampler_.has_value(); }
 
  private:
+  /// Whether one call of prefill_ takes these pieces. Checks them if so. Throws ShapeError,
+  /// ConfigError.
+  bool one_call(std::span<const int64_t> slots, std::span<const std::span<const int32_t>> ids) {
+    RWKV_CHECK(!slots.empty() && slots.size() == ids.size(), ShapeError, "prefill: ", slots.size(),
+               " slots and pieces of ", ids.size(),
+               " prompts, expected the same number of at least 1");
+    const PrefillGroup group = prefill_group(std::ssize(ids[0]));
+    if (!prefill_ || group.group < 0 || std::ssize(slots) > group.batch ||
+        std::ranges::any_of(
+            ids, [&](auto i) { return prefill_group(std::ssize(i)).group != group.group; }))
+      return false;
+    checks_.slots(slots, "prefill");
+    for (const auto& piece : ids) {
+      checks_.ids(piece, "prefill");
+      const auto n = std::ssize(piece);
+      RWKV_CHECK(n >= 1 && prefill_piece(n) == n, ConfigError, "prefill: ", n,
+                 " ids in one piece, expected ", n < 1 ? 1 : prefill_piece(n),
+                 "; ask prefill_piece");
+    }
+    return true;
+  }
   /// Pieces of one group. Exact: a call of the group's size, whoever is there.
   void side_by_side(std::span<const int64_t> slots, std::span<const std::span<const int32_t>> ids) {
     const int64_t most = prefill_group(std::ssize(ids[0])).batch;
@@ -327,6 +360,11 @@ class DecodeRunner : public SequenceRunner {
   size_t state_bytes_ = 0;
   HostBuffer logits_;
   std::optional<DeviceSampler> sampler_;
+  // Of draws that have been started.
+  bool drawn_on_host_ = false;
+  size_t pieces_ = 0;           ///< of prompts; 0: a step
+  std::vector<size_t> places_;  ///< pieces that something is drawn for
+  std::vector<Drawn> all_drawn_;
 };
 
 }  // namespace

@@ -33,7 +33,8 @@ void draw_all(std::span<const DrawRequest> requests, std::span<const std::span<c
     scratch.resize(static_cast<size_t>((n + grain - 1) / grain));
   parallel_for(n, grain, [&](int64_t begin, int64_t end) {
     for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
-      drawn[i] = draw(requests[i], logits[i], scratch[static_cast<size_t>(begin / grain)]);
+      if (requests[i].sampler != nullptr)
+        drawn[i] = draw(requests[i], logits[i], scratch[static_cast<size_t>(begin / grain)]);
   });
 }
 

@@ -30,7 +30,8 @@ struct Drawn {
 /// On the CPU, from all logits of the model (V).
 Drawn draw(const DrawRequest& request, std::span<const float> logits, DrawScratch& scratch);
 
-/// The same for several, each from its own logits, by several threads. `scratch` grows as needed.
+/// The same for several, each from its own logits, by several threads; nothing for those without a
+/// sampler. `scratch` grows as needed.
 void draw_all(std::span<const DrawRequest> requests, std::span<const std::span<const float>> logits,
               std::span<Drawn> drawn, std::vector<DrawScratch>& scratch);
 

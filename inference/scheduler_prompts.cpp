@@ -102,24 +102,72 @@ int64_t Scheduler::Worker::pieces(int64_t most) {
   }
   for (const Piece& p : pieces_) prefilling_.splice(prefilling_.end(), prefilling_, p.place);
 
-  const TensorView logits = runner_.prefill_batch(slots_, piece_ids_);
+  compute_pieces();
+  return tokens;
+}
+
+void Scheduler::Worker::compute_pieces() {
+  // The samples of prompts that end here, and what draws their first tokens.
+  std::vector<std::vector<std::unique_ptr<Sequence>>> samples(pieces_.size());
+  std::vector<DrawRequest> firsts(pieces_.size());
+  bool one_each = true;
+  for (size_t i = 0; i < pieces_.size(); ++i) {
+    Job& job = **pieces_[i].place;
+    if (job.position + pieces_[i].tokens < std::ssize(job.request.prompt)) continue;
+    samples[i] = samples_of(job);
+    firsts[i] = request_of(*samples[i][0]);
+    one_each &= samples[i].size() == 1;
+  }
+  std::vector<Drawn> drawn;
+  if (one_each) {
+    runner_.start_prefill_draws(slots_, piece_ids_, firsts);
+    const std::span<Drawn> by_piece = runner_.finish_draws();
+    for (size_t i = 0; i < pieces_.size(); ++i)
+      if (!samples[i].empty()) drawn.push_back(std::move(by_piece[i]));
+  } else {  // several draws from the same logits
+    const TensorView logits = runner_.prefill_batch(slots_, piece_ids_);
+    const auto row = static_cast<size_t>(logits.last());
+    std::vector<std::span<const float>> rows;
+    requests_.clear();
+    for (size_t i = 0; i < pieces_.size(); ++i)
+      for (const auto& s : samples[i]) {
+        rows.emplace_back(logits.f32() + i * row, row);
+        requests_.push_back(request_of(*s));
+      }
+    drawn.resize(rows.size());
+    draw_all(requests_, rows, drawn, scratch_);
+  }
   ++live_.prefill_calls;
   live_.prefill_pieces += pieces_.size();
-  std::vector<std::pair<Place, std::span<const float>>> done;
+
+  const double now = now_seconds();
+  auto next = drawn.begin();
   for (size_t i = 0; i < pieces_.size(); ++i) {
     const Piece& p = pieces_[i];
     Job& job = **p.place;
     job.position += p.tokens;
-    if (job.position == std::ssize(job.request.prompt)) {
-      const auto row = static_cast<size_t>(logits.last());
-      done.emplace_back(p.place, std::span(logits.f32() + i * row, row));
+    if (!samples[i].empty()) {
+      live_.first_token.add(now - job.submitted);
+      start_samples(p.place, samples[i], {next, samples[i].size()});
+      next += std::ssize(samples[i]);
     } else if (job.position == p.end) {
       keep_prefix(job, p.cut);
       aim(job);
     }
   }
-  if (!done.empty()) start_samples(done);
-  return tokens;
+  tell();
+}
+
+std::vector<std::unique_ptr<SchedulerSequence>> Scheduler::Worker::samples_of(Job& job) {
+  std::vector<std::unique_ptr<Sequence>> samples;
+  for (int64_t i = 0; i < job.request.samples; ++i) {
+    samples.push_back(std::make_unique<Sequence>(
+        Sequence{&job, i, job.slots[static_cast<size_t>(i)],
+                 TokenSampler(job.request.sampling, static_cast<uint64_t>(i)),
+                 TextStream(tokenizer_, job.request.stop), ++samplers_}));
+    samples.back()->sampler.see(job.request.prompt);
+  }
+  return samples;
 }
 
 void Scheduler::Worker::keep_prefix(const Job& job, size_t cut) {
@@ -135,37 +183,17 @@ void Scheduler::Worker::keep_prefix(const Job& job, size_t cut) {
   ++cache_version_;
 }
 
-void Scheduler::Worker::start_samples(
-    std::span<const std::pair<Place, std::span<const float>>> done) {
-  std::vector<std::span<const float>> logits;
-  requests_.clear();
-  stepped_.clear();
-  for (const auto& [place, row] : done) {
-    jobs_.push_back(std::move(*place));
-    prefilling_.erase(place);
-    Job& j = *jobs_.back();
-    j.samples_open = j.request.samples;
-    for (int64_t i = 0; i < j.request.samples; ++i) {
-      const int64_t slot = j.slots[static_cast<size_t>(i)];
-      decoding_.push_back(std::make_unique<Sequence>(
-          Sequence{&j, i, slot, TokenSampler(j.request.sampling, static_cast<uint64_t>(i)),
-                   TextStream(tokenizer_, j.request.stop), ++samplers_}));
-      Sequence& s = *decoding_.back();
-      s.sampler.see(j.request.prompt);
-      logits.push_back(row);
-      requests_.push_back(request_of(s));
-      stepped_.push_back(&s);
-    }
-    for (const int64_t slot : std::span(j.slots).subspan(1)) runner_.copy(slot, j.slots[0]);
+void Scheduler::Worker::start_samples(Place place, std::span<std::unique_ptr<Sequence>> samples,
+                                      std::span<Drawn> drawn) {
+  jobs_.push_back(std::move(*place));
+  prefilling_.erase(place);
+  Job& job = *jobs_.back();
+  job.samples_open = job.request.samples;
+  for (size_t i = 0; i < samples.size(); ++i) {
+    decoding_.push_back(std::move(samples[i]));
+    take(*decoding_.back(), std::move(drawn[i]));
   }
-  std::vector<Drawn> drawn(requests_.size());
-  draw_all(requests_, logits, drawn, scratch_);
-  const double now = now_seconds();
-  for (size_t i = 0; i < stepped_.size(); ++i) {
-    if (stepped_[i]->sample == 0) live_.first_token.add(now - stepped_[i]->job->submitted);
-    take(*stepped_[i], std::move(drawn[i]));
-  }
-  tell();
+  for (const int64_t slot : std::span(job.slots).subspan(1)) runner_.copy(slot, job.slots[0]);
 }
 
 }  // namespace rwkv

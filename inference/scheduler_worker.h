@@ -83,11 +83,15 @@ class Scheduler::Worker {
   /// with its, of at most `most` tokens in all but for the first. They go to the end of the list
   /// until their prompts are done. Returns the tokens.
   int64_t pieces(int64_t most);
+  /// What pieces() chose.
+  void compute_pieces();
   /// Kept at once: the first and the last shared cut (a system message, and the history of a chat
   /// that goes on) and what other jobs wait for. Others only when they come a second time.
   void keep_prefix(const Job& job, size_t cut);
-  /// Of jobs whose prompts are done, from the rows of logits.
-  void start_samples(std::span<const std::pair<Place, std::span<const float>>> done);
+  std::vector<std::unique_ptr<Sequence>> samples_of(Job& job);
+  /// Of a job whose prompt is done, with their first tokens.
+  void start_samples(Place place, std::span<std::unique_ptr<Sequence>> samples,
+                     std::span<Drawn> drawn);
 
   // Steps.
   DrawRequest request_of(Sequence& s) const;

@@ -25,11 +25,22 @@ void SequenceRunner::start_draws(std::span<const int64_t> slots, std::span<const
                                  std::span<const DrawRequest> requests) {
   RWKV_CHECK(requests.size() == slots.size(), ShapeError, "draws: ", requests.size(),
              " requests for ", slots.size(), " sequences");
-  const TensorView logits = decode(slots, ids);
+  draw_rows(decode(slots, ids), requests);
+}
+
+void SequenceRunner::start_prefill_draws(std::span<const int64_t> slots,
+                                         std::span<const std::span<const int32_t>> ids,
+                                         std::span<const DrawRequest> requests) {
+  RWKV_CHECK(requests.size() == slots.size(), ShapeError, "draws: ", requests.size(),
+             " requests for ", slots.size(), " prompts");
+  draw_rows(prefill_batch(slots, ids), requests);
+}
+
+void SequenceRunner::draw_rows(const TensorView& logits, std::span<const DrawRequest> requests) {
   const auto vocab = static_cast<size_t>(logits.last());
-  std::vector<std::span<const float>> rows(slots.size());
+  std::vector<std::span<const float>> rows(requests.size());
   for (size_t i = 0; i < rows.size(); ++i) rows[i] = {logits.f32() + i * vocab, vocab};
-  drawn_.assign(slots.size(), {});
+  drawn_.assign(requests.size(), {});
   draw_all(requests, rows, drawn_, scratch_);
 }
 

@@ -90,13 +90,22 @@ class SequenceRunner {
   /// they are until finish_draws(), and nothing else is called before that. May throw as decode.
   virtual void start_draws(std::span<const int64_t> slots, std::span<const int32_t> ids,
                            std::span<const DrawRequest> requests);
-  /// What was drawn, by sequence, to be used or moved from until the next start_draws().
+  /// The same after prefill_batch(): a draw from the logits of every piece whose request has a
+  /// sampler.
+  virtual void start_prefill_draws(std::span<const int64_t> slots,
+                                   std::span<const std::span<const int32_t>> ids,
+                                   std::span<const DrawRequest> requests);
+  /// What was drawn, by sequence (nothing for pieces without a sampler), to be used or moved from
+  /// until draws are started again.
   virtual std::span<Drawn> finish_draws();
   /// start_draws() leaves the work to a device: the caller has time for something else meanwhile.
   virtual bool draws_aside() const { return false; }
 
  private:
   std::vector<Drawn> drawn_;
+  /// From rows of logits, into drawn_.
+  void draw_rows(const TensorView& logits, std::span<const DrawRequest> requests);
+
   std::vector<DrawScratch> scratch_;
   std::vector<float> prefill_logits_;
 };

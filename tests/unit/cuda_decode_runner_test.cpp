@@ -325,6 +325,58 @@ TEST_F(CudaDecodeRunner, DrawsAreThoseOfTheCpu) {
   }
 }
 
+/// First tokens, of some of the prompts in a call.
+TEST_F(CudaDecodeRunner, FirstDrawsAreThoseOfTheCpu) {
+  const TestModel m = random_model(3);
+  Context ctx(Device::kCuda);
+  DecodeModel model(ctx, *m.model, *m.weights, {.slots = 24, .buckets = {8}, .prefill = true});
+  const auto runner = make_decode_runner(model, m.model->config(), nullptr,
+                                         {.prefill_tokens = 128, .shared_rows = 128});
+  for (const size_t count : {size_t{1}, size_t{8}, size_t{11}}) {  // 11: more than a call takes
+    std::vector<std::vector<int32_t>> prompts;
+    std::vector<std::span<const int32_t>> ids;
+    std::vector<int64_t> here, there;
+    std::vector<TokenSampler> a, b;
+    for (size_t i = 0; i < count; ++i) {
+      prompts.push_back(random_ids(i, 1 + static_cast<int64_t>(i), kVocab));
+      here.push_back(static_cast<int64_t>(i));
+      there.push_back(static_cast<int64_t>(23 - i));
+      SamplingOptions o{.temperature = i == 1 ? 0 : 0.9, .top_p = i == 2 ? 0.6 : 1, .seed = 5 + i};
+      if (i >= 3) o.repetition_penalty = 1.3;
+      a.emplace_back(o);
+      b.emplace_back(o);
+      a.back().see(prompts.back());
+      b.back().see(prompts.back());
+      runner->reset(here.back());
+      runner->reset(there.back());
+    }
+    ids.assign(prompts.begin(), prompts.end());
+    std::vector<DrawRequest> requests(count);
+    for (size_t i = 0; i < count; ++i)
+      if (i % 4 != 1 || count == 1)  // the prompts of others go on
+        requests[i] = {
+            .sampler = &a[i], .id = 1 + i, .vocab = 290, .top_log_probs = i % 2 ? 3 : -1};
+    runner->start_prefill_draws(here, ids, requests);
+    const std::span<Drawn> got = runner->finish_draws();
+    ASSERT_EQ(got.size(), count);
+    const TensorView logits = runner->prefill_batch(there, ids);
+    DrawScratch scratch;
+    for (size_t i = 0; i < count; ++i) {
+      if (requests[i].sampler == nullptr) {
+        EXPECT_EQ(got[i].token, -1);
+        continue;
+      }
+      requests[i].sampler = &b[i];
+      const Drawn want = draw(requests[i], row(logits, static_cast<int64_t>(i)), scratch);
+      EXPECT_EQ(got[i].token, want.token) << count << " " << i;
+      ASSERT_EQ(got[i].log_probs.has_value(), want.log_probs.has_value());
+      if (want.log_probs) {
+        EXPECT_EQ(got[i].log_probs->chosen.log_prob, want.log_probs->chosen.log_prob);
+      }
+    }
+  }
+}
+
 TEST_F(CudaDecodeRunner, StatesMoveAndErrorsAreTold) {
   const TestModel m = random_model(4);
   Context ctx(Device::kCuda);

@@ -49,9 +49,24 @@ class AsideRunner : public SequenceRunner {
     ids_.assign(ids.begin(), ids.end());
     requests_.assign(requests.begin(), requests.end());
   }
+  PrefillGroup prefill_group(int64_t n) const override { return r_.prefill_group(n); }
+  TensorView prefill_batch(std::span<const int64_t> slots,
+                           std::span<const std::span<const int32_t>> ids) override {
+    return idle().prefill_batch(slots, ids);
+  }
+  void start_prefill_draws(std::span<const int64_t> slots,
+                           std::span<const std::span<const int32_t>> ids,
+                           std::span<const DrawRequest> requests) override {
+    start_draws(slots, {}, requests);
+    pieces_.assign(ids.begin(), ids.end());
+  }
   std::span<Drawn> finish_draws() override {
     EXPECT_TRUE(started_);
     started_ = false;
+    if (!pieces_.empty()) {
+      r_.start_prefill_draws(slots_, std::exchange(pieces_, {}), requests_);
+      return r_.finish_draws();
+    }
     r_.start_draws(slots_, ids_, requests_);
     return r_.finish_draws();
   }
@@ -66,6 +81,7 @@ class AsideRunner : public SequenceRunner {
   bool started_ = false;
   std::vector<int64_t> slots_;
   std::vector<int32_t> ids_;
+  std::vector<std::span<const int32_t>> pieces_;
   std::vector<DrawRequest> requests_;
 };
 
