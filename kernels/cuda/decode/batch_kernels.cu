@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kN = rwkv::decode::kHeadSize;
 constexpr int kMixThreads = 512;
+constexpr int kMixPrefetch = 4;  ///< rows whose blocks bring vectors to the L2 cache
 constexpr int kHeadBlocks = 12;  ///< of a multiprocessor, f16 states
 
 template <class T>
@@ -48,6 +49,10 @@ __device__ __forceinline__ float block_sum(float x, float* memory) {
   return all;
 }
 
+__device__ __forceinline__ void prefetch(const float* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory");
+}
+
 /// A block per row, a thread per 8 channels; three blocks share a multiprocessor. What does not
 /// come from the kernel before is asked for before waiting for it.
 template <class T, int kOutputs>
@@ -65,6 +70,12 @@ __global__ void __launch_bounds__(kMixThreads, 3) mix_kernel(const Mix a) {
     if (kOutputs > 0) before = *reinterpret_cast<const uint4*>(shift);
     if (a.embedding != nullptr)
       load8(static_cast<const T*>(a.embedding) + static_cast<int64_t>(a.tokens[row]) * d + e, x);
+    // Vectors come from memory, not from the cache: matrices went through it since the last token.
+    if (row < kMixPrefetch) {
+      prefetch(a.weight + e);
+      prefetch(a.bias + e);
+      for (int n = 0; n < kOutputs; ++n) prefetch(a.mix + static_cast<int64_t>(n) * d + e);
+    }
   }
   wait_for_kernel_before();
   if (mine) {
@@ -142,73 +153,79 @@ __device__ __forceinline__ int swizzled(int i, int q) {
   return i * fp16::kPacks + (q ^ (i & (fp16::kPacks - 1)));
 }
 
-/// What a head needs of kPer neighbouring channels, before the sums over the head.
+template <class E, int kPer>
+struct alignas(sizeof(E) * kPer) Few {
+  E x[kPer];
+};
+
+/// A head's vectors of weights, of kPer neighbouring channels.
+template <int kPer>
+struct HeadParams {
+  using Value = Few<float, kPer>;
+  Value w0, a0, v0, key_scale, key_rate, bonus, weight, bias;
+  __device__ __forceinline__ HeadParams(const Heads& a, int channel) {
+    using namespace rwkv::decode;
+    const auto get = [&](Param which) {
+      return *reinterpret_cast<const Value*>(
+          a.params + static_cast<int64_t>(which) * (a.heads * kN) + channel);
+    };
+    w0 = get(kW0), a0 = get(kA0), v0 = get(kV0);
+    key_scale = get(kKeyScale), key_rate = get(kKeyRate), bonus = get(kBonus);
+    weight = get(kLnXWeight), bias = get(kLnXBias);
+  }
+};
+
+/// What the products gave for them, as it lies in memory.
+template <class T, int kPer>
+struct HeadInputs {
+  using Value = Few<T, kPer>;
+  Value r, k, v, w, in, gate, mix, first;
+  __device__ __forceinline__ void fetch(const Heads& a, int64_t at) {
+    const auto get = [&](const void* p) {
+      return *reinterpret_cast<const Value*>(static_cast<const T*>(p) + at);
+    };
+    r = get(a.r), k = get(a.k), v = get(a.v);
+    w = get(a.low[0]), in = get(a.low[1]), gate = get(a.low[3]);
+    if (a.layer > 0) mix = get(a.low[2]), first = get(a.v_first);
+  }
+};
+
+/// What the state is worked on with, before the sums over the head.
 template <class T, int kPer>
 struct Channels {
-  template <class E>
-  struct alignas(sizeof(E) * kPer) Few {
-    E x[kPer];
-  };
   float r[kPer], k[kPer], v[kPer], decay[kPer], rate[kPer], gate[kPer], u[kPer];
   float squares = 0, bonus = 0;  ///< sums of u^2 and r k r_k
 
-  __device__ __forceinline__ static void get(const void* p, int64_t at, float (&x)[kPer]) {
-    const auto raw = *reinterpret_cast<const Few<T>*>(static_cast<const T*>(p) + at);
-#pragma unroll
-    for (int e = 0; e < kPer; ++e) x[e] = Weights<T>::to(raw.x[e]);
-  }
-  __device__ __forceinline__ static void put(void* p, int64_t at, const float (&x)[kPer]) {
-    Few<T> raw;
-#pragma unroll
-    for (int e = 0; e < kPer; ++e) raw.x[e] = Weights<T>::from(x[e]);
-    *reinterpret_cast<Few<T>*>(static_cast<T*>(p) + at) = raw;
-  }
-  __device__ __forceinline__ static Few<float> param(const Heads& a, rwkv::decode::Param which,
-                                                     int channel) {
-    return *reinterpret_cast<const Few<float>*>(
-        a.params + static_cast<int64_t>(which) * (a.heads * kN) + channel);
-  }
-  __device__ __forceinline__ Channels(const Heads& a, int64_t at, int channel) {
-    using namespace rwkv::decode;
-    float w[kPer], in[kPer], mix[kPer], first[kPer];
-    get(a.r, at, r);
-    get(a.k, at, k);
-    get(a.v, at, v);
-    get(a.low[0], at, w);
-    get(a.low[1], at, in);
-    get(a.low[3], at, gate);
-    if (a.layer > 0) {
-      get(a.low[2], at, mix);
-      get(a.v_first, at, first);
-    } else {
-      put(a.v_first, at, v);
-    }
-    const auto w0 = param(a, kW0, channel), a0 = param(a, kA0, channel),
-               v0 = param(a, kV0, channel), scale = param(a, kKeyScale, channel),
-               key_rate = param(a, kKeyRate, channel), r_k = param(a, kBonus, channel);
+  __device__ __forceinline__ Channels(const Heads& a, const HeadParams<kPer>& p,
+                                      const HeadInputs<T, kPer>& x, int64_t at) {
+    const auto to = [](T y) { return Weights<T>::to(y); };
+    if (a.layer == 0) *reinterpret_cast<Few<T, kPer>*>(static_cast<T*>(a.v_first) + at) = x.v;
 #pragma unroll
     for (int e = 0; e < kPer; ++e) {
-      decay[e] = w0.x[e] + w[e];
-      rate[e] = logistic_of(a0.x[e] + in[e]);
-      if (a.layer > 0) v[e] += (first[e] - v[e]) * logistic_of(v0.x[e] + mix[e]);
-      u[e] = k[e] * scale.x[e];
-      k[e] *= 1.0f + (rate[e] - 1.0f) * key_rate.x[e];
+      r[e] = to(x.r.x[e]);
+      k[e] = to(x.k.x[e]);
+      v[e] = to(x.v.x[e]);
+      gate[e] = to(x.gate.x[e]);
+      decay[e] = p.w0.x[e] + to(x.w.x[e]);
+      rate[e] = logistic_of(p.a0.x[e] + to(x.in.x[e]));
+      if (a.layer > 0) v[e] += (to(x.first.x[e]) - v[e]) * logistic_of(p.v0.x[e] + to(x.mix.x[e]));
+      u[e] = k[e] * p.key_scale.x[e];
+      k[e] *= 1.0f + (rate[e] - 1.0f) * p.key_rate.x[e];
       squares += u[e] * u[e];
-      bonus += r[e] * k[e] * r_k.x[e];
+      bonus += r[e] * k[e] * p.bonus.x[e];
     }
   }
   /// Group norm of y, bonus and gate. `variance` of the head's y - mean.
-  __device__ __forceinline__ void finish(const Heads& a, int64_t at, int channel,
+  __device__ __forceinline__ void finish(const Heads& a, const HeadParams<kPer>& p, int64_t at,
                                          const float (&centred)[kPer], float variance,
                                          float all_bonus) const {
-    const auto weight = param(a, rwkv::decode::kLnXWeight, channel),
-               bias = param(a, rwkv::decode::kLnXBias, channel);
     const float scale = rsqrtf(variance + 64e-5f);
-    float out[kPer];
+    Few<T, kPer> out;
 #pragma unroll
     for (int e = 0; e < kPer; ++e)
-      out[e] = (centred[e] * scale * weight.x[e] + bias.x[e] + all_bonus * v[e]) * gate[e];
-    put(a.out, at, out);
+      out.x[e] = Weights<T>::from(
+          (centred[e] * scale * p.weight.x[e] + p.bias.x[e] + all_bonus * v[e]) * gate[e]);
+    *reinterpret_cast<Few<T, kPer>*>(static_cast<T*>(a.out) + at) = out;
   }
 };
 
@@ -221,8 +238,11 @@ __global__ void __launch_bounds__(kN, 8) heads_kernel(const Heads a) {
   const int i = static_cast<int>(threadIdx.x), head = static_cast<int>(blockIdx.x) % a.heads;
   const int row = static_cast<int>(blockIdx.x) / a.heads, channel = head * kN + i;
   const int64_t at = static_cast<int64_t>(row) * (a.heads * kN) + channel;
+  const HeadParams<1> params(a, channel);
   wait_for_kernel_before();
-  const Channels<T, 1> own(a, at, channel);
+  HeadInputs<T, 1> inputs;
+  inputs.fetch(a, at);
+  const Channels<T, 1> own(a, params, inputs, at);
   const float2 sums = pair_sum(own.squares, own.bonus, memory[0]);
   const float z = own.u[0] * rsqrtf(fmaxf(sums.x, 1e-24f)), v = own.v[0];
   constexpr float kScale = 0.6065306597126334f;
@@ -259,7 +279,7 @@ __global__ void __launch_bounds__(kN, 8) heads_kernel(const Heads a) {
   const float mean = pair_sum(y, 0.0f, memory[1]).x * (1.0f / kN);
   const float centred[1] = {y - mean};
   const float variance = pair_sum(centred[0] * centred[0], 0.0f, memory[2]).x * (1.0f / kN);
-  own.finish(a, at, channel, centred, variance, sums.y);
+  own.finish(a, params, at, centred, variance, sums.y);
 }
 
 /// Two rows of a state.
@@ -307,9 +327,9 @@ struct TwoRows {
   }
 };
 
-/// f16 states: a warp per head, a lane for two channels and two rows. Warps stay for many heads;
-/// while they work on one, the copy engine brings the state of the next and takes that of the one
-/// before away. States do not come from the kernel before.
+/// f16 states: a warp per head, a lane for two channels and two rows. Warps stay for one head of
+/// many sequences; while they work on one, the copy engine brings the state of the next and takes
+/// that of the one before away. States do not come from the kernel before.
 template <class T>
 __global__ void __launch_bounds__(32, kHeadBlocks)
     half_heads_kernel(const Heads a, const __grid_constant__ CUtensorMap states) {
@@ -317,34 +337,38 @@ __global__ void __launch_bounds__(32, kHeadBlocks)
   __shared__ alignas(16) __half2 vectors[5][kN / 2];
   __shared__ uint64_t barriers[2];
   let_next_kernel_start();
-  const int items = a.rows * a.heads, step = static_cast<int>(gridDim.x);
-  const int lane = static_cast<int>(threadIdx.x);
-  const auto load = [&](int item, int n) {
-    if (item >= items) return;
+  const int lane = static_cast<int>(threadIdx.x), head = static_cast<int>(blockIdx.x) % a.heads;
+  const int step = static_cast<int>(gridDim.x) / a.heads, channel = head * kN + 2 * lane;
+  const auto load = [&](int slot, int n) {
     const uint32_t full = shared_address(&barriers[n & 1]);
     expect(full, static_cast<int>(sizeof packs[0]));
-    load_tile(shared_address(packs[n & 1]), states, 0, item % a.heads * kN, a.slots[item / a.heads],
-              full);
+    load_tile(shared_address(packs[n & 1]), states, 0, head * kN, slot, full);
   };
-  int item = static_cast<int>(blockIdx.x);
+  const auto place = [&](int row) { return static_cast<int64_t>(row) * (a.heads * kN) + channel; };
+  int row = static_cast<int>(blockIdx.x) / a.heads, slot = a.slots[row];
   if (lane == 0) {
     make_barrier(shared_address(&barriers[0]));
     make_barrier(shared_address(&barriers[1]));
-    load(item, 0);
+    load(slot, 0);
   }
   __syncwarp();
-  wait_for_kernel_before();
+  const HeadParams<2> params(a, channel);
+  const auto exponents_of = [&](int of) {  // of rows 2 lane and 2 lane + 1
+    return reinterpret_cast<char2*>(a.exponents + of * a.exponents_stride) + (head * kN / 2 + lane);
+  };
+  auto next_elapsed = static_cast<uint32_t>(a.elapsed[slot]);
+  char2 next_exponents = *exponents_of(slot);
   // Its rows in an order in which no eight lanes meet in a bank: 0 2 4 6 9 11 13 15 ... first.
   const int swap = (lane >> 2) & 1;
-  for (int n = 0; item < items; item += step, ++n) {
-    const int head = item % a.heads, row = item / a.heads, channel = head * kN + 2 * lane;
-    const int64_t at = static_cast<int64_t>(row) * (a.heads * kN) + channel;
-    const int slot = a.slots[row];
-    const auto elapsed = static_cast<uint32_t>(a.elapsed[slot]);
-    auto* const exponents =
-        reinterpret_cast<char2*>(a.exponents + slot * a.exponents_stride) + (head * kN / 2 + lane);
-    const char2 before = *exponents;  // of rows 2 lane and 2 lane + 1
-    const Channels<T, 2> own(a, at, channel);
+  wait_for_kernel_before();
+  HeadInputs<T, 2> inputs;
+  inputs.fetch(a, place(row));
+  for (int n = 0; row < a.rows; row += step, ++n) {
+    const int64_t at = place(row);
+    const int next_row = min(row + step, a.rows - 1), next_slot = a.slots[next_row];
+    const uint32_t elapsed = next_elapsed;
+    const char2 before = next_exponents;
+    const Channels<T, 2> own(a, params, inputs, at);
     const float squares = warp_sum(own.squares), bonus = warp_sum(own.bonus);
     const float inverse = rsqrtf(fmaxf(squares, 1e-24f));
     float w[2], z[2];
@@ -363,9 +387,12 @@ __global__ void __launch_bounds__(32, kHeadBlocks)
     wait_barrier(shared_address(&barriers[n & 1]), static_cast<uint32_t>(n >> 1 & 1));
     if (lane == 0) {
       wait_tiles_read();
-      load(item + step, n + 1);
+      if (row + step < a.rows) load(next_slot, n + 1);
     }
     __syncwarp();
+    inputs.fetch(a, place(next_row));
+    next_elapsed = static_cast<uint32_t>(a.elapsed[next_slot]);
+    next_exponents = *exponents_of(next_slot);
     TwoRows rows;
     uint4* const tile = packs[n & 1];
 #pragma unroll
@@ -389,8 +416,9 @@ __global__ void __launch_bounds__(32, kHeadBlocks)
       const bool first = fp16::follow(rows.of[0], exponent[0]),
                  second = fp16::follow(rows.of[1], exponent[1]);
       if (first || second)
-        *exponents = make_char2(static_cast<signed char>(swap != 0 ? exponent[1] : exponent[0]),
-                                static_cast<signed char>(swap != 0 ? exponent[0] : exponent[1]));
+        *exponents_of(slot) =
+            make_char2(static_cast<signed char>(swap != 0 ? exponent[1] : exponent[0]),
+                       static_cast<signed char>(swap != 0 ? exponent[0] : exponent[1]));
     }
 #pragma unroll
     for (int e = 0; e < 2; ++e)
@@ -408,7 +436,8 @@ __global__ void __launch_bounds__(32, kHeadBlocks)
     const float centred[2] = {(swap != 0 ? y[1] : y[0]) - mean, (swap != 0 ? y[0] : y[1]) - mean};
     const float variance =
         warp_sum(centred[0] * centred[0] + centred[1] * centred[1]) * (1.0f / kN);
-    own.finish(a, at, channel, centred, variance, bonus);
+    own.finish(a, params, at, centred, variance, bonus);
+    slot = next_slot;
   }
   if (lane == 0) wait_tiles();
 }
@@ -456,7 +485,8 @@ void launch_heads(DType type, const Heads& a, bool overlap, cudaStream_t stream)
     if (a.half_state) {
       CUtensorMap states;
       RWKV_CUDA(describe_states(states, a));
-      const unsigned most = static_cast<unsigned>(a.multiprocessors) * kHeadBlocks;
+      const int at_once = std::max(1, a.multiprocessors * kHeadBlocks / a.heads);
+      const auto most = static_cast<unsigned>(at_once * a.heads);
       RWKV_CUDA(launch_dependent(half_heads_kernel<T>, std::min(blocks, most), 32, 0, 1, overlap,
                                  stream, a, states));
     } else {
