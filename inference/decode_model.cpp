@@ -99,6 +99,7 @@ DecodeModel::DecodeModel(Context& ctx, const decode::Shape& shape, const DecodeO
   batch_ids_ = batch_.take(batch_ids, "slots and tokens");
   all_logits_ = batch_.take(all_logits, "logits");
   batch_work_ = batch_.take(work, "activations");
+  fill_zero(ctx_, batch_work_);
   host_batch_ = HostBuffer(Device::kCuda, batch_ids.bytes());
 }
 
@@ -308,7 +309,8 @@ void DecodeModel::choose_plans(int64_t bucket, Batch& batch) {
   queue_batch(bucket, batch.plans);
   measure_gemm_algorithms(ctx_, false);
   ctx_.synchronize("first batch of a size");
-  for (int kind = 0; kind < decode::kBatchProducts; ++kind) {
+  // The last first: the products of kInProducts are timed with those of kUp.
+  for (int kind = decode::kBatchProducts; kind-- > 0;) {
     const bool beside = kind == decode::kDown, low = beside || kind == decode::kUp;
     if (options_.vendor ? !low : beside) continue;
     double least = 0;

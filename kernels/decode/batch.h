@@ -46,7 +46,7 @@ struct BatchCall {
   const int32_t* slots = nullptr;   ///< [rows]; a slot may occur twice only if nobody needs it
   const int32_t* tokens = nullptr;  ///< [rows]
   float* logits = nullptr;          ///< [rows][vocab]
-  std::byte* work = nullptr;        ///< batch_bytes(), for this call alone
+  std::byte* work = nullptr;        ///< batch_bytes(), for this call alone; zeros at first
   /// Null, or called on the host when all up to the end of the stage of this name is queued.
   const std::function<void(const char*)>* mark = nullptr;
 };
@@ -69,6 +69,7 @@ struct BatchEvents {
 void batch_step(Context& ctx, const Layout& layout, const PlainLayout& plain, DType weights,
                 const BatchCall& call, BatchEvents& events);
 /// The products of a kind alone, of all layers, for timing: works on what lies in `work`.
+/// kInProducts: with those of kUp, as in a step.
 void batch_products(Context& ctx, const Layout& layout, const PlainLayout& plain, DType weights,
                     const BatchCall& call, int kind);
 

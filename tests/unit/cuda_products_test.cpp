@@ -223,5 +223,108 @@ TEST_F(CudaProducts, NeitherRowsNorPlansChangeABit) {
     }
 }
 
+/// Two products, and two that read what they write: in one launch and in two.
+TEST_F(CudaProducts, LateProductsAreThoseOfTheirOwnLaunch) {
+  constexpr int kWidth = 1088, kMiddle[2] = {200, 72}, kAll = 272;
+  Context ctx(Device::kCuda);
+  const int processors = rwkv::decode::multiprocessors(ctx);
+  const Rng rng(6, hash_name("late products"));
+  uint64_t drawn = 0;
+  std::vector<Arena> arenas;
+  const auto random = [&](size_t rows, size_t k) {
+    std::vector<uint16_t> host(rows * k);
+    for (auto& x : host)
+      x = bits_of(DType::kF16, static_cast<float>(rng.normal(drawn++) / std::sqrt(kWidth)));
+    arenas.emplace_back(Device::kCuda, align_up(2 * host.size()), "operand");
+    copy(ctx, arenas.back().at(0, bytes_spec(2 * host.size())),
+         TensorView(host.data(), bytes_spec(2 * host.size())));
+    ctx.synchronize("operands");
+    return arenas.back().data();
+  };
+  const auto rows_of = [](int n) { return static_cast<size_t>(n); };
+  std::byte* const x = random(kMostRows, kWidth);
+  std::byte* const first[3] = {random(rows_of(kMiddle[0]), kWidth),
+                               random(rows_of(kMiddle[1]), kWidth), random(kWidth, kWidth)};
+  std::byte* const second[2] = {random(kWidth, rows_of(kMiddle[0])),
+                                random(kWidth, rows_of(kMiddle[1]))};
+  const size_t result = size_t{2} * kMostRows * kWidth;
+  const Arena middle(Device::kCuda, align_up(size_t{2} * kMostRows * kAll), "middle"),
+      results(Device::kCuda, align_up(3 * result), "results"),
+      gate(Device::kCuda, align_up(8), "gate"),
+      sums(Device::kCuda, align_up(product_bytes(kMostRows, kMostPieces, processors) + 1), "sums");
+  fill_zero(ctx, gate.at(0, bytes_spec(8)));
+  std::vector<Product> makers, late;
+  for (size_t i = 0; i < 2; ++i) {
+    std::byte* const between = middle.data() + (i == 0 ? 0 : 2 * kMiddle[0]);
+    makers.push_back({.x = x,
+                      .w = first[i],
+                      .y = between,
+                      .ldx = kWidth,
+                      .ldw = kWidth,
+                      .ldy = kAll,
+                      .n = kMiddle[i],
+                      .k = kWidth,
+                      .act = i == 0 ? ProductAct::kTanh : ProductAct::kNone});
+    late.push_back({.x = between,
+                    .w = second[i],
+                    .y = results.data() + i * result,
+                    .ldx = kAll,
+                    .ldw = kMiddle[i],
+                    .ldy = kWidth,
+                    .n = kWidth,
+                    .k = kMiddle[i]});
+  }
+  makers.push_back(makers.front());  // and one that nobody waits for
+  makers.back().w = first[2];
+  makers.back().y = results.data() + 2 * result;
+  makers.back().n = makers.back().ldy = kWidth;
+  makers.back().act = ProductAct::kNone;
+  const int pieces = product_pieces(makers), late_pieces = product_pieces(late);
+  const auto run = [&](int rows, const ProductPlan& plan, bool together, bool overlap) {
+    fill_zero(ctx, middle.at(0, bytes_spec(middle.bytes())));
+    fill_zero(ctx, results.at(0, bytes_spec(results.bytes())));
+    ProductLaunch launch{.type = DType::kF16,
+                         .rows = rows,
+                         .pieces = pieces,
+                         .multiprocessors = processors,
+                         .plan = plan,
+                         .memory = sums.data(),
+                         .overlap = overlap};
+    const auto stream = static_cast<cudaStream_t>(ctx.stream());
+    if (together)
+      launch.late = {.products = late,
+                     .pieces = late_pieces,
+                     .makers = 2,
+                     .gate = reinterpret_cast<uint32_t*>(gate.data())};
+    launch_products(launch, makers, stream);
+    if (!together) {
+      launch.pieces = late_pieces;
+      launch_products(launch, late, stream);
+    }
+    std::vector<std::byte> host(results.bytes() + 8);
+    copy(ctx, TensorView(host.data(), bytes_spec(results.bytes())),
+         results.at(0, bytes_spec(results.bytes())));
+    copy(ctx, TensorView(host.data() + results.bytes(), bytes_spec(8)), gate.at(0, bytes_spec(8)));
+    ctx.synchronize("results");
+    return host;
+  };
+  int launches = 0, wrong = 0;
+  std::string which;
+  for (const int rows : {1, 64, 320, 700, kMostRows})
+    for (const ProductPlan& plan : product_plans(makers, rows, pieces, processors)) {
+      if (plan.split > 1) continue;
+      const auto want = run(rows, plan, false, false), got = run(rows, plan, true, launches % 2);
+      ++launches;
+      if (got == want) continue;
+      ++wrong;
+      which += " " + std::to_string(rows) + ":" + std::to_string(plan.columns) + "/" +
+               std::to_string(plan.pair);
+    }
+  std::printf("  late products, %d and %d pieces: %d launches, %d differ%s\n", pieces, late_pieces,
+              launches, wrong, which.c_str());
+  EXPECT_GT(launches, 10);
+  EXPECT_EQ(wrong, 0);
+}
+
 }  // namespace
 }  // namespace rwkv::cuda::decode

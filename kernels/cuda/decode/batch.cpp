@@ -36,6 +36,7 @@ struct Work {
       bytes += align_up(n);
       return at;
     };
+    gate = place(2 * sizeof(uint32_t));  // first, so that its place does not depend on the rows
     residual = place(b * d * sizeof(float));
     mixed = place(kInputs * b * d * e);
     products = place(3 * b * d * e);
@@ -47,7 +48,8 @@ struct Work {
     hidden = place(b * static_cast<size_t>(l.shape.ffn) * e);
     sums = bytes;
   }
-  size_t bytes = 0, residual, mixed, products, middle, low, v_first, gated, added, hidden, sums;
+  size_t bytes = 0, gate, residual, mixed, products, middle, low, v_first, gated, added, hidden,
+         sums;
 };
 
 cudaStream_t stream_of(const Context& ctx) {
@@ -78,9 +80,7 @@ std::vector<Product> products_of(const Layout& l, const PlainLayout& plain, cons
   switch (kind) {
     case kInProducts:
     case kDown:
-      for (size_t i = 0; i < 3 && kind == kInProducts; ++i)
-        all.push_back(one(at.mixed + i * matrix, w + l.in_at + i * d * d * e,
-                          at.products + i * matrix, width, width, ProductAct::kNone));
+      // Low ranks first: others wait for them.
       for (int i = 0; i < kLowRanks; ++i) {
         const auto first = static_cast<size_t>(l.section[3 + i] - l.section[3]);
         all.push_back(one(at.mixed + kInputOf[i] * matrix,
@@ -88,6 +88,9 @@ std::vector<Product> products_of(const Layout& l, const PlainLayout& plain, cons
                           at.middle + first * e, l.shape.rank[i], width, kAct[i]));
         all.back().ldy = lows;
       }
+      for (size_t i = 0; i < 3 && kind == kInProducts; ++i)
+        all.push_back(one(at.mixed + i * matrix, w + l.in_at + i * d * d * e,
+                          at.products + i * matrix, width, width, ProductAct::kNone));
       break;
     case kUp:
       for (int i = 0; i < kLowRanks; ++i) {
@@ -130,14 +133,23 @@ class Step {
 
   void products(int kind, int layer) const {
     const auto all = products_of(l_, plain_, c_, kind, layer);
-    launch_products({.type = type_,
-                     .rows = c_.rows,
-                     .pieces = product_pieces(all),
-                     .multiprocessors = processors_,
-                     .plan = c_.plans[static_cast<size_t>(kind)],
-                     .memory = c_.work + at_.sums,
-                     .overlap = overlap()},
-                    all, stream_of(ctx_));
+    launch_products(launch_of(all, kind), all, stream_of(ctx_));
+  }
+  /// r, k, v and the low-rank maps: one launch if no blocks share a tile's sums, else two.
+  void in_products(int layer) const {
+    if (c_.plans[kInProducts].split > 1) {
+      products(kInProducts, layer);
+      products(kUp, layer);
+      return;
+    }
+    const auto all = products_of(l_, plain_, c_, kInProducts, layer),
+               late = products_of(l_, plain_, c_, kUp, layer);
+    ProductLaunch launch = launch_of(all, kInProducts);
+    launch.late = {.products = late,
+                   .pieces = product_pieces(late),
+                   .makers = kLowRanks,
+                   .gate = reinterpret_cast<uint32_t*>(c_.work + at_.gate)};
+    launch_products(launch, all, stream_of(ctx_));
   }
   /// By cuBLASLt, without activation.
   void vendor(Context& lane, const Product& p) const {
@@ -166,6 +178,15 @@ class Step {
   void layers(BatchEvents& events) const;
 
  private:
+  ProductLaunch launch_of(std::span<const Product> all, int kind) const {
+    return {.type = type_,
+            .rows = c_.rows,
+            .pieces = product_pieces(all),
+            .multiprocessors = processors_,
+            .plan = c_.plans[static_cast<size_t>(kind)],
+            .memory = c_.work + at_.sums,
+            .overlap = overlap()};
+  }
   void in(int layer, BatchEvents& events) const;
   Heads heads(int layer) const;
 
@@ -180,15 +201,14 @@ class Step {
 
 void Step::in(int layer, BatchEvents& events) const {
   if (!c_.vendor) {
-    products(kInProducts, layer);
-    products(kUp, layer);
+    in_products(layer);
     return;
   }
   // r, k, v and the low-rank maps, side by side.
   events.fork.record(ctx_);
   for (int i = 1; i < kBatchLanes; ++i) events.fork.wait(ctx_.lane(i));
   const auto all = products_of(l_, plain_, c_, kInProducts, layer);
-  for (int i = 0; i < 3; ++i) vendor(ctx_.lane(i), all[static_cast<size_t>(i)]);
+  for (int i = 0; i < 3; ++i) vendor(ctx_.lane(i), all[static_cast<size_t>(kLowRanks + i)]);
   const Step last(ctx_.lane(kBatchLanes - 1), l_, plain_, type_, c_);
   last.products(kDown, layer);
   last.products(kUp, layer);
@@ -320,7 +340,10 @@ void batch_products(Context& ctx, const Layout& layout, const PlainLayout& plain
                     const BatchCall& call, int kind) {
   const Step step(ctx, layout, plain, type, call);
   for (int layer = 0; layer < (kind == kHead ? 1 : layout.shape.layers); ++layer)
-    step.products(kind, layer);
+    if (kind == kInProducts)
+      step.in_products(layer);
+    else
+      step.products(kind, layer);
 }
 
 }  // namespace rwkv::decode

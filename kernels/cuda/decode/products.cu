@@ -58,6 +58,18 @@ double forecast(std::span<const Product> products, int rows, int pieces, const P
   return kStart + std::max(turns * tile, bytes / kMemory);
 }
 
+/// The first cluster of those that share the late items. If the main ones take several rounds and
+/// some clusters have nothing to do in the last one, and time for all late ones, those clusters.
+int late_begin_of(const ProductTasks& all, int clusters) {
+  constexpr int kOther = 8;  ///< steps that pass until a tile's sums begin and are written
+  const int main = all.first[all.late], busy = main % clusters;
+  if (main < clusters || busy == 0) return 0;
+  int64_t work = 0;
+  for (int i = all.late; i < kMostProducts; ++i)
+    work += int64_t{all.first[i + 1] - all.first[i]} * (all.of[i].steps + kOther);
+  return work <= int64_t{clusters - busy} * all.of[all.late - 1].steps ? busy : 0;
+}
+
 }  // namespace
 
 int product_pieces(std::span<const Product> products) {
@@ -104,37 +116,50 @@ size_t product_bytes(int rows, int pieces, int multiprocessors) {
 
 void launch_products(const ProductLaunch& l, std::span<const Product> products,
                      cudaStream_t stream) {
-  RWKV_ASSERT(products.size() <= kMostProducts, products.size(), " products");
+  const LateProducts& late = l.late;
+  RWKV_ASSERT(products.size() + late.products.size() <= kMostProducts, products.size(), " and ",
+              late.products.size(), " products");
   RWKV_ASSERT(l.type == DType::kF16 || l.type == DType::kBF16, "products of ", dtype_name(l.type));
   RWKV_ASSERT(l.plan.split >= 1 && l.pieces % l.plan.split == 0, l.plan.split, " of ", l.pieces);
+  RWKV_ASSERT(late.products.empty() || (l.plan.split == 1 && late.gate != nullptr),
+              "late products, split ", l.plan.split);
   ProductTasks all{};
   all.rows = l.rows;
   all.columns = up(l.rows, l.plan.columns);
-  all.pieces = l.pieces;
   all.pair = l.plan.pair;
   all.split = l.plan.split;
-  all.levels = levels_of(l.pieces);
+  all.levels = levels_of(std::max(l.pieces, late.pieces));
   all.memory = static_cast<float4*>(l.memory);
   size_t i = 0;
-  for (const Product& p : products) {
+  const auto add = [&](const Product& p, int pieces) {
     RWKV_ASSERT(p.k % 8 == 0 && p.ldx % 8 == 0 && p.ldw % 8 == 0 && (p.wide || p.ldy % 8 == 0),
                 "product ", p.n, " x ", p.k);
     RWKV_ASSERT(!p.wide || p.act == ProductAct::kNone, "f32 results are not activated");
-    RWKV_ASSERT(up(p.k, kDepth) >= l.pieces, "k ", p.k, " in ", l.pieces, " pieces");
+    RWKV_ASSERT(up(p.k, kDepth) >= pieces, "k ", p.k, " in ", pieces, " pieces");
     RWKV_CUDA(tile::describe_matrix(all.w[i], p.w, p.n, p.k, kTileRows, p.ldw));
     RWKV_CUDA(
         tile::describe_matrix(all.x[i], p.x, l.rows, p.k, l.plan.columns / l.plan.pair, p.ldx));
     if (!p.wide) RWKV_CUDA(tile::describe_matrix(all.y[i], p.y, l.rows, p.n, 16, p.ldy));
     all.of[i] = {.n = p.n,
                  .steps = up(p.k, kDepth),
+                 .pieces = pieces,
                  .act = static_cast<int>(p.act),
                  .ld = p.ldy,
                  .wide = p.wide ? static_cast<float*>(p.y) : nullptr};
     all.first[i + 1] = all.first[i] + up(up(p.n, kTileRows), l.plan.pair) * all.columns;
     ++i;
-  }
+  };
+  for (const Product& p : products) add(p, l.pieces);
+  all.late = static_cast<int>(i);
+  for (const Product& p : late.products) add(p, late.pieces);
   for (; i < kMostProducts; ++i) all.first[i + 1] = all.first[i];
   const int blocks = blocks_of(all.first[kMostProducts], l.plan, l.multiprocessors);
+  if (!late.products.empty()) {
+    all.makers = late.makers;
+    all.needed = static_cast<uint32_t>(2 * l.plan.pair * all.first[late.makers]);
+    all.gate = late.gate;
+    all.late_begin = late_begin_of(all, blocks / l.plan.pair);
+  }
   const auto launch = l.type == DType::kF16 ? launch_products_f16 : launch_products_bf16;
   RWKV_CUDA(launch(all, l.plan.columns, static_cast<unsigned>(blocks),
                    static_cast<unsigned>(l.plan.pair * l.plan.split), l.overlap, stream));

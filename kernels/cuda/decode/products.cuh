@@ -10,6 +10,10 @@
 ///
 /// Weights do not depend on the kernel before, so a block fills its ring with them before it waits
 /// for that kernel, and then adds the x.
+///
+/// Products that read what others of the launch write (LateProducts) come last, and wait for a
+/// count of what is there. Blocks that have a round less to do than others take them, so that they
+/// cost nothing where they fit in.
 
 #include <algorithm>
 
@@ -26,17 +30,22 @@ inline constexpr int kWeightBytes = kTileRows * kDepth * 2;
 
 /// What a launch works on, by value to the kernel.
 struct ProductTask {
-  int n, steps, act, ld;
+  int n, steps, pieces, act, ld;
   float* wide;
 };
 struct ProductTasks {
   CUtensorMap w[kMostProducts], x[kMostProducts], y[kMostProducts];
   ProductTask of[kMostProducts];
   int first[kMostProducts + 1];  ///< pairs of tiles, times columns of tiles, of the ones before
-  int rows, columns, pieces, pair, split, levels;
+  int rows, columns, pair, split, levels;
   float4* memory;
+  int makers;       ///< the late products wait for this many, the first ones
+  int late;         ///< the first late product; the items before it are the main ones
+  int late_begin;   ///< clusters from here on share the late items
+  uint32_t needed;  ///< count in gate[0] when all makers are done; gate[1] counts blocks that are
+  uint32_t* gate;
 };
-static_assert(sizeof(ProductTasks) <= 4096);
+static_assert(sizeof(ProductTasks) <= 32764);
 
 template <int kN>
 struct ProductShape {
@@ -90,6 +99,18 @@ struct ProductPlace {
     cluster = static_cast<int>(blockIdx.x) / size;
     clusters = static_cast<int>(gridDim.x) / size;
   }
+  __device__ __forceinline__ int first_late(const ProductTasks& all) const {
+    return cluster < all.late_begin ? all.first[kMostProducts]
+                                    : all.first[all.late] + cluster - all.late_begin;
+  }
+  __device__ __forceinline__ int first_item(const ProductTasks& all) const {
+    return cluster < all.first[all.late] ? cluster : first_late(all);
+  }
+  __device__ __forceinline__ int next_item(const ProductTasks& all, int item) const {
+    if (item >= all.first[all.late]) return item + clusters - all.late_begin;
+    item += clusters;
+    return item < all.first[all.late] ? item : first_late(all);
+  }
 };
 struct ProductTile {
   int which, row, column;
@@ -115,18 +136,19 @@ struct ProductCursor {
   int item, step = 0, last = 0;
   ProductTile tile;
   __device__ __forceinline__ ProductCursor(const ProductTasks& a, const ProductPlace& p)
-      : all(a), place(p), item(p.cluster), tile(a, p, kN, p.cluster) {
+      : all(a), place(p), item(p.first_item(a)), tile(a, p, kN, valid() ? item : 0) {
     open();
   }
   __device__ __forceinline__ void open() {
-    const int own = all.pieces / all.split, steps = all.of[tile.which].steps;
-    step = piece_start(steps, place.split * own, all.pieces);
-    last = piece_start(steps, (place.split + 1) * own, all.pieces);
+    const ProductTask& task = all.of[tile.which];
+    const int own = task.pieces / all.split;
+    step = piece_start(task.steps, place.split * own, task.pieces);
+    last = piece_start(task.steps, (place.split + 1) * own, task.pieces);
   }
   __device__ __forceinline__ bool valid() const { return item < all.first[kMostProducts]; }
   __device__ __forceinline__ void next() {
     if (++step < last) return;
-    item += place.clusters;
+    item = place.next_item(all, item);
     if (!valid()) return;
     tile = ProductTile(all, place, kN, item);
     open();
@@ -142,6 +164,22 @@ __device__ __forceinline__ void load_box_for(uint32_t to, const CUtensorMap& map
       : "memory");
 }
 
+/// Until what the late products read is there. Written and read by the copy engine, told of and
+/// waited for by threads.
+__device__ __forceinline__ void wait_for_makers(const ProductTasks& all) {
+  uint32_t there = 0;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(all.gate) : "memory");
+  } while (there < all.needed);
+  asm volatile("fence.proxy.async;" ::: "memory");
+}
+/// What this thread had the copy engine write is there.
+__device__ __forceinline__ void tell_late_ones(const ProductTasks& all) {
+  wait_tiles();
+  asm volatile("fence.proxy.async;" ::: "memory");
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(all.gate) : "memory");
+}
+
 /// One thread.
 template <int kN>
 __device__ __forceinline__ void load_stages(const ProductTasks& all, const ProductPlace& place,
@@ -153,7 +191,12 @@ __device__ __forceinline__ void load_stages(const ProductTasks& all, const Produ
     tile::load_box(shared.w(stage), all.w[c.tile.which], c.step * kDepth, c.tile.row,
                    shared.full(stage));
   };
+  bool late = false;
   const auto load_x = [&](const ProductCursor<kN>& c, uint32_t stage) {
+    if (c.tile.which >= all.late && !late) {
+      wait_for_makers(all);
+      late = true;
+    }
     if (all.pair == 1)
       tile::load_box(shared.x(stage), all.x[c.tile.which], c.step * kDepth, c.tile.column,
                      shared.full(stage));
@@ -363,12 +406,14 @@ __device__ __forceinline__ void multiply_tiles(const ProductTasks& all, const Pr
                kMultiplyingThreads +
            128 * group + thread;
   };
-  for (int item = place.cluster; item < all.first[kMostProducts]; item += place.clusters) {
+  for (int item = place.first_item(all); item < all.first[kMostProducts];
+       item = place.next_item(all, item)) {
     const ProductTile t(all, place, kN, item);
-    const int steps = all.of[t.which].steps, own = all.pieces / all.split;
+    const int steps = all.of[t.which].steps, pieces = all.of[t.which].pieces,
+              own = pieces / all.split;
     for (int i = 0; i < own; ++i) {
-      const int piece = place.split * own + i, first = piece_start(steps, piece, all.pieces),
-                last = piece_start(steps, piece + 1, all.pieces);
+      const int piece = place.split * own + i, first = piece_start(steps, piece, pieces),
+                last = piece_start(steps, piece + 1, pieces);
 #pragma unroll
       for (int j = 0; j < kN / 8; ++j)
 #pragma unroll
@@ -410,6 +455,7 @@ __device__ __forceinline__ void multiply_tiles(const ProductTasks& all, const Pr
       }
     }
     if (all.split == 1) out.whole(t, d);
+    if (t.which < all.makers && thread == 0) tell_late_ones(all);
   }
   if (all.split > 1) {
     // One tile per block: the ring is free as soon as both warpgroups have multiplied.
@@ -426,6 +472,10 @@ __device__ __forceinline__ void multiply_tiles(const ProductTasks& all, const Pr
     out.shared_sums(place, ProductTile(all, place, kN, place.cluster));
   }
   if (thread == 0) wait_tiles();
+  // The last block leaves the counts as it found them. Some block has passed the gate by then, so
+  // nobody adds to them any more.
+  if (all.makers > 0 && group == 0 && thread == 0 && atomicAdd(all.gate + 1, 1u) == gridDim.x - 1)
+    all.gate[0] = all.gate[1] = 0;
 }
 
 template <class T, int kN>

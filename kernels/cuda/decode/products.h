@@ -9,6 +9,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -29,7 +30,7 @@ struct Product {
   ProductAct act = ProductAct::kNone;
   bool wide = false;  ///< y is f32; without act
 };
-inline constexpr int kMostProducts = 8;
+inline constexpr int kMostProducts = 12;
 inline constexpr int kMostPieces = 8;
 
 /// Parts of k for products that are launched together: as many as give half of a large GPU's
@@ -43,6 +44,13 @@ std::vector<ProductPlan> product_plans(std::span<const Product> products, int ro
 /// Bytes of memory that a launch needs for sums that wait, for any plan.
 size_t product_bytes(int rows, int pieces, int multiprocessors);
 
+/// Products of the same launch that read what its first `makers` write. For plans with split 1.
+struct LateProducts {
+  std::span<const Product> products;
+  int pieces = 1, makers = 0;
+  uint32_t* gate = nullptr;  ///< [2], zero before the launch and after it
+};
+
 struct ProductLaunch {
   DType type = DType::kF16;
   int rows = 0, pieces = 1, multiprocessors = 0;
@@ -51,6 +59,7 @@ struct ProductLaunch {
   /// The kernel before in the stream may still run when this one starts to load weights
   /// (programmatic dependent launch).
   bool overlap = false;
+  LateProducts late;
 };
 /// Throws DeviceError.
 void launch_products(const ProductLaunch& launch, std::span<const Product> products,
