@@ -5,6 +5,7 @@
 #include "kernels/core/cuda/cuda_check.h"
 #include "kernels/core/error.h"
 #include "kernels/cuda/decode/dependent.cuh"
+#include "kernels/cuda/decode/used_once.cuh"
 #include "kernels/cuda/decode/weights.cuh"
 #include "kernels/wkv/cuda/tma.cuh"
 #include "kernels/wkv/cuda/wgmma.cuh"
@@ -342,7 +343,7 @@ __global__ void __launch_bounds__(32, kHeadBlocks)
   const auto load = [&](int slot, int n) {
     const uint32_t full = shared_address(&barriers[n & 1]);
     expect(full, static_cast<int>(sizeof packs[0]));
-    load_tile(shared_address(packs[n & 1]), states, 0, head * kN, slot, full);
+    load_tile_once(shared_address(packs[n & 1]), states, 0, head * kN, slot, full);
   };
   const auto place = [&](int row) { return static_cast<int64_t>(row) * (a.heads * kN) + channel; };
   int row = static_cast<int>(blockIdx.x) / a.heads, slot = a.slots[row];
@@ -429,7 +430,7 @@ __global__ void __launch_bounds__(32, kHeadBlocks)
     publish_shared();
     __syncwarp();
     if (lane == 0) {
-      store_tile(states, false, shared_address(tile), 0, head * kN, slot);
+      store_tile_once(states, shared_address(tile), 0, head * kN, slot);
       commit_tiles();
     }
     const float mean = warp_sum(y[0] + y[1]) * (1.0f / kN);

@@ -20,6 +20,7 @@
 #include "kernels/cuda/common/gemm_tile.cuh"
 #include "kernels/cuda/decode/dependent.cuh"
 #include "kernels/cuda/decode/products.h"
+#include "kernels/cuda/decode/used_once.cuh"
 #include "kernels/cuda/decode/weights.cuh"
 #include "kernels/cuda/decode/wgmma_columns.cuh"
 
@@ -188,8 +189,8 @@ __device__ __forceinline__ void load_stages(const ProductTasks& all, const Produ
   ProductCursor<kN> weights(all, place);
   ProductRing<Shape::kStages> ring;
   const auto load_w = [&](const ProductCursor<kN>& c, uint32_t stage) {
-    tile::load_box(shared.w(stage), all.w[c.tile.which], c.step * kDepth, c.tile.row,
-                   shared.full(stage));
+    load_box_once(shared.w(stage), all.w[c.tile.which], c.step * kDepth, c.tile.row,
+                  shared.full(stage));
   };
   bool late = false;
   const auto load_x = [&](const ProductCursor<kN>& c, uint32_t stage) {
@@ -473,9 +474,12 @@ __device__ __forceinline__ void multiply_tiles(const ProductTasks& all, const Pr
   }
   if (thread == 0) wait_tiles();
   // The last block leaves the counts as it found them. Some block has passed the gate by then, so
-  // nobody adds to them any more.
-  if (all.makers > 0 && group == 0 && thread == 0 && atomicAdd(all.gate + 1, 1u) == gridDim.x - 1)
-    all.gate[0] = all.gate[1] = 0;
+  // nobody adds to them any more. A block that had nothing to do has waited for nothing yet, and
+  // the counts may still be those of the launch before.
+  if (all.makers > 0 && group == 0 && thread == 0) {
+    wait_for_kernel_before();
+    if (atomicAdd(all.gate + 1, 1u) == gridDim.x - 1) all.gate[0] = all.gate[1] = 0;
+  }
 }
 
 template <class T, int kN>
