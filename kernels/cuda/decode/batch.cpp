@@ -116,6 +116,8 @@ std::vector<Product> products_of(const Layout& l, const PlainLayout& plain, cons
       all.back().y = c.logits;
       all.back().wide = true;
   }
+  // What the heads read.
+  for (Product& p : all) p.keep = kind == kInProducts || kind == kDown || kind == kUp;
   return all;
 }
 
@@ -135,13 +137,8 @@ class Step {
     const auto all = products_of(l_, plain_, c_, kind, layer);
     launch_products(launch_of(all, kind), all, stream_of(ctx_));
   }
-  /// r, k, v and the low-rank maps: one launch if no blocks share a tile's sums, else two.
+  /// r, k, v and the low-rank maps: one launch if the second maps fit into its last round.
   void in_products(int layer) const {
-    if (c_.plans[kInProducts].split > 1) {
-      products(kInProducts, layer);
-      products(kUp, layer);
-      return;
-    }
     const auto all = products_of(l_, plain_, c_, kInProducts, layer),
                late = products_of(l_, plain_, c_, kUp, layer);
     ProductLaunch launch = launch_of(all, kInProducts);
@@ -149,7 +146,10 @@ class Step {
                    .pieces = product_pieces(late),
                    .makers = kLowRanks,
                    .gate = reinterpret_cast<uint32_t*>(c_.work + at_.gate)};
+    const bool together = cuda::decode::late_products_fit(launch, all);
+    if (!together) launch.late = {};
     launch_products(launch, all, stream_of(ctx_));
+    if (!together) products(kUp, layer);
   }
   /// By cuBLASLt, without activation.
   void vendor(Context& lane, const Product& p) const {

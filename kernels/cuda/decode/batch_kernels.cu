@@ -145,10 +145,12 @@ __device__ __forceinline__ float2 pair_sum(float x, float y, float2* memory) {
 }
 
 __device__ __forceinline__ float logistic_of(float x) {
-  float e, y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(-1.44269504f * x));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + e));
-  return y;
+  return __fdividef(1.0f, 1.0f + __expf(-x));
+}
+
+/// Pack q of row i of a state in shared memory: no access meets a bank twice.
+__device__ __forceinline__ int swizzled(int i, int q) {
+  return i * fp16::kPacks + (q ^ (i & (fp16::kPacks - 1)));
 }
 
 template <class E, int kPer>
@@ -280,44 +282,9 @@ __global__ void __launch_bounds__(kN, 8) heads_kernel(const Heads a) {
   own.finish(a, params, at, centred, variance, sums.y);
 }
 
-/// Address of pack 0 of row i of a state in shared memory, from the state's; that of pack q differs
-/// in the bits of 16 q. No access meets a bank twice.
-__device__ __forceinline__ uint32_t row_at(int i) {
-  return static_cast<uint32_t>(i * 128 + ((i & (fp16::kPacks - 1)) << 4));
-}
-__device__ __forceinline__ fp16::Pack load_pack_at(uint32_t row, uint32_t q) {
-  uint4 x;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "r"(row ^ (q << 4)));
-  fp16::Pack p;
-  *reinterpret_cast<uint4*>(&p) = x;
-  return p;
-}
-__device__ __forceinline__ void store_pack_at(uint32_t row, uint32_t q, const fp16::Pack& p) {
-  const uint4 x = *reinterpret_cast<const uint4*>(&p);
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(row ^ (q << 4)), "r"(x.x), "r"(x.y),
-               "r"(x.z), "r"(x.w)
-               : "memory");
-}
-
-/// Two rows of a state, at `at` in shared memory (row_at).
+/// Two rows of a state.
 struct TwoRows {
-  uint32_t at[2];
   fp16::Row of[2];
-
-  __device__ __forceinline__ void load() {
-#pragma unroll
-    for (int e = 0; e < 2; ++e)
-#pragma unroll
-      for (uint32_t q = 0; q < fp16::kPacks; ++q)
-        *reinterpret_cast<fp16::Pack*>(&of[e].s[4 * q]) = load_pack_at(at[e], q);
-  }
-  __device__ __forceinline__ void store(int e) const {
-#pragma unroll
-    for (uint32_t q = 0; q < fp16::kPacks; ++q)
-      store_pack_at(at[e], q, *reinterpret_cast<const fp16::Pack*>(&of[e].s[4 * q]));
-  }
 
   /// The chains of u = S a, one per row, as in fp16::dot; x is read once for both.
   __device__ __forceinline__ void dot(const __half* x, __half (&u)[2]) const {
@@ -393,7 +360,6 @@ __global__ void __launch_bounds__(32, kHeadBlocks)
   char2 next_exponents = *exponents_of(slot);
   // Its rows in an order in which no eight lanes meet in a bank: 0 2 4 6 9 11 13 15 ... first.
   const int swap = (lane >> 2) & 1;
-  const uint32_t first_row = row_at(2 * lane + swap), second_row = row_at(2 * lane + (swap ^ 1));
   wait_for_kernel_before();
   HeadInputs<T, 2> inputs;
   inputs.fetch(a, place(row));
@@ -409,10 +375,8 @@ __global__ void __launch_bounds__(32, kHeadBlocks)
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       z[e] = own.u[e] * inverse;
-      // dithered_decay, rounded below.
-      w[e] = decay_minus_one(__half2float(__float2half_rn(own.decay[e]))) +
-             dither_rotator(dither_phase(elapsed, static_cast<uint32_t>(head),
-                                         static_cast<uint32_t>(2 * lane + e)));
+      w[e] = fp16::decay_of<true>(own.decay[e], dither_phase(elapsed, static_cast<uint32_t>(head),
+                                                             static_cast<uint32_t>(2 * lane + e)));
     }
     vectors[0][lane] = __floats2half2_rn(own.r[0], own.r[1]);
     vectors[1][lane] = __floats2half2_rn(w[0], w[1]);
@@ -429,9 +393,14 @@ __global__ void __launch_bounds__(32, kHeadBlocks)
     inputs.fetch(a, place(next_row));
     next_elapsed = static_cast<uint32_t>(a.elapsed[next_slot]);
     next_exponents = *exponents_of(next_slot);
-    const uint32_t tile = shared_address(packs[n & 1]);
-    TwoRows rows{{tile + first_row, tile + second_row}, {}};
-    rows.load();
+    TwoRows rows;
+    uint4* const tile = packs[n & 1];
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+#pragma unroll
+      for (int q = 0; q < fp16::kPacks; ++q)
+        *reinterpret_cast<fp16::Pack*>(&rows.of[e].s[4 * q]) =
+            fp16::load_pack(&tile[swizzled(2 * lane + (e ^ swap), q)]);
     int exponent[2] = {swap != 0 ? before.y : before.x, swap != 0 ? before.x : before.y};
     const __half v[2] = {
         fp16::row_value(__float2half_rn((swap != 0 ? own.v[1] : own.v[0]) * a.scale),
@@ -443,8 +412,6 @@ __global__ void __launch_bounds__(32, kHeadBlocks)
     rows.advance(u, v, vector(1), vector(2), vector(4), vector(0), half_y);
     const float y[2] = {__half2float(half_y[0]) * (a.inverse * power_of_two(exponent[0])),
                         __half2float(half_y[1]) * (a.inverse * power_of_two(exponent[1]))};
-    rows.store(0);
-    rows.store(1);
     if (exponent_due(elapsed)) {
       const bool first = fp16::follow(rows.of[0], exponent[0]),
                  second = fp16::follow(rows.of[1], exponent[1]);
@@ -452,13 +419,17 @@ __global__ void __launch_bounds__(32, kHeadBlocks)
         *exponents_of(slot) =
             make_char2(static_cast<signed char>(swap != 0 ? exponent[1] : exponent[0]),
                        static_cast<signed char>(swap != 0 ? exponent[0] : exponent[1]));
-      if (first) rows.store(0);
-      if (second) rows.store(1);
     }
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+#pragma unroll
+      for (int q = 0; q < fp16::kPacks; ++q)
+        fp16::store_pack(&tile[swizzled(2 * lane + (e ^ swap), q)],
+                         *reinterpret_cast<const fp16::Pack*>(&rows.of[e].s[4 * q]));
     publish_shared();
     __syncwarp();
     if (lane == 0) {
-      store_tile(states, false, tile, 0, head * kN, slot);
+      store_tile(states, false, shared_address(tile), 0, head * kN, slot);
       commit_tiles();
     }
     const float mean = warp_sum(y[0] + y[1]) * (1.0f / kN);

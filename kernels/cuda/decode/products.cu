@@ -58,16 +58,21 @@ double forecast(std::span<const Product> products, int rows, int pieces, const P
   return kStart + std::max(turns * tile, bytes / kMemory);
 }
 
-/// The first cluster of those that share the late items. If the main ones take several rounds and
-/// some clusters have nothing to do in the last one, and time for all late ones, those clusters.
-int late_begin_of(const ProductTasks& all, int clusters) {
+/// The first cluster of those that share the late items: those that have no item in the last of
+/// several rounds of the main ones, if there are such and they have time for all late ones; else
+/// all clusters.
+int late_begin_of(const ProductLaunch& l, std::span<const Product> products) {
   constexpr int kOther = 8;  ///< steps that pass until a tile's sums begin and are written
-  const int main = all.first[all.late], busy = main % clusters;
+  const int main = items_of(products, l.rows, l.plan);
+  const int clusters =
+      blocks_of(main + items_of(l.late.products, l.rows, l.plan), l.plan, l.multiprocessors) /
+      l.plan.pair;
+  const int busy = main % clusters;
   if (main < clusters || busy == 0) return 0;
   int64_t work = 0;
-  for (int i = all.late; i < kMostProducts; ++i)
-    work += int64_t{all.first[i + 1] - all.first[i]} * (all.of[i].steps + kOther);
-  return work <= int64_t{clusters - busy} * all.of[all.late - 1].steps ? busy : 0;
+  for (const Product& p : l.late.products)
+    work += int64_t{items_of({&p, 1}, l.rows, l.plan)} * (up(p.k, kDepth) + kOther);
+  return work <= int64_t{clusters - busy} * up(products.back().k, kDepth) ? busy : 0;
 }
 
 }  // namespace
@@ -114,6 +119,10 @@ size_t product_bytes(int rows, int pieces, int multiprocessors) {
          static_cast<size_t>(columns / 8 * kMultiplyingThreads) * sizeof(float4);
 }
 
+bool late_products_fit(const ProductLaunch& l, std::span<const Product> products) {
+  return l.plan.split == 1 && late_begin_of(l, products) > 0;
+}
+
 void launch_products(const ProductLaunch& l, std::span<const Product> products,
                      cudaStream_t stream) {
   const LateProducts& late = l.late;
@@ -145,6 +154,7 @@ void launch_products(const ProductLaunch& l, std::span<const Product> products,
                  .pieces = pieces,
                  .act = static_cast<int>(p.act),
                  .ld = p.ldy,
+                 .keep = p.keep,
                  .wide = p.wide ? static_cast<float*>(p.y) : nullptr};
     all.first[i + 1] = all.first[i] + up(up(p.n, kTileRows), l.plan.pair) * all.columns;
     ++i;
@@ -158,7 +168,7 @@ void launch_products(const ProductLaunch& l, std::span<const Product> products,
     all.makers = late.makers;
     all.needed = static_cast<uint32_t>(2 * l.plan.pair * all.first[late.makers]);
     all.gate = late.gate;
-    all.late_begin = late_begin_of(all, blocks / l.plan.pair);
+    all.late_begin = late_begin_of(l, products);
   }
   const auto launch = l.type == DType::kF16 ? launch_products_f16 : launch_products_bf16;
   RWKV_CUDA(launch(all, l.plan.columns, static_cast<unsigned>(blocks),

@@ -18,9 +18,9 @@
 #include <algorithm>
 
 #include "kernels/cuda/common/gemm_tile.cuh"
+#include "kernels/cuda/decode/cache_hints.cuh"
 #include "kernels/cuda/decode/dependent.cuh"
 #include "kernels/cuda/decode/products.h"
-#include "kernels/cuda/decode/used_once.cuh"
 #include "kernels/cuda/decode/weights.cuh"
 #include "kernels/cuda/decode/wgmma_columns.cuh"
 
@@ -32,6 +32,7 @@ inline constexpr int kWeightBytes = kTileRows * kDepth * 2;
 /// What a launch works on, by value to the kernel.
 struct ProductTask {
   int n, steps, pieces, act, ld;
+  bool keep;
   float* wide;
 };
 struct ProductTasks {
@@ -189,8 +190,12 @@ __device__ __forceinline__ void load_stages(const ProductTasks& all, const Produ
   ProductCursor<kN> weights(all, place);
   ProductRing<Shape::kStages> ring;
   const auto load_w = [&](const ProductCursor<kN>& c, uint32_t stage) {
-    load_box_once(shared.w(stage), all.w[c.tile.which], c.step * kDepth, c.tile.row,
-                  shared.full(stage));
+    const CUtensorMap& map = all.w[c.tile.which];
+    const int x = c.step * kDepth;
+    if (all.columns == 1)
+      load_box_once(shared.w(stage), map, x, c.tile.row, shared.full(stage));
+    else  // other blocks want them as well
+      tile::load_box(shared.w(stage), map, x, c.tile.row, shared.full(stage));
   };
   bool late = false;
   const auto load_x = [&](const ProductCursor<kN>& c, uint32_t stage) {
@@ -336,9 +341,13 @@ struct ProductOut {
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
           const int m = t.column + 16 * (first + i);
-          if (m < all.rows)
-            tile::store_box(all.y[t.which], slot + static_cast<uint32_t>(i * Shape::kGroupBytes), n,
-                            m);
+          if (m < all.rows) {
+            const uint32_t from = slot + static_cast<uint32_t>(i * Shape::kGroupBytes);
+            if (all.of[t.which].keep)
+              store_box_kept(all.y[t.which], from, n, m);
+            else
+              tile::store_box(all.y[t.which], from, n, m);
+          }
         }
       }
       commit_tiles();

@@ -29,6 +29,7 @@ struct Product {
   int ldx = 0, ldw = 0, ldy = 0, n = 0, k = 0;
   ProductAct act = ProductAct::kNone;
   bool wide = false;  ///< y is f32; without act
+  bool keep = false;  ///< y should stay in the L2 cache while the next kernel streams states
 };
 inline constexpr int kMostProducts = 12;
 inline constexpr int kMostPieces = 8;
@@ -61,6 +62,10 @@ struct ProductLaunch {
   bool overlap = false;
   LateProducts late;
 };
+/// Whether late products would cost nothing: some clusters of blocks have no item in the last round
+/// of the main ones, and time for all of them.
+bool late_products_fit(const ProductLaunch& launch, std::span<const Product> products);
+
 /// Throws DeviceError.
 void launch_products(const ProductLaunch& launch, std::span<const Product> products,
                      cudaStream_t stream);
