@@ -47,27 +47,36 @@ ShardLayout::ShardLayout(const ParamRegistry& params, int ranks)
     ++groups_;
   }
   first_segment_.push_back(static_cast<int32_t>(segments_.size()));
+  make_parcels();
 }
 
-std::span<const ShardLayout::Segment> ShardLayout::group(int32_t g) const {
-  const auto begin = static_cast<size_t>(first_segment_[static_cast<size_t>(g)]);
-  const auto end = static_cast<size_t>(first_segment_[static_cast<size_t>(g) + 1]);
+std::span<const ShardLayout::Segment> ShardLayout::segments_of(int32_t first, int32_t last) const {
+  const auto begin = static_cast<size_t>(first_segment_[static_cast<size_t>(first)]);
+  const auto end = static_cast<size_t>(first_segment_[static_cast<size_t>(last)]);
   return std::span(segments_).subspan(begin, end - begin);
 }
 
-int64_t ShardLayout::largest_segment() const {
-  int64_t most = 0;
-  for (const Segment& s : segments_) most = std::max(most, s.elements);
-  return most;
+void ShardLayout::make_parcels() {
+  constexpr int32_t kAlone = 3;
+  constexpr int64_t kElements = int64_t{16} << 20;
+  parcel_of_group_.resize(static_cast<size_t>(groups_));
+  Parcel open{groups_, groups_, 0};
+  for (int32_t g = groups_; g-- > 0;) {
+    open.begin = g;
+    for (const Segment& s : group(g)) open.elements += s.elements;
+    if (open.elements < kElements && g > kAlone) continue;
+    parcels_.push_back(open);
+    open = {g, g, 0};
+  }
+  std::ranges::reverse(parcels_);
+  for (size_t p = 0; p < parcels_.size(); ++p)
+    for (int32_t g = parcels_[p].begin; g < parcels_[p].end; ++g)
+      parcel_of_group_[static_cast<size_t>(g)] = static_cast<int32_t>(p);
 }
 
-int64_t ShardLayout::largest_group() const {
+int64_t ShardLayout::largest_parcel() const {
   int64_t most = 0;
-  for (int32_t g = 0; g < groups_; ++g) {
-    int64_t n = 0;
-    for (const Segment& s : group(g)) n += s.elements;
-    most = std::max(most, n);
-  }
+  for (const Parcel& p : parcels_) most = std::max(most, p.elements);
   return most;
 }
 

@@ -37,14 +37,24 @@ class ShardLayout {
   int64_t elements() const { return elements_; }  ///< of the flat memory
   int64_t shard_elements() const { return elements_ / ranks_; }
   int64_t vector_elements() const { return vector_elements_; }
-  int64_t largest_segment() const;
-  int64_t largest_group() const;  ///< its segments together
+  int64_t largest_parcel() const;
   int64_t offset(ParamId id) const { return offsets_[static_cast<size_t>(id)]; }
   const Segment& segment_of(ParamId id) const {
     return segments_[static_cast<size_t>(segment_of_param_[static_cast<size_t>(id)])];
   }
   /// The segments of a group, one after the other in memory.
-  std::span<const Segment> group(int32_t g) const;
+  std::span<const Segment> group(int32_t g) const { return segments_of(g, g + 1); }
+  /// Of groups [begin, end).
+  std::span<const Segment> segments_of(int32_t begin, int32_t end) const;
+
+  /// Neighbouring groups that travel together, because small exchanges reach less bandwidth. In the
+  /// order of groups; the first ones, whose gradients are the last to be complete, travel alone.
+  struct Parcel {
+    int32_t begin, end;  ///< groups
+    int64_t elements;
+  };
+  std::span<const Parcel> parcels() const { return parcels_; }
+  int32_t parcel_of(int32_t group) const { return parcel_of_group_[static_cast<size_t>(group)]; }
 
   /// Elements [begin, begin + count) of a parameter, and where they lie in memory of one shard per
   /// segment.
@@ -61,6 +71,7 @@ class ShardLayout {
                                  const std::vector<bool>& trained, bool sharded) const;
 
  private:
+  void make_parcels();
   const ParamRegistry* params_;
   int ranks_;
   int32_t groups_ = 0;
@@ -69,6 +80,8 @@ class ShardLayout {
   std::vector<int64_t> offsets_;
   std::vector<int32_t> segment_of_param_, group_of_param_;
   std::vector<int32_t> first_segment_;  ///< by group, and one more
+  std::vector<Parcel> parcels_;
+  std::vector<int32_t> parcel_of_group_;
 };
 
 }  // namespace rwkv

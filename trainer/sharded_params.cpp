@@ -19,10 +19,6 @@ size_t f32_bytes(int64_t n) {
   return static_cast<size_t>(n) * sizeof(float);
 }
 
-float* floats(const Arena& arena) {
-  return reinterpret_cast<float*>(arena.data());
-}
-
 }  // namespace
 
 std::vector<MemoryItem> ShardedParams::memory(const ShardLayout& layout, const ShardOptions& o) {
@@ -41,11 +37,11 @@ std::vector<MemoryItem> ShardedParams::memory(const ShardLayout& layout, const S
                                           : f32_bytes(layout.elements()));
   add(sharded ? "f32 parameters of this rank" : "f32 parameters", separate ? f32_bytes(state) : 0);
   add(sharded ? "optimizer moments of this rank" : "optimizer moments", 2 * f32_bytes(state));
-  add(rotates(o) ? "gradients of two buckets" : "gradients",
-      f32_bytes(rotates(o) ? 2 * layout.largest_group() : layout.elements()));
+  add(rotates(o) ? "gradients of two parcels" : "gradients",
+      f32_bytes(rotates(o) ? 2 * layout.largest_parcel() : layout.elements()));
   add("gradients of this rank", rotates(o) ? f32_bytes(layout.shard_elements()) : 0);
   add("bf16 gradients on their way",
-      o.exchange == DType::kBF16 ? static_cast<size_t>(layout.largest_segment()) * 2 : 0);
+      o.exchange == DType::kBF16 ? static_cast<size_t>(layout.largest_parcel()) * 2 : 0);
   return items;
 }
 
@@ -65,10 +61,10 @@ ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegist
   if (half() || sharded()) masters_ = Arena(device, f32_bytes(state), "f32 parameters");
   m_ = Arena(device, f32_bytes(state), "first moments");
   v_ = Arena(device, f32_bytes(state), "second moments");
-  grads_ = Arena(device, f32_bytes(rotates() ? 2 * layout_.largest_group() : all), "gradients");
+  grads_ = Arena(device, f32_bytes(rotates() ? 2 * layout_.largest_parcel() : all), "gradients");
   if (rotates()) grad_shards_ = Arena(device, f32_bytes(state), "gradients of this rank");
   if (options.exchange == DType::kBF16)
-    half_grads_ = Arena(device, static_cast<size_t>(layout_.largest_segment()) * sizeof(BF16),
+    half_grads_ = Arena(device, static_cast<size_t>(layout_.largest_parcel()) * sizeof(BF16),
                         "bf16 gradients");
   make_views(params);
 
@@ -87,11 +83,11 @@ ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegist
   cpu_records_.resize(static_cast<size_t>(comm.size()));
   norm_piece_count_ = static_cast<int64_t>(norm_pieces_.size());
   update_piece_count_ = static_cast<int64_t>(update_pieces_.size());
-  gathered_.resize(static_cast<size_t>(layout_.groups()));
-  reduced_.resize(static_cast<size_t>(layout_.groups()));
+  gathered_.resize(layout_.parcels().size());
+  reduced_.resize(layout_.parcels().size());
   if (options.overlap || rotates())
     for (auto& of_first : hooks_)
-      of_first[1].grads_ready = [this](int32_t g) { exchange_group(g); };
+      of_first[1].grads_ready = [this](int32_t g) { complete_group(g); };
   if (!cuda()) return;
 
   const auto table = [&](const std::vector<AdamWPiece>& pieces, const char* what) {
@@ -117,8 +113,9 @@ ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegist
   ctx_.synchronize("optimizer set-up");
   ctx_.reserve_workspace(grad_norm_workspace_bytes(norm_pieces_.size()));
   if (!sharded()) return;
-  for (int64_t elements = 0; elements < layout_.elements() / 2; ++early_groups_)
-    for (const Segment& s : layout_.group(early_groups_)) elements += s.elements;
+  // Updating a share of the elements takes about as long as gathering 1 / (ranks - 1) of them.
+  for (int64_t sent = 0; sent < layout_.elements() / std::max(1, comm.size() - 1); ++early_parcels_)
+    sent += layout_.parcels()[static_cast<size_t>(early_parcels_)].elements;
   // Pieces come in the order of parameters, which is that of groups.
   first_piece_.assign(static_cast<size_t>(layout_.groups()) + 1, update_piece_count_);
   for (int32_t g = layout_.groups(), k = 0; g-- > 0; k = 0) {
@@ -128,9 +125,10 @@ ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegist
   }
   for (PlanHooks& h : hooks_[1])
     h.before_use = [this](int32_t g) {
-      if (g < early_groups_) return;  // see await_update
+      const int32_t p = layout_.parcel_of(g);
+      if (p < early_parcels_) return;  // see await_update
       leave_lanes();
-      for (int l = 0; l < ctx_.lanes(); ++l) gathered_[static_cast<size_t>(g)].wait(ctx_.lane(l));
+      for (int l = 0; l < ctx_.lanes(); ++l) gathered_[static_cast<size_t>(p)].wait(ctx_.lane(l));
     };
 }
 
@@ -155,14 +153,16 @@ void ShardedParams::make_views(const ParamRegistry& params) {
   }
 }
 
-int64_t ShardedParams::group_slot(int32_t group) const {
-  // Neighbours, which follow each other in the backward, never share one.
-  return group % 2 * layout_.largest_group();
-}
-
 float* ShardedParams::grad_at(const Segment& s) const {
   if (!rotates()) return floats(grads_) + s.offset;
-  return floats(grads_) + group_slot(s.group) + (s.offset - layout_.group(s.group)[0].offset);
+  // Neighbours, which follow each other in the backward, never share a slot.
+  const int32_t p = layout_.parcel_of(s.group);
+  return floats(grads_) + p % 2 * layout_.largest_parcel() + offset_in_parcel(s);
+}
+
+int64_t ShardedParams::offset_in_parcel(const Segment& s) const {
+  const auto& parcel = layout_.parcels()[static_cast<size_t>(layout_.parcel_of(s.group))];
+  return s.offset - layout_.group(parcel.begin)[0].offset;
 }
 
 float* ShardedParams::grad_shard_at(const Segment& s) const {
@@ -172,175 +172,6 @@ float* ShardedParams::grad_shard_at(const Segment& s) const {
 
 TensorView ShardedParams::device_view(void* p, int64_t n, DType type) const {
   return TensorView(p, flat_spec(n, type), ctx_.device());
-}
-
-void ShardedParams::attach(Plan& plan) {
-  plan.use_groups(layout_.group_of_param());
-  if (!rotates()) return;
-  // Buckets share memory in turns, so their gradients must come one bucket after the other, the
-  // last bucket first.
-  const auto spans = plan.gradient_spans();
-  for (size_t g = 0; g + 1 < spans.size(); ++g)
-    RWKV_ASSERT(spans[g].first > spans[g].last || spans[g + 1].first > spans[g + 1].last ||
-                    spans[g].first > spans[g + 1].last,
-                "gradients of buckets ", g, " and ", g + 1, " overlap in time");
-}
-
-void ShardedParams::on_comm(const std::function<void()>& work) {
-  if (!cuda()) {
-    work();
-    return;
-  }
-  to_comm_.record(ctx_);
-  to_comm_.wait_on(comm_.stream());
-  work();
-  from_comm_.record_on(comm_.stream());
-  from_comm_.wait(ctx_);
-}
-
-void ShardedParams::begin_exchange(TimelineKind kind, std::string_view name, double bytes) {
-  if (timeline_ == nullptr) return;
-  const double crossing = bytes * (1 - 1.0 / comm_.size());
-  timeline_->enter(Timeline::kExchangeTrack, comm_.stream(), kind, name, crossing);
-}
-
-void ShardedParams::end_exchange() {
-  if (timeline_ != nullptr) timeline_->leave(Timeline::kExchangeTrack, comm_.stream());
-}
-
-double ShardedParams::gathered_bytes(int32_t group) const {
-  double bytes = 0;
-  for (const Segment& s : layout_.group(group))
-    bytes +=
-        static_cast<double>(s.elements) * (half() && s.matrices ? sizeof(BF16) : sizeof(float));
-  return bytes;
-}
-
-void ShardedParams::gather_group(int32_t group) {
-  const int rank = comm_.rank();
-  for (const Segment& s : layout_.group(group)) {
-    if (half() && s.matrices) {
-      BF16* to = reinterpret_cast<BF16*>(copies_.data()) + s.offset;
-      comm_.all_gather(to + rank * s.shard, to, s.shard, DType::kBF16);
-      continue;
-    }
-    float* to = half() ? floats(vectors_) + s.vectors : floats(full_) + s.offset;
-    comm_.all_gather(floats(masters_) + s.state, to, s.shard, DType::kF32);
-  }
-}
-
-void ShardedParams::begin_step() {
-  if (!sharded() || !cuda()) return;
-  to_comm_.record(ctx_);
-  to_comm_.wait_on(comm_.stream());
-  gather_groups(early_groups_, layout_.groups());
-  stale_ = false;
-}
-
-void ShardedParams::await_update() {
-  if (!sending_) return;
-  sent_.wait(ctx_);
-  sending_ = false;
-}
-
-void ShardedParams::gather_groups(int32_t begin, int32_t end) {
-  for (int32_t g = begin; g < end; ++g) {
-    begin_exchange(TimelineKind::kGather, str("bucket ", g), gathered_bytes(g));
-    comm_.begin_group();
-    gather_group(g);
-    comm_.end_group();
-    end_exchange();
-    gathered_[static_cast<size_t>(g)].record_on(comm_.stream());
-  }
-}
-
-void ShardedParams::gather() {
-  if (!stale_) return;
-  leave_lanes();
-  on_comm([&] {
-    double bytes = 0;
-    for (int32_t g = 0; g < layout_.groups(); ++g) bytes += gathered_bytes(g);
-    begin_exchange(TimelineKind::kGather, "all buckets", bytes);
-    comm_.begin_group();
-    for (int32_t g = 0; g < layout_.groups(); ++g) gather_group(g);
-    comm_.end_group();
-    end_exchange();
-  });
-  stale_ = false;
-}
-
-void ShardedParams::reduce_segment(const Segment& s) {
-  float* out = grad_shard_at(s);
-  if (options_.exchange == DType::kF32) {
-    comm_.reduce_scatter(grad_at(s), out, s.shard, DType::kF32);
-  } else {
-    auto* narrow = reinterpret_cast<BF16*>(half_grads_.data());
-    BF16* sums = narrow + comm_.rank() * s.shard;
-    const float* from = grad_at(s);
-    if (cuda()) {
-      narrow_to_bf16(comm_.stream(), from, narrow, s.elements);
-    } else {
-      for (int64_t i = 0; i < s.elements; ++i) narrow[i] = to_bf16(from[i]);
-    }
-    comm_.reduce_scatter(narrow, sums, s.shard, DType::kBF16);
-    if (cuda()) {
-      widen_to_f32(comm_.stream(), sums, out, s.shard);
-    } else {
-      for (int64_t i = 0; i < s.shard; ++i) out[i] = to_float(sums[i]);
-    }
-  }
-}
-
-void ShardedParams::exchange_group(int32_t group) {
-  if (cuda()) {
-    for (int l = 0; l < ctx_.lanes(); ++l) {
-      lane_.record(ctx_.lane(l));
-      lane_.wait_on(comm_.stream());
-    }
-  }
-  if (!cuda()) leave_lanes();  // there the exchange is done when its call returns
-  const auto segments = layout_.group(group);
-  double bytes = 0;
-  for (const Segment& s : segments)
-    bytes += static_cast<double>(s.elements) *
-             static_cast<double>(dtype_bytes(options_.exchange) + (sharded() ? 0 : sizeof(float)));
-  begin_exchange(TimelineKind::kReduce, str("bucket ", group), bytes);
-  const bool together = options_.exchange == DType::kF32;  // the bf16 buffer serves one segment
-  if (together) comm_.begin_group();
-  for (const Segment& s : segments) reduce_segment(s);
-  if (together) comm_.end_group();
-  if (!sharded()) {
-    comm_.begin_group();
-    for (const Segment& s : segments)
-      comm_.all_gather(grad_shard_at(s), grad_at(s), s.shard, DType::kF32);
-    comm_.end_group();
-  }
-  end_exchange();
-  if (!cuda() || !rotates()) return;
-  reduced_[static_cast<size_t>(group)].record_on(comm_.stream());
-  // The next bucket's gradients go where those of the one before this were.
-  if (group + 1 < layout_.groups()) leave_lanes();
-  if (group + 1 < layout_.groups())
-    for (int l = 0; l < ctx_.lanes(); ++l)
-      reduced_[static_cast<size_t>(group) + 1].wait(ctx_.lane(l));
-}
-
-void ShardedParams::warm_up() {
-  for (int32_t g = layout_.groups(); g-- > 0;) exchange_group(g);
-  end_backward(false);
-  stale_ = sharded();
-  gather();
-  ctx_.synchronize("warm-up of the exchanges");
-}
-
-void ShardedParams::end_backward(bool last) {
-  if (last && !options_.overlap && !rotates())
-    for (int32_t g = layout_.groups(); g-- > 0;) exchange_group(g);
-  if (!cuda()) return;
-  to_comm_.record(ctx_);  // so that a recording knows the stream, whatever was exchanged
-  to_comm_.wait_on(comm_.stream());
-  from_comm_.record_on(comm_.stream());
-  from_comm_.wait(ctx_);
 }
 
 void ShardedParams::add_loss(const TensorView& loss, Accum mode) {
@@ -443,22 +274,24 @@ void ShardedParams::update_cuda(double lr, int64_t update, bool stop) {
 }
 
 void ShardedParams::update_and_send(const AdamWBuffers& buffers, const AdamWStep& step) {
-  constexpr int64_t kPieces = 256;  // a launch should fill the device
+  constexpr int64_t kPieces = 512;  // a launch should fill the device
   const auto* pieces = static_cast<const AdamWPiece*>(device_update_pieces_.data);
   const double* norm = &static_cast<RankOutcome*>(outcome_.data)->norm;
-  for (int32_t begin = 0, g = 0; g < layout_.groups(); ++g) {
-    const bool early = g < early_groups_,
-               last = g + 1 == (early ? early_groups_ : layout_.groups());
-    const int64_t first = first_piece_[static_cast<size_t>(begin)];
-    const int64_t count = first_piece_[static_cast<size_t>(g) + 1] - first;
-    if (!last && (!early || count < kPieces)) continue;
-    adamw_update(ctx_, buffers, pieces + first, static_cast<size_t>(count), step, norm);
+  const auto parcels = layout_.parcels();
+  const auto count = static_cast<int32_t>(parcels.size());
+  for (int32_t begin = 0, p = 0; p < count; ++p) {
+    const bool early = p < early_parcels_, last = p + 1 == (early ? early_parcels_ : count);
+    const int64_t from =
+                      first_piece_[static_cast<size_t>(parcels[static_cast<size_t>(begin)].begin)],
+                  to = first_piece_[static_cast<size_t>(parcels[static_cast<size_t>(p)].end)];
+    if (!last && (!early || to - from < kPieces)) continue;
+    adamw_update(ctx_, buffers, pieces + from, static_cast<size_t>(to - from), step, norm);
     if (early) {
       to_comm_.record(ctx_);
       to_comm_.wait_on(comm_.stream());
-      gather_groups(begin, g + 1);
+      gather_parcels(begin, p + 1);
     }
-    begin = g + 1;
+    begin = p + 1;
   }
   sent_.record_on(comm_.stream());
   sending_ = true;

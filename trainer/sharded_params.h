@@ -119,12 +119,13 @@ class ShardedParams {
   bool cuda() const { return ctx_.device() == Device::kCuda; }
   bool sharded() const { return options_.zero != ZeroStage::kPlain; }
   bool half() const { return options_.activations == DType::kBF16; }
-  /// ZeRO-2 without accumulation: two buckets' gradients in turns, and the sums of this rank.
+  /// ZeRO-2 without accumulation: two parcels' gradients in turns, and the sums of this rank.
   bool rotates() const { return options_.zero == ZeroStage::kGradients && !options_.accumulates; }
   static bool rotates(const ShardOptions& o) {
     return o.zero == ZeroStage::kGradients && !o.accumulates;
   }
-  int64_t group_slot(int32_t group) const;
+  static float* floats(const Arena& arena) { return reinterpret_cast<float*>(arena.data()); }
+  int64_t offset_in_parcel(const Segment& s) const;
   float* grad_at(const Segment& s) const;        ///< of a whole segment
   float* grad_shard_at(const Segment& s) const;  ///< where the sums of this rank's part go
   float* staging_at(const Segment& s) const { return grad_at(s); }
@@ -140,10 +141,13 @@ class ShardedParams {
     if (timeline_ != nullptr) timeline_->enter(0, ctx_.stream(), TimelineKind::kOptimizer, name);
   }
   double gathered_bytes(int32_t group) const;
-  void exchange_group(int32_t group);
-  void reduce_segment(const Segment& s);
+  /// The gradients of a group are complete; those of its parcel travel when all of them are.
+  void complete_group(int32_t group);
+  void exchange_parcel(int32_t parcel);
+  void exchange_all();
+  void reduce(std::span<const Segment> segments);
   void gather_group(int32_t group);
-  void gather_groups(int32_t begin, int32_t end);
+  void gather_parcels(int32_t begin, int32_t end);
   void update_and_send(const AdamWBuffers& buffers, const AdamWStep& step);
   void make_views(const ParamRegistry& params);
   /// Everybody's memory of one part: flat, or this rank's shards.
@@ -172,16 +176,18 @@ class ShardedParams {
   std::vector<double> partial_;
   TensorView device_norm_pieces_, device_update_pieces_, records_, outcome_;
   int64_t norm_piece_count_ = 0, update_piece_count_ = 0;
-  /// CUDA, sharded: groups before this one, half of the elements, are gathered while update() still
-  /// works on the others; the rest at the beginning of the next step, beside its forward.
-  int32_t early_groups_ = 0;
+  /// CUDA, sharded: parcels before this one are gathered while update() still works on the others;
+  /// the rest at the beginning of the next step, beside its forward.
+  int32_t early_parcels_ = 0;
+  std::vector<int32_t> expected_,
+      missing_;                       ///< by parcel: groups that get gradients; still to come
   std::vector<int64_t> first_piece_;  ///< of update_pieces_, by group, and one more; sharded only
   HostBuffer read_, stop_flag_;
   RankRecord record_;  ///< CPU
   std::vector<RankRecord> cpu_records_;
   RankOutcome cpu_outcome_;
   std::array<std::array<PlanHooks, 2>, 2> hooks_;
-  std::vector<StreamEvent> gathered_, reduced_;  ///< by group
+  std::vector<StreamEvent> gathered_, reduced_;  ///< by parcel
   StreamEvent to_comm_, from_comm_, lane_, sent_;
   Timeline* timeline_ = nullptr;
   bool stale_ = false;    ///< CUDA: parameters were updated and not all gathered yet

@@ -260,7 +260,7 @@ TEST_F(Ranks, OneRankStopsAll) {
 
 TEST_F(Ranks, TimelinesShowEveryExchangeOnEveryRank) {
   ModelConfig c;
-  c.n_layer = 2, c.n_embd = 64, c.vocab_size = 96;
+  c.n_layer = 4, c.n_embd = 64, c.vocab_size = 96;
   for (const ZeroStage zero : {ZeroStage::kPlain, ZeroStage::kOptimizer, ZeroStage::kGradients}) {
     TrainStepOptions o;
     o.batch = 1, o.tokens = 32, o.device = kTestDevice, o.comm = comm_, o.zero = zero;
@@ -285,8 +285,8 @@ TEST_F(Ranks, TimelinesShowEveryExchangeOnEveryRank) {
     const auto ranks = gather_timelines(&comm_->group(), timeline.intervals());
     EXPECT_EQ(static_cast<int>(ranks.size()), comm_->size());
     for (const RankTimeline& t : ranks) {
-      // The embedding, two blocks and the head; sharded parameters are gathered once a step, on
-      // the CPU in one piece.
+      // The embedding, two blocks, and the others with the head in one parcel; sharded parameters
+      // are gathered once a step, on the CPU in one piece.
       for (int64_t s = 0; s < 3; ++s) {
         int reduced = 0, gathered = 0, norms = 0;
         double bytes = 0;
@@ -303,7 +303,12 @@ TEST_F(Ranks, TimelinesShowEveryExchangeOnEveryRank) {
         }
         EXPECT_EQ(reduced, 4);
         EXPECT_EQ(norms, 1);
-        EXPECT_EQ(gathered, zero == ZeroStage::kPlain ? 0 : kTestDevice == Device::kCuda ? 4 : 1);
+        if (zero == ZeroStage::kPlain)
+          EXPECT_EQ(gathered, 0);
+        else if (kTestDevice == Device::kCpu)
+          EXPECT_EQ(gathered, 1);
+        else
+          EXPECT_TRUE(1 <= gathered && gathered <= 4) << gathered;
         EXPECT_GT(bytes, 0);
         const TimelineTimes times = timeline_times(t, s);
         EXPECT_GT(times.exchange, 0);

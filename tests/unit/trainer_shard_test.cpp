@@ -22,6 +22,19 @@ ModelConfig config() {
   return c;
 }
 
+TEST(ShardLayout, SmallBucketsTravelTogetherButForTheLastToBeComplete) {
+  ModelConfig c;
+  c.n_layer = 12, c.n_embd = 768, c.vocab_size = 50304;
+  const auto model = make_model(c);
+  const ShardLayout layout(model->params(), 2);
+  std::vector<int32_t> begins;
+  for (const auto& p : layout.parcels()) begins.push_back(p.begin);
+  // The embedding, twelve blocks of 7 million elements, the head.
+  EXPECT_EQ(begins, (std::vector<int32_t>{0, 1, 2, 3, 4, 7, 10, 13}));
+  EXPECT_EQ(layout.segments_of(4, 7).size(), 6u);
+  EXPECT_EQ(layout.segments_of(4, 7)[0].group, 4);
+}
+
 TEST(ShardLayout, SegmentsCoverTheMemoryAndTensorsLieWithin) {
   const auto model = make_model(config());
   const ParamRegistry& params = model->params();
@@ -29,7 +42,7 @@ TEST(ShardLayout, SegmentsCoverTheMemoryAndTensorsLieWithin) {
     SCOPED_TRACE(ranks);
     const ShardLayout layout(params, ranks);
     EXPECT_EQ(static_cast<size_t>(layout.groups()), params.buckets().size());
-    int64_t end = 0, state = 0, vectors = 0, largest = 0;
+    int64_t end = 0, state = 0, vectors = 0;
     for (const auto& s : layout.segments()) {
       EXPECT_EQ(s.offset, end);
       EXPECT_EQ(s.state, state);
@@ -40,12 +53,26 @@ TEST(ShardLayout, SegmentsCoverTheMemoryAndTensorsLieWithin) {
         vectors += s.elements;
       }
       end += s.elements, state += s.shard;
-      largest = std::max(largest, s.elements);
     }
     EXPECT_EQ(layout.elements(), end);
     EXPECT_EQ(layout.shard_elements(), state);
     EXPECT_EQ(layout.vector_elements(), vectors);
-    EXPECT_EQ(layout.largest_segment(), largest);
+    int32_t next = 0;
+    int64_t largest = 0;
+    for (size_t p = 0; p < layout.parcels().size(); ++p) {
+      const auto& parcel = layout.parcels()[p];
+      EXPECT_EQ(parcel.begin, next);
+      int64_t elements = 0;
+      for (int32_t g = parcel.begin; g < parcel.end; ++g) {
+        EXPECT_EQ(layout.parcel_of(g), static_cast<int32_t>(p));
+        for (const auto& s : layout.group(g)) elements += s.elements;
+      }
+      EXPECT_EQ(parcel.elements, elements);
+      largest = std::max(largest, elements);
+      next = parcel.end;
+    }
+    EXPECT_EQ(next, layout.groups());
+    EXPECT_EQ(layout.largest_parcel(), largest);
     std::map<int64_t, int64_t> used;  // begin to end
     for (size_t i = 0; i < params.size(); ++i) {
       const auto id = static_cast<ParamId>(i);

@@ -45,6 +45,25 @@ class Replay {
   double now_ = 0, free_ = 0, busy_ = 0, waited_ = 0;
 };
 
+struct Parcel {
+  int begin, end;
+  double elements, ready;
+};
+
+std::vector<Parcel> parcels_of(const StepProfile& p) {
+  std::vector<Parcel> out;
+  const auto buckets = static_cast<int>(p.elements.size());
+  for (int b = 0; b < buckets; ++b) {
+    if (p.parcels.empty() || std::ranges::find(p.parcels, b) != p.parcels.end())
+      out.push_back({b, b, 0, 0});
+    Parcel& x = out.back();
+    x.end = b + 1;
+    x.elements += p.elements[static_cast<size_t>(b)];
+    x.ready = std::max(x.ready, p.ready[static_cast<size_t>(b)]);
+  }
+  return out;
+}
+
 }  // namespace
 
 LatencyBandwidth fit_collective(std::span<const MeasuredCollective> points) {
@@ -83,37 +102,37 @@ ScalePrediction predict_step(const StepProfile& p, const Cluster& c, const Scale
   RWKV_CHECK(p.need.size() == buckets && p.ready.size() == buckets && buckets > 0, ConfigError,
              "predicting a step: ", buckets, " buckets, ", p.need.size(), " needs, ",
              p.ready.size(), " completions");
-  const bool sharded = w.zero > 0;
-  const double all = std::accumulate(p.elements.begin(), p.elements.end(), 0.0);
+  const bool sharded = w.zero > 0 && w.ranks > 1;
+  const std::vector<Parcel> parcels = parcels_of(p);
   Replay r(w.slowdown);
-  const auto gather = [&](size_t b) {
-    return r.exchange(ring_seconds(c, w.ranks, p.elements[b] * w.parameter_bytes, true));
+  const auto gather = [&](const Parcel& x) {
+    return r.exchange(ring_seconds(c, w.ranks, x.elements * w.parameter_bytes, true));
   };
-  const auto reduce = [&](size_t b) {
-    double seconds = ring_seconds(c, w.ranks, p.elements[b] * w.gradient_bytes, false);
-    if (!sharded) seconds += ring_seconds(c, w.ranks, p.elements[b] * 4, true);
+  const auto reduce = [&](const Parcel& x) {
+    double seconds = ring_seconds(c, w.ranks, x.elements * w.gradient_bytes, false);
+    if (w.zero == 0) seconds += ring_seconds(c, w.ranks, x.elements * 4, true);
     return r.exchange(seconds);
   };
 
-  // A period begins with the optimizer, whose first half is sent while it works on the second.
+  // A period begins with the optimizer, which sends the first parcels as it goes on.
+  const double all = std::accumulate(p.elements.begin(), p.elements.end(), 0.0);
   const double update = p.optimizer / (sharded ? w.ranks : 1);
-  size_t early = 0;
-  if (sharded && w.ranks > 1) {
-    for (double sent = 0; sent < all / 2 && early < buckets; ++early) {
-      r.compute(update * p.elements[early] / all);
-      gather(early);
-      sent += p.elements[early];
-    }
-    for (size_t b = early; b < buckets; ++b) r.compute(update * p.elements[b] / all);
-  } else {
-    r.compute(update);
+  double sent = 0;
+  for (const Parcel& x : parcels) {
+    r.compute(update * x.elements / all);
+    if (!sharded || sent >= all / (w.ranks - 1)) continue;
+    gather(x);
+    sent += x.elements;
   }
   r.idle(p.other);
   r.wait(r.exchanges_end());
-
-  std::vector<double> present(buckets, r.now());
-  if (sharded && w.ranks > 1)
-    for (size_t b = early; b < buckets; ++b) present[b] = gather(b);
+  std::vector<double> present(buckets, 0.0);
+  double before = 0;
+  for (const Parcel& x : parcels) {
+    if (sharded && before >= sent)
+      std::fill_n(present.begin() + x.begin, x.end - x.begin, gather(x));
+    before += x.elements;
+  }
   double at = 0;
   for (size_t b = 0; b < buckets; ++b) {
     r.compute(std::max(0.0, p.need[b] - at));
@@ -122,23 +141,22 @@ ScalePrediction predict_step(const StepProfile& p, const Cluster& c, const Scale
   }
   r.compute(p.forward - at);
 
-  std::vector<size_t> order(buckets);
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::ranges::stable_sort(order, {}, [&](size_t b) { return p.ready[b]; });
+  std::vector<Parcel> order = parcels;
+  std::ranges::stable_sort(order, {}, &Parcel::ready);
   at = 0;
-  double before = 0;  // the end of the exchange before the latest
-  for (const size_t b : order) {
-    r.compute(p.ready[b] - at);
-    at = p.ready[b];
+  double free = 0;  // when the memory of the exchange before the latest is
+  for (const Parcel& x : order) {
+    r.compute(x.ready - at);
+    at = x.ready;
     if (w.ranks == 1 || !w.overlap) continue;
-    if (w.zero == 2) r.wait(before);  // two buckets' memory in turns
-    before = r.exchanges_end();
-    reduce(b);
+    if (w.zero == 2) r.wait(free);  // two parcels' memory in turns
+    free = r.exchanges_end();
+    reduce(x);
   }
   r.compute(std::max(0.0, p.backward - at));
   if (w.ranks > 1) {
     if (!w.overlap)
-      for (const size_t b : order) reduce(b);
+      for (const Parcel& x : order) reduce(x);
     r.wait(r.exchanges_end());
     r.exchange(ring_seconds(c, w.ranks, 24.0 * w.ranks, true));  // a record of each rank
     r.wait(r.exchanges_end());

@@ -44,6 +44,7 @@ struct StepProfile {
   std::vector<double> need;      ///< when the forward first reads a bucket, from its beginning
   std::vector<double> ready;     ///< when the backward completes its gradients
   std::vector<double> elements;  ///< of each bucket
+  std::vector<int> parcels;      ///< first bucket of each that travels as one; empty: each alone
   double alone() const { return forward + backward + optimizer + other; }
 };
 
@@ -62,9 +63,9 @@ struct ScalePrediction {
   double efficiency = 1;  ///< time alone / step
   double waiting = 0;     ///< that kernels wait for exchanges
 };
-/// Replays one step: buckets gathered in order (half of them while the optimizer works), kernels
-/// that wait for the parameters they read, gradients that leave as they are complete, the norm, the
-/// optimizer's share.
+/// Replays one step: parcels of buckets gathered in order, the first of them while the optimizer
+/// works (1 / (ranks - 1) of all, as ShardedParams does it); kernels that wait for the parameters
+/// they read; gradients that leave as their parcel is complete; the norm; the optimizer's share.
 ScalePrediction predict_step(const StepProfile& profile, const Cluster& cluster,
                              const ScaleCase& what);
 

@@ -16,28 +16,30 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-StepProfile profile_of(const Json& j, const std::vector<double>& elements) {
-  StepProfile p;
+StepProfile profile_of(const Json& j, const StepProfile& buckets) {
+  StepProfile p = buckets;
   p.forward = j.at("forward_ms").get<double>() * 1e-3;
   p.backward = j.at("backward_ms").get<double>() * 1e-3;
   p.optimizer = j.at("optimizer_ms").get<double>() * 1e-3;
   p.other = std::max(0.0, j.at("other_ms").get<double>() * 1e-3);
   for (const double x : j.at("need_ms")) p.need.push_back(x * 1e-3);
   for (const double x : j.at("ready_ms")) p.ready.push_back(x * 1e-3);
-  p.elements = elements;
   return p;
 }
 
-std::vector<double> bucket_elements(const ModelConfig& config) {
+/// Sizes of the buckets, and which travel together.
+StepProfile buckets_of(const ModelConfig& config) {
   const auto model = make_model(config);
   const ShardLayout layout(model->params(), 1);
-  std::vector<double> out(static_cast<size_t>(layout.groups()));
+  StepProfile out;
+  out.elements.resize(static_cast<size_t>(layout.groups()));
   for (const ShardLayout::Segment& s : layout.segments())
-    out[static_cast<size_t>(s.group)] += static_cast<double>(s.elements);
+    out.elements[static_cast<size_t>(s.group)] += static_cast<double>(s.elements);
+  for (const ShardLayout::Parcel& p : layout.parcels()) out.parcels.push_back(p.begin);
   return out;
 }
 
-ScaleRow row_of(const Json& j, const Json& head, const std::vector<double>& elements) {
+ScaleRow row_of(const Json& j, const Json& head, const StepProfile& buckets) {
   ScaleRow row;
   row.shape = j.at("shape").get<std::string>();
   long long tokens = 0, batch = 0;
@@ -53,7 +55,7 @@ ScaleRow row_of(const Json& j, const Json& head, const std::vector<double>& elem
   row.options.grad_checkpointing =
       row.options.recompute_blocks > 0 ? GradCheckpointing::kBlock : GradCheckpointing::kNone;
   row.alone = j.contains("profile");
-  row.profile = profile_of(row.alone ? j.at("profile") : j.at("rank_profile"), elements);
+  row.profile = profile_of(row.alone ? j.at("profile") : j.at("rank_profile"), buckets);
   // The medians of many steps without marks count; marks say how a step divides.
   if (row.alone) {
     const double scale = j.at("alone_ms").get<double>() * 1e-3 / row.profile.alone();
@@ -92,10 +94,10 @@ ScaleRecord read_scale_record(const std::string& path) {
       if (c.at("name") == "reduce-scatter") out.reduce_scatter.push_back(m);
       if (c.at("name") == "all-gather") out.all_gather.push_back(m);
     }
-    const std::vector<double> elements = bucket_elements(out.model);
+    const StepProfile buckets = buckets_of(out.model);
     for (const Json& r : j.at("rows"))
       if (r.contains("profile") || r.contains("rank_profile"))
-        out.rows.push_back(row_of(r, j, elements));
+        out.rows.push_back(row_of(r, j, buckets));
   } catch (const Json::exception& e) {
     throw ConfigError(
         str("reading ", path, ": ", e.what(), "; expected a record of rwkv-bench scale"));

@@ -75,14 +75,18 @@ StepRun run_steps(const StepWish& wish, std::string& algorithms) {
   const Rng rng(1, hash_name("bench tokens"));
   uint64_t counter =
       options.comm == nullptr ? 0 : static_cast<uint64_t>(options.comm->rank()) << 32;
-  const auto fill = [&](std::span<int32_t> ids) {
-    for (int32_t& id : ids)
-      id = static_cast<int32_t>(rng.below(counter++, static_cast<uint64_t>(wish.model.vocab_size)));
-  };
+  // Made before, and copied as from a loader.
+  std::vector<std::vector<int32_t>> batches(4);
+  for (auto& ids : batches)
+    for (int64_t i = 0; i < 2 * options.batch * options.tokens; ++i)
+      ids.push_back(
+          static_cast<int32_t>(rng.below(counter++, static_cast<uint64_t>(wish.model.vocab_size))));
+  size_t turn = 0;
   const auto one = [&] {
     const double start = now_seconds();
-    fill(step.tokens());
-    fill(step.targets());
+    const auto& ids = batches[turn++ % batches.size()];
+    std::copy_n(ids.begin(), step.tokens().size(), step.tokens().begin());
+    std::copy_n(ids.rbegin(), step.targets().size(), step.targets().begin());
     step.accumulate(0);
     const TrainStep::Result r = step.finish(1e-6);
     RWKV_CHECK(r.finite, NonFiniteError, "the step's loss is ", r.loss, ", its gradient norm ",
