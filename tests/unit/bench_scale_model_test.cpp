@@ -118,17 +118,22 @@ TEST(Prediction, SlowerLinksStagesAndSlowdownCost) {
   EXPECT_GT(slowed.step, smooth.step);
 }
 
-TEST(Prediction, TheSlowdownIsFound) {
+TEST(Prediction, StallsAreFoundAndNeverExceedTheExchange) {
   const StepProfile p = profile();
   const Cluster c = cluster(10e-6, 200e9);
   std::vector<MeasuredStep> steps;
   for (const int zero : {0, 1}) {
-    const ScaleCase what{.ranks = 2, .zero = zero};
+    const ScaleCase what{.ranks = 2, .zero = zero, .slowdown = 0.2};
     ScaleCase truth = what;
-    truth.slowdown = 0.123;
+    truth.stall = 0.03;
     steps.push_back({&p, what, predict_step(p, c, truth).step});
   }
-  EXPECT_NEAR(fit_slowdown(c, steps), 0.123, 1e-9);
+  EXPECT_NEAR(fit_stall(c, steps), 0.03, 1e-9);
+  // Three of the four exchanges have kernels beside them; with a stall without end each costs what
+  // it takes, and nothing is gained by overlap.
+  const auto stalled = predict_step(p, c, {.ranks = 2, .zero = 0, .stall = 1e9});
+  const auto after = predict_step(p, c, {.ranks = 2, .zero = 0, .overlap = false});
+  EXPECT_NEAR(stalled.step, after.step, 1e-9);
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ namespace {
 /// One queue of exchanges beside one stream of kernels.
 class Replay {
  public:
-  Replay(double slowdown) : speed_(1 - slowdown) {}
+  Replay(double slowdown, double stall) : speed_(1 - slowdown), stall_(stall) {}
 
   double now() const { return now_; }
   double exchanges_end() const { return free_; }
@@ -22,10 +22,15 @@ class Replay {
   double exchange(double seconds) {
     free_ = std::max(free_, now_) + seconds;
     busy_ += seconds;
+    // A kernel with one block for each multiprocessor waits for those that the exchange holds.
+    stalled_ += std::min(seconds, stall_);
     return free_;
   }
   /// Kernels that take so long by themselves.
   void compute(double seconds) {
+    if (seconds <= 0) return;
+    now_ += stalled_;
+    stalled_ = 0;
     const double beside = std::max(0.0, free_ - now_) * speed_;
     if (seconds <= beside) {
       now_ += seconds / speed_;
@@ -37,12 +42,13 @@ class Replay {
   void idle(double seconds) { now_ += seconds; }
   void wait(double until) {
     waited_ += std::max(0.0, until - now_);
+    if (until >= free_) stalled_ = 0;  // nothing ran beside
     now_ = std::max(now_, until);
   }
 
  private:
-  double speed_;
-  double now_ = 0, free_ = 0, busy_ = 0, waited_ = 0;
+  double speed_, stall_;
+  double stalled_ = 0, now_ = 0, free_ = 0, busy_ = 0, waited_ = 0;
 };
 
 struct Parcel {
@@ -104,7 +110,8 @@ ScalePrediction predict_step(const StepProfile& p, const Cluster& c, const Scale
              p.ready.size(), " completions");
   const bool sharded = w.zero > 0 && w.ranks > 1;
   const std::vector<Parcel> parcels = parcels_of(p);
-  Replay r(w.slowdown);
+  const auto blocks = static_cast<double>(std::max<size_t>(buckets, 3) - 2);
+  Replay r(w.slowdown, w.stall * p.backward / blocks);
   const auto gather = [&](const Parcel& x) {
     return r.exchange(ring_seconds(c, w.ranks, x.elements * w.parameter_bytes, true));
   };
@@ -169,21 +176,21 @@ ScalePrediction predict_step(const StepProfile& p, const Cluster& c, const Scale
   return out;
 }
 
-double fit_slowdown(const Cluster& cluster, std::span<const MeasuredStep> steps) {
-  const auto error = [&](double slowdown) {
+double fit_stall(const Cluster& cluster, std::span<const MeasuredStep> steps) {
+  const auto error = [&](double stall) {
     double sum = 0;
     for (const MeasuredStep& s : steps) {
       ScaleCase what = s.what;
-      what.slowdown = slowdown;
+      what.stall = stall;
       const double d = predict_step(*s.profile, cluster, what).step / s.seconds - 1;
       sum += d * d;
     }
     return sum;
   };
   double best = 0, least = error(0);
-  for (int i = 1; i <= 900; ++i) {
-    const double slowdown = i * 1e-3, e = error(slowdown);
-    if (e < least) best = slowdown, least = e;
+  for (int i = 1; i <= 400; ++i) {
+    const double stall = i * 5e-4, e = error(stall);
+    if (e < least) best = stall, least = e;
   }
   return best;
 }

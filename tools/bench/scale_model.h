@@ -55,6 +55,8 @@ struct ScaleCase {
   double parameter_bytes = 2;  ///< of an element when parameters are gathered
   bool overlap = true;         ///< exchanges beside the kernels
   double slowdown = 0;         ///< part of the kernels' speed that an exchange beside them takes
+  double stall = 0;  ///< what each costs them besides: this part of a block's backward, but not
+                     ///< more than the exchange takes
 };
 
 struct ScalePrediction {
@@ -69,13 +71,13 @@ struct ScalePrediction {
 ScalePrediction predict_step(const StepProfile& profile, const Cluster& cluster,
                              const ScaleCase& what);
 
-/// The slowdown with which predictions are closest to measured seconds per step, in least squares
-/// of relative differences, between 0 and 0.9.
+/// The stall with which predictions are closest to measured seconds per step, in least squares of
+/// relative differences, between 0 and 0.2.
 struct MeasuredStep {
   const StepProfile* profile;
   ScaleCase what;
   double seconds;
 };
-double fit_slowdown(const Cluster& cluster, std::span<const MeasuredStep> steps);
+double fit_stall(const Cluster& cluster, std::span<const MeasuredStep> steps);
 
 }  // namespace rwkv::bench

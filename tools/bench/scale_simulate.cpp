@@ -65,6 +65,9 @@ ScaleRow row_of(const Json& j, const Json& head, const StepProfile& buckets) {
     for (auto* list : {&row.profile.need, &row.profile.ready})
       for (double& x : *list) x *= scale;
   }
+  // The update was divided among the ranks of the record.
+  if (!row.alone && row.options.zero != ZeroStage::kPlain)
+    row.profile.optimizer *= head.at("ranks").get<double>();
   row.seconds = j.at("step_ms").get<double>() * 1e-3;
   row.efficiency = j.value("efficiency", 0.0);
   row.flops = j.value("flops", 0.0);
@@ -112,7 +115,8 @@ ScaleCase case_of(const ScaleRecord& record, const ScaleRow& row, const ScaleFit
           .gradient_bytes = static_cast<double>(dtype_bytes(row.options.exchange)),
           .parameter_bytes = 2,
           .overlap = record.overlap,
-          .slowdown = fit.slowdown};
+          .slowdown = fit.slowdown,
+          .stall = fit.stall};
 }
 
 ScaleFit fit_records(const std::vector<ScaleRecord>& records) {
@@ -131,7 +135,7 @@ ScaleFit fit_records(const std::vector<ScaleRecord>& records) {
         steps.push_back({&row.profile,
                          case_of(r, row, fit, r.ranks, static_cast<int>(row.options.zero)),
                          row.seconds});
-  if (!steps.empty()) fit.slowdown = fit_slowdown(fit.cluster, steps);
+  if (!steps.empty()) fit.stall = fit_stall(fit.cluster, steps);
   return fit;
 }
 
@@ -145,7 +149,10 @@ int run_simulation(const SimulateOptions& o) {
   };
   say("reduce-scatter", fit.cluster.reduce_scatter);
   say("all-gather", fit.cluster.all_gather);
-  std::printf("kernels beside an exchange are slowed down by %.1f %%\n\n", 100 * fit.slowdown);
+  std::printf(
+      "kernels beside an exchange: %.0f %% slower, and each costs %.2f %% of a block's "
+      "backward\n\n",
+      100 * fit.slowdown, 100 * fit.stall);
   Json checked = Json::array(), predicted = Json::array();
   std::printf("%-10s %-8s %4s %12s %12s %11s %11s\n", "model", "shape", "zero", "measured ms",
               "model ms", "efficiency", "model");
@@ -183,7 +190,7 @@ int run_simulation(const SimulateOptions& o) {
           ScaleFit here = fit;
           here.cluster.cards_per_node = cards;
           // What already had exchanges beside it is not slowed down twice.
-          if (!row.alone) here.slowdown = 0;
+          if (!row.alone) here.slowdown = here.stall = 0;
           std::printf("%-10s %-8s %4d", model_name(r.model).c_str(), row.shape.c_str(), zero);
           for (const int ranks : o.ranks) {
             const ScalePrediction p =
@@ -193,6 +200,7 @@ int run_simulation(const SimulateOptions& o) {
             planned.zero = static_cast<ZeroStage>(zero);
             const auto bytes =
                 static_cast<double>(total_bytes(TrainStep(r.model, planned).memory()));
+            const double tokens = static_cast<double>(row.options.batch * row.options.tokens);
             std::printf("  %5.1f%% (%4.0f)", 100 * p.efficiency, bytes / (1 << 30));
             predicted.push_back({{"model", model_name(r.model)},
                                  {"shape", row.shape},
@@ -203,6 +211,7 @@ int run_simulation(const SimulateOptions& o) {
                                  {"waiting_ms", p.waiting * 1e3},
                                  {"exchange_ms", p.exchange * 1e3},
                                  {"efficiency", p.efficiency},
+                                 {"tokens_per_s_per_rank", tokens / p.step},
                                  {"bytes_per_rank", bytes}});
           }
           std::printf("\n");
@@ -222,6 +231,7 @@ int run_simulation(const SimulateOptions& o) {
                   {"reduce_scatter", fit_json(fit.cluster.reduce_scatter)},
                   {"all_gather", fit_json(fit.cluster.all_gather)},
                   {"slowdown", fit.slowdown},
+                  {"stall", fit.stall},
                   {"hop_us", fit.cluster.hop * 1e6},
                   {"node_hop_us", fit.cluster.node_hop * 1e6},
                   {"card_bytes_per_second", fit.cluster.card},

@@ -30,10 +30,11 @@ struct ScaleRecord {
 /// Throws ConfigError, IoError.
 ScaleRecord read_scale_record(const std::string& path);
 
-/// The cluster and the slowdown that fit the records best; at least one has collectives.
+/// The cluster and the stall that fit the records best; at least one has collectives.
 struct ScaleFit {
   Cluster cluster;
-  double slowdown = 0;
+  double slowdown = 0.2;  ///< measured with exchanges that outlast kernels, see docs/scaling.md
+  double stall = 0;
 };
 ScaleFit fit_records(const std::vector<ScaleRecord>& records);
 ScaleCase case_of(const ScaleRecord& record, const ScaleRow& row, const ScaleFit& fit, int ranks,

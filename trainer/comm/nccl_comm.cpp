@@ -10,7 +10,6 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <thread>
@@ -177,9 +176,6 @@ class NcclCommunicator final : public Communicator {
     ncclUniqueId id{};
     // What NCCL finds in this variable was the address of our own meeting point.
     ::unsetenv("NCCL_COMM_ID");
-    // Kernels lose less to an exchange that is short than to one on few multiprocessors.
-    if (std::getenv("NCCL_MIN_CTAS") == nullptr && std::getenv("NCCL_MAX_CTAS") == nullptr)
-      ::setenv("NCCL_MIN_CTAS", "32", 1);
     agree(group_.get(), [&] {
       api_ = load_nccl();
       gpu = choose_gpu(rank(), local_rank);
