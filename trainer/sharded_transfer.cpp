@@ -13,10 +13,6 @@ TensorSpec flat_spec(int64_t n, DType type = DType::kF32) {
   return TensorSpec({n}, type);
 }
 
-float* floats(const Arena& arena) {
-  return reinterpret_cast<float*>(arena.data());
-}
-
 }  // namespace
 
 Arena& ShardedParams::arena_of(StatePart part) {

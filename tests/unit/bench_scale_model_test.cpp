@@ -136,5 +136,30 @@ TEST(Prediction, StallsAreFoundAndNeverExceedTheExchange) {
   EXPECT_NEAR(stalled.step, after.step, 1e-9);
 }
 
+/// Fitted to the records themselves. Clocks drifted by one to two percent while they were made.
+TEST(Prediction, FitsWhatTwoGpusMeasured) {
+  const std::string folder = RWKV_SOURCE_DIR "/tools/records/h200-scale-2";
+  const std::vector<ScaleRecord> records = {read_scale_record(folder + ".json"),
+                                            read_scale_record(folder + "-1b5.json")};
+  const ScaleFit fit = fit_records(records);
+  EXPECT_GT(fit.cluster.all_gather.bandwidth, 150e9);
+  EXPECT_LT(fit.cluster.all_gather.bandwidth, 450e9);
+  EXPECT_GT(fit.stall, 0);
+  int rows = 0;
+  double sum = 0;
+  for (const ScaleRecord& r : records)
+    for (const ScaleRow& row : r.rows) {
+      ASSERT_TRUE(row.alone);
+      const auto p =
+          predict_step(row.profile, fit.cluster,
+                       case_of(r, row, fit, r.ranks, static_cast<int>(row.options.zero)));
+      EXPECT_NEAR(p.efficiency, row.efficiency, 0.03) << row.shape;
+      sum += std::fabs(p.efficiency - row.efficiency);
+      ++rows;
+    }
+  EXPECT_EQ(rows, 5);
+  EXPECT_LE(sum / rows, 0.01);
+}
+
 }  // namespace
 }  // namespace rwkv::bench

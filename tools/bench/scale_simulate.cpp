@@ -176,7 +176,8 @@ int run_simulation(const SimulateOptions& o) {
     }
   for (const int cards : o.cards) {
     std::printf(
-        "\n%d ranks and %d network cards of %.0f Gb/s per node: efficiency (GiB per rank)\n",
+        "\n%d ranks and %d network cards of %.0f Gb/s per node: efficiency, or where no rank "
+        "was timed alone its tokens per second (GiB per rank)\n",
         fit.cluster.ranks_per_node, cards, fit.cluster.card * 8e-9);
     std::printf("%-10s %-8s %4s", "model", "shape", "zero");
     for (const int n : o.ranks) std::printf(" %14d", n);
@@ -201,7 +202,11 @@ int run_simulation(const SimulateOptions& o) {
             const auto bytes =
                 static_cast<double>(total_bytes(TrainStep(r.model, planned).memory()));
             const double tokens = static_cast<double>(row.options.batch * row.options.tokens);
-            std::printf("  %5.1f%% (%4.0f)", 100 * p.efficiency, bytes / (1 << 30));
+            const double gib = bytes / (1 << 30);
+            if (row.alone)
+              std::printf("  %5.1f%% (%4.0f)", 100 * p.efficiency, gib);
+            else
+              std::printf("  %6.0f (%4.0f)", tokens / p.step, gib);
             predicted.push_back({{"model", model_name(r.model)},
                                  {"shape", row.shape},
                                  {"zero", zero},

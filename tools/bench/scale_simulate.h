@@ -42,7 +42,7 @@ ScaleCase case_of(const ScaleRecord& record, const ScaleRow& row, const ScaleFit
 
 struct SimulateOptions {
   std::vector<std::string> records;
-  std::vector<int> ranks = {8, 16, 32, 64, 128, 256, 512, 1024};
+  std::vector<int> ranks = {4, 8, 16, 32, 64, 128, 256, 512, 1024};
   std::vector<int> cards = {8, 1};  ///< network cards per node of eight
   std::string json;
 };
