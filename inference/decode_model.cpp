@@ -46,9 +46,8 @@ DecodeModel::DecodeModel(Context& ctx, const decode::Shape& shape, const DecodeO
                                 options_.splits, options_.slice);
   const bool small = shape.width <= decode::kNarrow;
   if (options_.stream_value < 0) options_.stream_value = small ? 1 : 0;
-  if (options_.ahead_bytes < 0) options_.ahead_bytes = 0;
-  if (options_.flight < 0) options_.flight = small ? 0 : 3;
-  if (options_.nap < 0) options_.nap = shape.width <= 2048 ? 0 : 32;
+  if (options_.flight < 0) options_.flight = shape.width <= 2048 ? 2 : 3;
+  if (options_.nap < 0) options_.nap = 0;
   const bool batches = !options_.buckets.empty();
   // One more state for the rows that fill a bucket up.
   const int64_t slots = options_.slots + (batches ? 1 : 0), layers = shape.layers, d = shape.width;
@@ -211,7 +210,6 @@ decode::StepCall DecodeModel::call() const {
           .exchange = bytes(exchange_),
           .skip = options_.skip,
           .stream_value = options_.stream_value > 0,
-          .ahead_bytes = options_.ahead_bytes,
           .nap = options_.nap,
           .slots = options_.ring,
           .flight = options_.flight,

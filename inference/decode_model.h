@@ -41,7 +41,7 @@ struct DecodeOptions {
   int plans_tried = 8;  ///< ways to cut a product that are timed at a bucket's first use
   // How a batch of one is worked on; -1 or 0 chooses by size.
   int stream_value = -1;  ///< 1: StepCall::stream_value, and nothing is skipped
-  int splits = 0, slice = 0, nap = -1, ring = 0, flight = -1, ahead_bytes = -1;
+  int splits = 0, slice = 0, nap = -1, ring = 0, flight = -1;
 };
 
 /// Weights and states. One thread at a time; work is queued on the context, which must outlive it.

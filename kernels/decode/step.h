@@ -28,9 +28,6 @@ struct StepCall {
   /// The value matrix comes through the stream, all of its rows: where not bytes but waiting
   /// counts.
   bool stream_value = false;
-  /// Of a block's weights, brought to the L2 cache before there is room in shared memory: memory
-  /// would have nothing to do while blocks wait for each other.
-  int ahead_bytes = 0;
   int nap = 0;                ///< nanoseconds between two looks for what other blocks compute
   int slots = 0;              ///< of a block's ring; 0: as many as fit
   int flight = 0;             ///< of them, that are being filled at a time; 0: all

@@ -150,6 +150,13 @@ TEST_F(CudaDecode, Width2048And4096) {
   compare(quick_model(2, 4096, 2048, 3), 6, {DType::kF32, DType::kF16});
 }
 
+// Widths that fill neither the threads nor a row's warps, for every number of channels per thread.
+TEST_F(CudaDecode, UnevenWidths) {
+  compare(quick_model(2, 192, 300, 12), 4, {DType::kF16});
+  compare(quick_model(2, 1088, 300, 13), 4, {DType::kF16, DType::kF32});
+  compare(quick_model(2, 2112, 300, 14), 4, {DType::kF16, DType::kF32});
+}
+
 TEST_F(CudaDecode, SplitsAndSlices) {
   const TestModel m = quick_model(3, 768, 512, 4);
   const auto ids = random_ids(9, 8, 512);

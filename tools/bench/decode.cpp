@@ -143,8 +143,7 @@ int run_decode(const DecodeBenchOptions& o) {
                        .slice = o.slice,
                        .nap = o.nap,
                        .ring = o.ring,
-                       .flight = o.flight,
-                       .ahead_bytes = o.ahead_bytes});
+                       .flight = o.flight});
     // (sequences, by the kernel for one)
     std::vector<std::pair<int64_t, bool>> runs;
     for (const int64_t b : batches) {

@@ -20,8 +20,7 @@ struct DecodeBenchOptions : CommonOptions {
   bool no_skip = false;  ///< also rows of zero activations are read
   bool stages = false;   ///< where the time goes, by stage
   int tokens = 64;       ///< steps in a row per timed run
-  int splits = 0, slice = 0, nap = -1, ring = 0, flight = -1, stream_value = -1, ahead_bytes = -1,
-      plans = 8;
+  int splits = 0, slice = 0, nap = -1, ring = 0, flight = -1, stream_value = -1, plans = 8;
   bool exact = false;       ///< one sequence by the kernels of batches, too
   bool vendor = false;      ///< batches: cuBLASLt's products
   bool plan_times = false;  ///< prints what was tried

@@ -22,8 +22,6 @@ void add_decode_flags(CLI::App* app, DecodeBenchOptions& o) {
   app->add_option("--ring", o.ring, "pieces of weights ahead; 0: what fits");
   app->add_option("--flight", o.flight,
                   "of them, that are on their way at a time; 0: all; -1: by size");
-  app->add_option("--ahead-bytes", o.ahead_bytes,
-                  "of a block's weights brought to the L2 cache, beyond the ring; -1: by size");
   app->add_flag("--exact", o.exact,
                 "batch 1: also by the kernels of batches, which give the same bits for any batch");
   app->add_flag("--vendor", o.vendor, "batches: cuBLASLt's products instead of our own");

@@ -1,7 +1,8 @@
 #pragma once
 /// How blocks of one launch hand each other vectors without a barrier: every f32 travels in one
 /// 8-byte store together with a tag that no earlier value in that place has had. Readers look until
-/// the tag is there; value and tag cannot be seen apart, so nothing has to be ordered.
+/// the tag is there; value and tag cannot be seen apart (one scalar of 64 bits, not a vector of
+/// two), so nothing has to be ordered.
 
 #include <cuda_runtime.h>
 
@@ -21,9 +22,14 @@ inline constexpr int kMostLooks = 1 << 21;
 inline constexpr int kMostWaits = 1 << 19;
 
 __device__ __forceinline__ void put(Tagged* to, float x, uint32_t tag) {
-  asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(__float_as_uint(x)),
-               "r"(tag)
-               : "memory");
+  asm volatile(
+      "{\n"
+      ".reg .b64 both;\n"
+      "mov.b64 both, {%1, %2};\n"
+      "st.relaxed.gpu.global.b64 [%0], both;\n"
+      "}" ::"l"(to),
+      "r"(__float_as_uint(x)), "r"(tag)
+      : "memory");
 }
 /// A pair, `offset` bytes behind `from`: sums of addresses of many pairs would take registers.
 __device__ __forceinline__ uint4 look(const Tagged* from, uint32_t offset) {
@@ -31,9 +37,12 @@ __device__ __forceinline__ uint4 look(const Tagged* from, uint32_t offset) {
   asm volatile(
       "{\n"
       ".reg .u64 at;\n"
+      ".reg .b64 one, two;\n"
       "cvt.u64.u32 at, %5;\n"
       "add.u64 at, at, %4;\n"
-      "ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [at];\n"
+      "ld.relaxed.gpu.global.v2.b64 {one, two}, [at];\n"
+      "mov.b64 {%0, %1}, one;\n"
+      "mov.b64 {%2, %3}, two;\n"
       "}"
       : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
       : "l"(from), "r"(offset)
@@ -45,9 +54,11 @@ __device__ __forceinline__ uint2 look_one(const Tagged* from, uint32_t offset) {
   asm volatile(
       "{\n"
       ".reg .u64 at;\n"
+      ".reg .b64 one;\n"
       "cvt.u64.u32 at, %3;\n"
       "add.u64 at, at, %2;\n"
-      "ld.volatile.global.v2.u32 {%0, %1}, [at];\n"
+      "ld.relaxed.gpu.global.b64 one, [at];\n"
+      "mov.b64 {%0, %1}, one;\n"
       "}"
       : "=r"(x.x), "=r"(x.y)
       : "l"(from), "r"(offset)
@@ -55,20 +66,27 @@ __device__ __forceinline__ uint2 look_one(const Tagged* from, uint32_t offset) {
   return x;
 }
 
+/// The warp's first lane looks until a value is there: looking costs the L2 cache bandwidth that
+/// everybody's values need, so the other lanes begin when theirs are likely to have come. `nap`:
+/// nanoseconds to wait between looks.
+__device__ __forceinline__ void wait_for_one(const Tagged* from, uint32_t offset, uint32_t tag,
+                                             uint32_t nap) {
+  if (threadIdx.x % 32 == 0)
+    for (int looks = 0; look_one(from, offset).y != tag; ++looks) {
+      if (looks > kMostLooks) __trap();
+      if (nap > 0) __nanosleep(nap);
+    }
+  __syncwarp();
+}
+
 /// n pairs of values, those offset(i) bytes behind from(i). `wanted`: the pair is needed; the same
-/// in all threads. `nap`: nanoseconds to wait between looks. `first_one`: looks are at the first
-/// until that is there, as looking costs the L2 cache bandwidth that others need.
+/// in all threads, and so is the first one.
 template <int n, class From, class Offset>
 __device__ __forceinline__ void get_pairs(float2 (&x)[n], uint32_t tag, uint32_t nap,
-                                          const bool (&wanted)[n], bool first_one, const From& from,
+                                          const bool (&wanted)[n], const From& from,
                                           const Offset& offset) {
+  wait_for_one(from(0), offset(0), tag, nap);
   uint4 raw[n];
-  for (int looks = 0; first_one; ++looks) {
-    raw[0] = look(from(0), offset(0));
-    if (((raw[0].y ^ tag) | (raw[0].w ^ tag)) == 0) break;
-    if (looks > kMostLooks) __trap();
-    if (nap > 0) __nanosleep(nap);
-  }
   for (int looks = 0;; ++looks) {
     uint32_t other = 0;
 #pragma unroll

@@ -90,7 +90,6 @@ void step(Context& ctx, const Layout& l, DType weights, const StepCall& c) {
   a.chunk_rows = cuda::decode::kChunkRows / (kSlotPasses * a.groups) * kSlotPasses * a.groups;
   while (l.pack() << a.slice_shift < l.slice) ++a.slice_shift;
   const int slot_bytes = cuda::decode::slot_bytes(packs_of_row);
-  a.ahead = c.ahead_bytes / slot_bytes;
 
   const int rows = l.shape.ffn / l.splits;
   const int listed = (rows + 2 * kThreads - 1) / (2 * kThreads) * 2 * kThreads;
@@ -102,7 +101,9 @@ void step(Context& ctx, const Layout& l, DType weights, const StepCall& c) {
   a.kept_at = a.residual_at + 8 * kThreads * cuda::decode::pairs_of_width(l.shape.width);
   a.x_at = a.kept_at + up(2 * 8 * (l.shape.width / 2 / l.blocks + 1));
   a.sums_at =
-      a.x_at + up(std::max({4 * l.inputs * l.shape.width, 6 * listed, kHeadSize * kHeadSize * 2}));
+      a.x_at +
+      up(std::max({4 * l.inputs * l.shape.width, 6 * listed,
+                   4 * (cuda::decode::kStateFloats + cuda::decode::kHeadVectors * kHeadSize)}));
   a.ring_at = a.sums_at + up(4 * kWarps * std::max(cuda::decode::kChunkRows, l.slice));
   int most = 0;
   RWKV_CUDA(

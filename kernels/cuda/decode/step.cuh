@@ -24,7 +24,6 @@ struct Args {
   Tagged *in, *gated, *added, *hidden, *parts;
   int64_t* stamps;
   uint32_t nap;
-  int ahead;             ///< pieces brought to the L2 cache ahead of the ring
   int flight;            ///< pieces on their way at a time
   float scale, inverse;  ///< of f16 states
   bool skip, stream_value;
@@ -45,6 +44,11 @@ struct HeadMemory {
   alignas(16) int8_t exponents[kN];  ///< of the rows of an f16 state
   alignas(16) __half hr[kN], hw[kN], hk[kN], ha[kN], hb[kN];
 };
+
+/// Vectors of a layer that the block of a head needs its part of, kW0 to kLnXBias, and where they
+/// lie in what x_ points to: behind an f16 state.
+inline constexpr int kHeadVectors = rwkv::decode::kParams - rwkv::decode::kW0;
+inline constexpr int kStateFloats = kN * kN / 2;
 
 /// Sums of a block: one entry per warp.
 struct NormMemory {
@@ -76,7 +80,11 @@ struct Sequence {
   uint32_t launch, elapsed;
   ValuePart value;
   int first_section, inputs;  ///< of the block's rows of stage in
-  volatile int layer;         ///< that the block works on
+  int layer;                  ///< that the block works on
+
+  /// For the prefetching warp: atomic, as nothing orders the two.
+  __device__ __forceinline__ void put_layer(int now) { atomicExch_block(&layer, now); }
+  __device__ __forceinline__ int get_layer() { return atomicAdd_block(&layer, 0); }
 };
 static_assert(sizeof(Sequence) <= 64);
 
@@ -108,10 +116,15 @@ __device__ __forceinline__ float fetch1(const float* p) {
   asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(x) : "l"(p));
   return x;
 }
+/// A word that another block writes later in the launch, as are shift states: relaxed on both
+/// sides. That nobody reads too late follows from the exchange (step_kernel.cuh).
 __device__ __forceinline__ uint32_t fetch_word(const void* p) {
   uint32_t x;
-  asm volatile("ld.global.u32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
   return x;
+}
+__device__ __forceinline__ void store_word(void* p, uint32_t x) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
 }
 /// Two weights or two elements of a shift state, as they lie in memory.
 template <class T>
@@ -123,22 +136,29 @@ struct RawPair {
     Weights<T>::pair(x, y.x, y.y);
     return y;
   }
+  static __device__ __forceinline__ void put(T* p, float2 x) {
+    const T low = Weights<T>::from(x.x), high = Weights<T>::from(x.y);
+    store_word(p, *reinterpret_cast<const uint16_t*>(&low) |
+                      static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(&high)) << 16);
+  }
 };
 template <>
 struct RawPair<float> {
   using Type = float2;
   static __device__ __forceinline__ Type get(const void* p) {
     float2 x;
-    asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(p) : "memory");
+    asm volatile("ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(x.x), "=f"(x.y)
+                 : "l"(p)
+                 : "memory");
     return x;
   }
   static __device__ __forceinline__ float2 value(Type x) { return x; }
+  static __device__ __forceinline__ void put(float* p, float2 x) {
+    asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(x.x), "f"(x.y)
+                 : "memory");
+  }
 };
-template <class T>
-__device__ __forceinline__ void store_pair(T* p, float2 x) {
-  p[0] = Weights<T>::from(x.x);
-  p[1] = Weights<T>::from(x.y);
-}
 /// 8 bytes to shared memory, by the time of copies_done().
 __device__ __forceinline__ void copy_pair(float* to, const float* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(

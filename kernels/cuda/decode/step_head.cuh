@@ -44,6 +44,12 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::get_products(int ba
   HeadMemory& m = head_memory_;
   const int low_at = l_.section[3], lows = l_.in_rows() - low_at, all = lows + 3 * kN;
   constexpr int kAtOnce = 1024 / kThreads;
+  // Of a value: where it lies in the exchange.
+  const auto place_of = [&](int i) {
+    const int c = i - lows;
+    return 8u * static_cast<uint32_t>(c < 0 ? low_at + i : c / kN * d_ + base + c % kN);
+  };
+  wait_for_one(a_.in, place_of(min(t_, all - 1)), tag_, a_.nap);
 #pragma unroll 1
   for (int first = t_; first < all; first += kAtOnce * kThreads) {
     uint2 raw[kAtOnce];
@@ -51,11 +57,7 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::get_products(int ba
     for (int looks = 0;; ++looks) {
       bool there = true;
 #pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
-        const int i = index(n), c = i - lows;
-        raw[n] = look_one(
-            a_.in, 8u * static_cast<uint32_t>(c < 0 ? low_at + i : c / kN * d_ + base + c % kN));
-      }
+      for (int n = 0; n < kAtOnce; ++n) raw[n] = look_one(a_.in, place_of(index(n)));
 #pragma unroll
       for (int n = 0; n < kAtOnce; ++n) there = there && raw[n].y == tag_;
       if (there) break;
@@ -87,6 +89,43 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::get_products(int ba
   }
 }
 
+/// The row t of an f16 state in shared memory takes in the token: fp16::dot and fp16::advance pack
+/// by pack.
+template <class T, int kPairs, bool kHalfState>
+__device__ __forceinline__ void Step<T, kPairs, kHalfState>::advance_half(fp16::Pack* packs,
+                                                                          std::byte* state) {
+  HeadMemory& m = head_memory_;
+  const int exponent = m.exponents[t_];
+  const __half v = fp16::row_value(__float2half_rn(m.mix[t_] * a_.scale), power_of_two(-exponent));
+  __half2 sum = __float2half2_rn(0.0f), out = sum;
+#pragma unroll 4
+  for (int q = 0; q < fp16::kPacks; ++q) {
+    const fp16::Pack row = packs[swizzled(t_, q)], a = fp16::load_pack(m.ha + 8 * q);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum = __hfma2(a.pair[i], row.pair[i], sum);
+  }
+  const __half2 u = __half2half2(fp16::joined(sum)), value = __half2half2(v);
+  const bool due = exponent_due(sequence_.elapsed);
+#pragma unroll 2
+  for (int q = 0; q < fp16::kPacks; ++q) {
+    fp16::Pack row = packs[swizzled(t_, q)];
+    const fp16::Pack w = fp16::load_pack(m.hw + 8 * q), k = fp16::load_pack(m.hk + 8 * q),
+                     b = fp16::load_pack(m.hb + 8 * q), r = fp16::load_pack(m.hr + 8 * q);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const __half2 old = row.pair[i];
+      row.pair[i] = __hfma2(old, w.pair[i], __hfma2(k.pair[i], value, __hfma2(u, b.pair[i], old)));
+      out = __hfma2(r.pair[i], row.pair[i], out);
+    }
+    if (due)
+      packs[swizzled(t_, q)] = row;
+    else
+      fp16::store_pack(state + (t_ * kN + 8 * q) * 2, row);
+  }
+  m.y[t_] = __half2float(fp16::joined(out)) * (a_.inverse * power_of_two(exponent));
+  if (due) follow(packs, state);
+}
+
 template <class T, int kPairs, bool kHalfState>
 __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
   using namespace rwkv::decode;
@@ -108,17 +147,13 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
       s[i] = RawPair<float>::get(reinterpret_cast<const float*>(state) + (4 * warp() + i) * kN +
                                  2 * lane());
   }
-  const float w0 = fetch1(param(layer, kW0) + base + channel),
-              a0 = fetch1(param(layer, kA0) + base + channel),
-              v0 = fetch1(param(layer, kV0) + base + channel);
-  const float2 key_scale = fetch(param(layer, kKeyScale) + base + 2 * lane()),
-               key_rate = fetch(param(layer, kKeyRate) + base + 2 * lane()),
-               bonus = fetch(param(layer, kBonus) + base + 2 * lane());
-  const int mine = base + t_ % kN;
-  const float ln_weight = fetch1(param(layer, kLnXWeight) + mine),
-              ln_bias = fetch1(param(layer, kLnXBias) + mine);
+  float* const vectors = x_ + kStateFloats;  // the head's part of those from kW0 to kLnXBias
+  if (t_ < kHeadVectors * kN / 4)
+    copy_pack(vectors + 4 * t_, param(layer, kW0 + t_ / (kN / 4)) + base + 4 * (t_ % (kN / 4)));
+  const auto vector = [&](int p) { return vectors + (p - kW0) * kN; };
 
   get_products(base);
+  copies_done();
   sync();
   stamp(layer, 2);
 
@@ -159,14 +194,14 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
 #pragma unroll
     for (int o = 4; o > 0; o >>= 1) low[i] += __shfl_xor_sync(0xffffffffu, low[i], o);
   if (sub == 0) {
-    m.decay[channel] = w0 + low[0];
-    m.rate[channel] = sigmoid(a0 + low[1]);
+    m.decay[channel] = vector(kW0)[channel] + low[0];
+    m.rate[channel] = sigmoid(vector(kA0)[channel] + low[1]);
     m.gate[channel] = low[3];
     float v = m.rkv[2 * kN + channel];
     if (layer == 0)
       m.v_first[channel] = v;
     else
-      v += (m.v_first[channel] - v) * sigmoid(v0 + low[2]);
+      v += (m.v_first[channel] - v) * sigmoid(vector(kV0)[channel] + low[2]);
     m.mix[channel] = v;  // the value after the mix
   }
   sync();
@@ -176,7 +211,10 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
   const float2 r = *reinterpret_cast<const float2*>(m.rkv + c),
                k0 = *reinterpret_cast<const float2*>(m.rkv + kN + c),
                rate = *reinterpret_cast<const float2*>(m.rate + c),
-               decay = *reinterpret_cast<const float2*>(m.decay + c);
+               decay = *reinterpret_cast<const float2*>(m.decay + c),
+               key_scale = *reinterpret_cast<const float2*>(vector(kKeyScale) + c),
+               key_rate = *reinterpret_cast<const float2*>(vector(kKeyRate) + c),
+               bonus = *reinterpret_cast<const float2*>(vector(kBonus) + c);
   const float2 u = {k0.x * key_scale.x, k0.y * key_scale.y};
   const float inverse = 1.0f / fmaxf(sqrtf(warp_sum(u.x * u.x + u.y * u.y)), 1e-12f);
   const float2 a = {-u.x * inverse, -u.y * inverse};
@@ -184,6 +222,8 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
   const float2 k = {k0.x * (1.0f + (rate.x - 1.0f) * key_rate.x),
                     k0.y * (1.0f + (rate.y - 1.0f) * key_rate.y)};
   const float beta = warp_sum(r.x * k.x * bonus.x + r.y * k.y * bonus.y);
+  // Now: behind the last barrier others use x_ again.
+  const float ln_weight = vector(kLnXWeight)[t_ % kN], ln_bias = vector(kLnXBias)[t_ % kN];
   if constexpr (kHalfState) {
     if (warp() == 0) {
       const uint32_t phase =
@@ -197,33 +237,8 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
       pair(m.hb, b.x, b.y);
       pair(m.hw, fp16::decay_of<true>(decay.x, phase), fp16::decay_of<true>(decay.y, phase + 1u));
     }
-    copies_done();
     sync();
-    if (t_ < kN) {
-      fp16::Row half_row;
-#pragma unroll
-      for (int q = 0; q < fp16::kPacks; ++q)
-        *reinterpret_cast<fp16::Pack*>(&half_row.s[4 * q]) =
-            fp16::load_pack(packs + swizzled(t_, q));
-      const __half sum = fp16::dot(half_row, m.ha);
-      __half y;
-      const int exponent = m.exponents[t_];
-      const __half v =
-          fp16::row_value(__float2half_rn(m.mix[t_] * a_.scale), power_of_two(-exponent));
-      fp16::advance<true>(half_row, sum, v, m.hw, m.hk, m.hb, m.hr, m.ha, &y);
-      m.y[t_] = __half2float(y) * (a_.inverse * power_of_two(exponent));
-      if (exponent_due(sequence_.elapsed)) {
-#pragma unroll
-        for (int q = 0; q < fp16::kPacks; ++q)
-          packs[swizzled(t_, q)] = *reinterpret_cast<const fp16::Pack*>(&half_row.s[4 * q]);
-        follow(packs, state);
-      } else {
-#pragma unroll
-        for (int q = 0; q < fp16::kPacks; ++q)
-          fp16::store_pack(state + (t_ * kN + 8 * q) * 2,
-                           *reinterpret_cast<const fp16::Pack*>(&half_row.s[4 * q]));
-      }
-    }
+    if (t_ < kN) advance_half(packs, state);
   } else {
     constexpr float kScale = 0.6065306597126334f;
     const float2 w = {expf(-kScale * sigmoid(decay.x)), expf(-kScale * sigmoid(decay.y))};
@@ -252,7 +267,8 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::lora(int layer) {
     const float variance =
         warp_sum((p - mean) * (p - mean) + (q - mean) * (q - mean)) * (1.0f / kN);
     const float normal = ((warp() == 0 ? p : q) - mean) * rsqrtf(variance + 64e-5f);
-    put(a_.gated + mine, (normal * ln_weight + ln_bias + beta * m.mix[t_]) * m.gate[t_], tag_);
+    const float y = normal * ln_weight + ln_bias + beta * m.mix[t_];
+    put(a_.gated + base + t_, y * m.gate[t_], tag_);
   }
   stamp(layer, 3);
 }

@@ -11,7 +11,8 @@
 
 namespace rwkv::cuda::decode {
 
-using rwkv::decode::Param;
+using rwkv::decode::kLn1Weight;
+using rwkv::decode::kLn2Weight;
 
 /// The head that this block works on, or -1.
 __device__ __forceinline__ int head_of_block(const Layout& l) {
@@ -45,7 +46,7 @@ __device__ __forceinline__ void make_ranges(const Layout& l, Ranges& to, int t) 
 /// One warp: brings to the L2 cache what a layer reads besides the stream, a layer ahead.
 template <class T, bool kHalfState>
 __device__ __forceinline__ void prefetch_layers(const Args& a, const Ranges& ranges,
-                                                const Sequence& sequence, int head, int lane) {
+                                                Sequence& sequence, int head, int lane) {
   const Layout& l = a.l;
   const int slot = *a.slot, layers = l.shape.layers, d = l.shape.width;
   const size_t params = static_cast<size_t>(rwkv::decode::kParams) * d * sizeof(float),
@@ -53,10 +54,12 @@ __device__ __forceinline__ void prefetch_layers(const Args& a, const Ranges& ran
   constexpr int kStateBytes = kN * kN * (kHalfState ? 2 : 4);
   const ValuePart value(l);
   for (int next = 0; next < layers; ++next) {
-    for (int looks = 0; sequence.layer < next - 1; ++looks) {
-      if (looks > kMostLooks) __trap();
-      __nanosleep(200);
-    }
+    if (lane == 0)
+      for (int looks = 0; sequence.get_layer() < next - 1; ++looks) {
+        if (looks > kMostLooks) __trap();
+        __nanosleep(200);
+      }
+    __syncwarp();
     prefetch_lines(reinterpret_cast<const std::byte*>(a.params) + next * params,
                    ranges.begin[Ranges::kParamLines], ranges.end[Ranges::kParamLines], lane);
     prefetch_lines(a.shift + (static_cast<size_t>(slot) * layers + next) * shift,
@@ -123,18 +126,18 @@ class Step {
     tag_ = sequence_.launch * static_cast<uint32_t>(layers);
     for (int layer = 0; layer < layers; ++layer) {
       ++tag_;
-      if (t_ == 0) sequence_.layer = layer;
+      if (t_ == 0) sequence_.put_layer(layer);
       in(layer);
       if (head_ >= 0) lora(layer);
       out(layer);
       key(layer);
       value(layer);
     }
-    if (t_ == 0) sequence_.layer = layers;
+    if (t_ == 0) sequence_.put_layer(layers);
     head(layers);
     if (block_ == 0 && t_ == 0) {
-      *a_.epoch = sequence_.launch + 1u;
-      a_.elapsed[*a_.slot] = static_cast<int32_t>(sequence_.elapsed + 1u);
+      store_word(a_.epoch, sequence_.launch + 1u);
+      store_word(a_.elapsed + *a_.slot, sequence_.elapsed + 1u);
     }
   }
 
@@ -235,7 +238,7 @@ class Step {
 #pragma unroll
       for (int i = 0; i < kAtOnce * kPairs; ++i) wanted[i] = s + i % kAtOnce < l_.splits;
       get_pairs(
-          x, tag, a_.nap, wanted, kPairs > 1,
+          x, tag, a_.nap, wanted,
           [&](int i) { return a_.parts + static_cast<int64_t>(s + i % kAtOnce) * d_; },
           [&](int i) { return 2u * at(i / kAtOnce); });
 #pragma unroll
@@ -252,8 +255,7 @@ class Step {
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) all[i] = true;
     get_pairs(
-        x, tag_, a_.nap, all, kPairs > 2, [&](int) { return vector; },
-        [&](int i) { return 2u * at(i); });
+        x, tag_, a_.nap, all, [&](int) { return vector; }, [&](int i) { return 2u * at(i); });
   }
 
   __device__ __forceinline__ T* shift_of(int layer, int which) const {
@@ -263,7 +265,7 @@ class Step {
   __device__ __forceinline__ void put_shift(int layer, int which) {
     const int first = ranges_.begin[Ranges::kOwnPairs], n = ranges_.end[Ranges::kOwnPairs] - first;
     for (int i = t_; i < n; i += kThreads)
-      store_pair(shift_of(layer, which) + 2 * (first + i), kept_[which * n + i]);
+      RawPair<T>::put(shift_of(layer, which) + 2 * (first + i), kept_[which * n + i]);
   }
 
   /// The normalised stream; the part that is this block's to store is kept aside.
@@ -284,6 +286,13 @@ class Step {
   __device__ __forceinline__ void fetch_all(const float* from, float2 (&x)[kPairs]) {
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) x[i] = fetch(from, at(i));
+  }
+  /// Weight and bias of a layer norm: before waiting for what is normalised, if registers suffice.
+  static constexpr bool kEarly = kPairs <= 2;
+  __device__ __forceinline__ void get_norm(int layer, int first, float2 (&weight)[kPairs],
+                                           float2 (&bias)[kPairs]) {
+    fetch_all(param(layer, first), weight);
+    fetch_all(param(layer, first + 1), bias);
   }
   __device__ __forceinline__ float2& input_pair(float* x, int i) const {
     return *reinterpret_cast<float2*>(const_cast<float*>(at_bytes(x, at(i))));
@@ -312,103 +321,19 @@ class Step {
       }
   }
 
-  /// This thread's columns of an input.
-  __device__ __forceinline__ void get_columns(const float* x, float (&mine)[kRowPacks][kPack]) {
-#pragma unroll
-    for (int k = 0; k < kRowPacks; ++k)
-#pragma unroll
-      for (int i = 0; i < kPack; i += 4) {
-        float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (has_pack(k)) v = *reinterpret_cast<const float4*>(x + pack_of(k) * kPack + i);
-        mine[k][i] = v.x;
-        mine[k][i + 1] = v.y;
-        mine[k][i + 2] = v.z;
-        mine[k][i + 3] = v.w;
-      }
-  }
+  // Products of rows of the stream (step_products.cuh).
+  static constexpr int kPieces = 2, kBatch = kPieces * kSlotPasses;
+  using Raw = uint4[kBatch][kRowPacks];
+  __device__ __forceinline__ void get_columns(const float* x, float (&mine)[kRowPacks][kPack]);
   __device__ __forceinline__ int pack_of(int k) const {
     return (k * a_.row_warps + part_) * 32 + lane();
   }
   __device__ __forceinline__ bool has_pack(int k) const {
     return group_ < a_.groups && pack_of(k) * kPack < d_;
   }
-
-  /// Rows [begin, end) of the stream times x_; done(row, sum) by one thread each. kInputs: of stage
-  /// in, whose sections have inputs of their own. Sums have the same order for every row. Begins
-  /// with what is in x_ behind a barrier; ends behind one.
+  __device__ __forceinline__ void get_rows(int left, Raw& raw);
   template <bool kInputs, class Done>
-  __device__ __forceinline__ void products(int begin, int end, const Done& done) {
-    constexpr int kPieces = 2, kBatch = kPieces * kSlotPasses;
-    float x[kRowPacks][kPack];
-    get_columns(x_, x);
-    const int row_bytes = d_ * static_cast<int>(sizeof(T)), groups = a_.groups;
-    // Where a thread has nothing it reads what others do, and its columns of x are zero.
-    const int from = group_ < groups ? group_ * row_bytes : 0, next = groups * row_bytes;
-    const int section = kInputs ? sequence_.first_section : 0;
-    int input = 0, change = kInputs ? l_.section[section + 1] : end;
-    const int most = a_.chunk_rows;
-#pragma unroll 1
-    for (int chunk = begin; chunk < end; chunk += most) {
-      const int rows = min(end - chunk, most);
-#pragma unroll 1
-      for (int first = 0; first < rows; first += kBatch * groups) {
-        uint4 raw[kBatch][kRowPacks];
-#pragma unroll
-        for (int p = 0; p < kPieces; ++p) {
-          if (p > 0 && first + p * kSlotPasses * groups >= rows) break;
-          const std::byte* const piece = stream_.wait() + from;
-#pragma unroll
-          for (int i = 0; i < kSlotPasses; ++i)
-#pragma unroll
-            for (int k = 0; k < kRowPacks; ++k)
-              raw[p * kSlotPasses + i][k] = *reinterpret_cast<const uint4*>(
-                  piece + i * next + 16 * (has_pack(k) ? pack_of(k) : 0));
-          stream_.release();
-        }
-        float sum[kBatch];
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          if constexpr (kInputs) {
-            const int row = chunk + first + i * groups + group_;
-            if (row >= change && row < end) {
-              while (row >= change) change = l_.section[section + ++input + 1];
-              get_columns(x_ + input * d_, x);
-            }
-          }
-          float odd = 0.0f;
-          sum[i] = 0.0f;
-#pragma unroll
-          for (int k = 0; k < kRowPacks; ++k) {
-            float w[kPack];
-            Weights<T>::get(raw[i][k], w);
-#pragma unroll
-            for (int e = 0; e < kPack; e += 2) {
-              sum[i] = fmaf(w[e], x[k][e], sum[i]);
-              odd = fmaf(w[e + 1], x[k][e + 1], odd);
-            }
-          }
-          sum[i] += odd;
-        }
-        const float all = warp_sums(sum, lane());
-        const int row = first + lane() / (32 / kBatch) * groups + group_;
-        if (lane() % (32 / kBatch) == 0 && group_ < groups && row < rows)
-          sums_[part_ * kChunkRows + row] = all;
-      }
-      sync();
-      static_assert(kChunkRows <= kThreads);
-      if (t_ < rows) {
-        // Four sums side by side, in a fixed order.
-        float part[4] = {};
-#pragma unroll
-        for (int i = 0; i < kWarps; i += 4)
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            if (i + e < a_.row_warps) part[e] += sums_[(i + e) * kChunkRows + t_];
-        done(chunk + t_, (part[0] + part[1]) + (part[2] + part[3]));
-      }
-      if (chunk + most < end) sync();
-    }
-  }
+  __device__ __forceinline__ void products(int begin, int end, const Done& done);
 
   /// Layer norm, token shift, rows of r, k, v and of the first low-rank matrices.
   __device__ __forceinline__ void in(int layer) {
@@ -419,7 +344,8 @@ class Step {
     for (int n = 0; n < inputs; ++n) copy_mix(x_ + n * d_, param(layer, mix_of(first + n)));
     Before before[kPairs];
     get_before(layer, 0, before);
-    float2 r[kPairs];
+    float2 weight[kPairs], bias[kPairs], r[kPairs];
+    if (kEarly) get_norm(layer, kLn1Weight, weight, bias);
     if (layer > 0) {
       take_parts(tag_ - 1u, r);
       put_shift(layer - 1, 1);
@@ -427,9 +353,8 @@ class Step {
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) r[i] = residual(i);
     }
-    float2 weight[kPairs], bias[kPairs], h[kPairs];
-    fetch_all(param(layer, rwkv::decode::kLn1Weight), weight);
-    fetch_all(param(layer, rwkv::decode::kLn1Bias), bias);
+    if (!kEarly) get_norm(layer, kLn1Weight, weight, bias);
+    float2 h[kPairs];
     stamp(layer, 0);
     normalise(r, weight, bias, h, 0);
     copies_done();
@@ -456,6 +381,7 @@ class Step {
   __device__ __forceinline__ int8_t* exponents_of(const std::byte* state) const {
     return a_.exponents + (state - a_.wkv) / (2 * kN);
   }
+  __device__ __forceinline__ void advance_half(fp16::Pack* packs, std::byte* state);
   __device__ __forceinline__ void follow(const fp16::Pack* packs, std::byte* state);
   /// The block's head (step_head.cuh): everything between the two products with D x D matrices.
   __device__ __forceinline__ void lora(int layer);
@@ -479,7 +405,8 @@ class Step {
     copy_mix(x_, param(layer, rwkv::decode::kMixFfn));
     Before before[kPairs];
     get_before(layer, 1, before);
-    float2 r[kPairs];
+    float2 weight[kPairs], bias[kPairs], r[kPairs];
+    if (kEarly) get_norm(layer, kLn2Weight, weight, bias);
     take(a_.added, r);
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
@@ -488,9 +415,8 @@ class Step {
       residual(i) = r[i];
     }
     put_shift(layer, 0);
-    float2 weight[kPairs], bias[kPairs], h[kPairs];
-    fetch_all(param(layer, rwkv::decode::kLn2Weight), weight);
-    fetch_all(param(layer, rwkv::decode::kLn2Bias), bias);
+    if (!kEarly) get_norm(layer, kLn2Weight, weight, bias);
+    float2 h[kPairs];
     stamp(layer, 6);
     normalise(r, weight, bias, h, 1);
     copies_done();
@@ -518,8 +444,7 @@ class Step {
     take_parts(tag_, r);
     put_shift(layers - 1, 1);
     float2 weight[kPairs], bias[kPairs], h[kPairs];
-    fetch_all(param(layers, 0), weight);
-    fetch_all(param(layers, 1), bias);
+    get_norm(layers, 0, weight, bias);
     stamp(layers, 0);
     normalise(r, weight, bias, h, -1);
 #pragma unroll

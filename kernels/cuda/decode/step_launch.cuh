@@ -3,12 +3,17 @@
 
 #include "kernels/core/cuda/cuda_check.h"
 #include "kernels/cuda/decode/step_head.cuh"
+#include "kernels/cuda/decode/step_products.cuh"
 #include "kernels/cuda/decode/step_value.cuh"
 
 namespace rwkv::cuda::decode {
 
-/// Besides the threads that compute: a warp for the stream and one for what else is read.
-inline constexpr int kHelpers = 64;
+/// Besides the threads that compute, a warpgroup: a warp for the stream, one for what else is read,
+/// and two that only make it whole, since a warpgroup gives registers away together.
+inline constexpr int kHelpers = 128;
+/// Of a thread that helps and of one that computes. The launch comes with 96 for every thread.
+inline constexpr int kHelperRegisters = 32, kRegisters = 112;
+static_assert(kHelpers * kHelperRegisters + kThreads * kRegisters <= (kHelpers + kThreads) * 96);
 
 template <class T, int kPairs, bool kHalfState>
 __global__ void __launch_bounds__(kThreads + kHelpers, 1)
@@ -28,15 +33,19 @@ __global__ void __launch_bounds__(kThreads + kHelpers, 1)
   __syncthreads();
   const int head = head_of_block(args.l);
   if (t < kThreads) {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
     Step<T, kPairs, kHalfState>(args, shared, slots, ranges, head, t).run();
-  } else if (t == kThreads) {
+    return;
+  }
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kHelperRegisters));
+  if (t == kThreads) {
     const ValuePart value(args.l);
     produce<packs_of_row(kPairs, kPackOf<T>)>(
         slots,
         Cursor(args.l, ranges, args.weights, head, args.pass_bytes, value.at(args.l),
                args.stream_value && value.is_mine ? value.bytes(args.l) : 0),
-        args.ahead, args.flight);
-  } else if (t >= kThreads + 32) {
+        args.flight);
+  } else if (t >= kThreads + 32 && t < kThreads + 64) {
     prefetch_layers<T, kHalfState>(args, ranges, sequence, head, t % 32);
   }
 }

@@ -63,7 +63,7 @@ __device__ __forceinline__ void Step<T, kPairs, kHalfState>::take_hidden(
 #pragma unroll
   for (int i = 0; i < kHiddenPairs; ++i) wanted[i] = begin + kThreads * i < rows / 2;
   get_pairs(
-      x, tag_, a_.nap, wanted, wanted[2], [&](int) { return a_.hidden + first; },
+      x, tag_, a_.nap, wanted, [&](int) { return a_.hidden + first; },
       [&](int i) {
         return 16u * static_cast<uint32_t>(min(begin + kThreads * i + t_, rows / 2 - 1));
       });

@@ -3,10 +3,9 @@
 /// through a ring of slots in shared memory that the copy engine fills. What is asked for depends
 /// on nothing that is computed, so the ring is full again while the block waits for others.
 ///
-/// One thread (`produce`) asks: for a piece as soon as all warps are done with the slot, and, a
-/// distance ahead of that, for pieces to come to the L2 cache. All warps of the block go through
-/// all pieces (`Stream`): a piece of rows is as many whole rows as the block's threads have 16
-/// bytes of, so that a thread meets the same columns in every row.
+/// One thread (`produce`) asks, for a piece as soon as all warps are done with the slot. All warps
+/// of the block go through all pieces (`Stream`): a piece of rows is as many whole rows as the
+/// block's threads have 16 bytes of, so that a thread meets the same columns in every row.
 
 #include <cuda_runtime.h>
 
@@ -74,20 +73,6 @@ __device__ __forceinline__ void wait_phase(uint32_t barrier, uint32_t parity) {
     if (there != 0) return;
     if (looks > kMostWaits) __trap();
   }
-}
-
-__device__ __forceinline__ bool is_over(uint32_t barrier, uint32_t parity) {
-  uint32_t over;
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, p;\n"
-      "}"
-      : "=r"(over)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return over != 0;
 }
 
 /// Goes through the pieces of a block.
@@ -169,17 +154,17 @@ constexpr int slot_bytes(int row_packs) {
   return kSlotPasses * kPassBytes * row_packs;
 }
 
-/// One thread: has all pieces of `next` brought to the slots; while no slot is free for long, up to
-/// `ahead` pieces more to the L2 cache. (All pieces would be slower than none: the L2 cache has
-/// little bandwidth to spare.) No more than `flight` pieces are on their way at a time: what other
-/// blocks compute would have to wait behind them.
+/// One thread: has all pieces of `next` brought to the slots. No more than `flight` of them are on
+/// their way at a time: what other blocks compute would have to wait behind them.
 template <int kRowPacks>
-__device__ __forceinline__ void produce(const Slots& s, Cursor next, int ahead, int flight) {
+__device__ __forceinline__ void produce(const Slots& s, Cursor next, int flight) {
   uint64_t once;  // what has been copied to a slot is not read again
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
   int slot = 0, landing = 0, flying = 0;  // next to fill; the oldest on its way; how many are
-  uint32_t parity = 0, landing_parity = 0;
-  const auto ask = [&] {
+  // An empty slot at first: the phase before the first counts as over.
+  uint32_t parity = 1, landing_parity = 0;
+  for (; !next.done(); next.next()) {
+    wait_phase(s.empty(slot), parity);
     if (flying == flight) {
       wait_phase(s.full(landing), landing_parity);
       if (++landing == s.count) {
@@ -197,37 +182,10 @@ __device__ __forceinline__ void produce(const Slots& s, Cursor next, int ahead, 
         "[%1], %2, [%3], %4;" ::"r"(s.ring + static_cast<uint32_t>(slot * slot_bytes(kRowPacks))),
         "l"(next.at()), "r"(next.bytes()), "r"(s.full(slot)), "l"(once)
         : "memory");
-    next.next();
     if (++slot == s.count) {
       slot = 0;
       parity ^= 1u;
     }
-  };
-  for (int i = 0; i < s.count && !next.done(); ++i) ask();
-  parity = 0;
-  Cursor later = next;
-  int lead = 0;  // pieces that `later` is ahead of `next`
-  while (!next.done()) {
-    // A stream that flows frees a slot within this many looks.
-    constexpr int kFlowing = 32, kPause = 12;
-    bool there = is_over(s.empty(slot), parity);
-    for (int looks = 0, patience = kFlowing; !there && lead < ahead && !later.done(); ++looks) {
-      there = is_over(s.empty(slot), parity);
-      if (looks < patience) continue;
-      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(later.at()),
-                   "r"(later.bytes())
-                   : "memory");
-      later.next();
-      ++lead;
-      looks = 0;
-      patience = kPause;
-    }
-    if (!there) wait_phase(s.empty(slot), parity);
-    ask();
-    if (lead > 0)
-      --lead;
-    else if (ahead > 0)
-      later.next();
   }
 }
 
