@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "kernels/core/backend.h"
 #include "kernels/core/error.h"
 #include "model/rwkv.h"
 #include "tools/bench/report.h"
@@ -45,8 +46,9 @@ ScaleRow row_of(const Json& j, const Json& head, const StepProfile& buckets) {
   long long tokens = 0, batch = 0;
   RWKV_CHECK(std::sscanf(row.shape.c_str(), "%lldx%lld", &tokens, &batch) == 2, ConfigError,
              "a row's shape: found '", row.shape, "', expected TOKENSxBATCH");
-  row.options.device = Device::kCuda;
-  row.options.dtype = DType::kBF16;
+  // For the memory only; builds without CUDA have no kernels to plan a GPU's with.
+  row.options.device = backend::has_cuda() ? Device::kCuda : Device::kCpu;
+  row.options.dtype = backend::has_cuda() ? DType::kBF16 : DType::kF32;
   row.options.tokens = tokens;
   row.options.batch = batch;
   row.options.zero = static_cast<ZeroStage>(j.at("zero").get<int>());
@@ -177,8 +179,9 @@ int run_simulation(const SimulateOptions& o) {
   for (const int cards : o.cards) {
     std::printf(
         "\n%d ranks and %d network cards of %.0f Gb/s per node: efficiency, or where no rank "
-        "was timed alone its tokens per second (GiB per rank)\n",
-        fit.cluster.ranks_per_node, cards, fit.cluster.card * 8e-9);
+        "was timed alone its tokens per second (GiB per rank%s)\n",
+        fit.cluster.ranks_per_node, cards, fit.cluster.card * 8e-9,
+        backend::has_cuda() ? "" : " on the CPU in f32");
     std::printf("%-10s %-8s %4s", "model", "shape", "zero");
     for (const int n : o.ranks) std::printf(" %14d", n);
     std::printf("\n");
