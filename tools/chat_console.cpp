@@ -231,7 +231,9 @@ class Console {
     } else if (name == "top_k") {
       s.top_k = whole(name, value);
     } else if (name == "seed") {
-      s.seed = static_cast<uint64_t>(whole(name, value));
+      const int64_t seed = whole(name, value);
+      RWKV_CHECK(seed >= 0, ConfigError, "/set seed ", seed, ", expected at least 0");
+      s.seed = static_cast<uint64_t>(seed);
     } else if (name == "max_tokens") {
       o.max_tokens = whole(name, value);
     } else if (name == "thinking") {

@@ -225,6 +225,7 @@ TEST_F(Chat, MistakesAreExplained) {
   fails("alphabet.h5", "", "/set top_p x\n", 2, "expected a number");
   fails("alphabet.h5", "", "/set top_p 3\n", 2, "top_p");
   fails("alphabet.h5", "", "/set thinking maybe\n", 2, "maybe");
+  fails("alphabet.h5", "", "/set seed -1\n", 2, "seed -1");
   fails("alphabet.h5", "", "/load none\n", 3, "none");
   fails("alphabet.h5", "", "/load\n", 2, "name of a file");
   fails("alphabet.h5", "", "/save s\n", 2, "nothing has been said");
