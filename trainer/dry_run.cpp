@@ -74,6 +74,12 @@ std::string dry_run_report(const TrainConfig& config, Device device) {
   const auto items = step.memory();
   row(c.ranks > 1 ? "memory of each rank" : "memory", format_bytes(total_bytes(items)));
   for (const auto& item : items) row("  " + item.name, format_bytes(item.bytes));
+  if (device == Device::kCuda) {
+    const auto host = step.host_memory();
+    row(c.ranks > 1 ? "memory of rank 0 on the host" : "memory on the host",
+        format_bytes(total_bytes(host)));
+    for (const auto& item : host) row("  " + item.name, format_bytes(item.bytes));
+  }
 
   size_t by_kind[4] = {0, 0, 0, 0};
   for (const PlanStep& s : plan.steps()) ++by_kind[static_cast<size_t>(s.kind)];
@@ -87,8 +93,10 @@ std::string dry_run_report(const TrainConfig& config, Device device) {
                     ? "unknown: there is no GPU here to ask"
                     : "unknown: this system does not say how much memory is available");
   else if (device == Device::kCuda && !gpu_answers())
-    row("fits", str(total_bytes(items) <= limit ? "within" : "NOT within",
-                    " limits.memory_mib; there is no GPU here to ask"));
+    row("fits", str(total_bytes(items) <= limit
+                        ? "within limits.memory_mib"
+                        : "NOT within limits.memory_mib." + smaller_batch_advice(step, limit),
+                    "; there is no GPU here to ask"));
   else if (total_bytes(items) <= limit)
     row("fits", str("yes: ", format_bytes(limit), " are available"));
   else

@@ -127,7 +127,7 @@ void require_memory(std::span<const MemoryItem> items, size_t limit, const std::
 }
 
 std::string smaller_batch_advice(const TrainStep& step, size_t limit) {
-  TrainStepOptions o = step.options();
+  TrainStepOptions o = step.given_options();  // another batch may have another number of lanes
   const auto needs = [&](int64_t batch) {
     o.batch = batch;
     return total_bytes(TrainStep(step.model().config(), o).memory());
@@ -171,15 +171,7 @@ void require_memory(const TrainStep& step, int64_t limit_mib) {
       limit_mib > 0 ? std::min(device.free, static_cast<size_t>(limit_mib) << 20) : device.free;
   require_device_memory(items, device, limit_mib,
                         total_bytes(items) <= limit ? "" : smaller_batch_advice(step, limit));
-  if (!step.options().host_copies) return;
-  // Of several ranks only the first keeps copies on the host.
-  if (step.options().comm != nullptr && step.options().comm->rank() != 0) return;
-  const auto elements = static_cast<size_t>(step.model().params().flat_elements());
-  const std::vector<MemoryItem> host = {
-      {"host copies of parameters and moments", 3 * elements * sizeof(float)},
-      {"their bf16 form on its way to the GPU",
-       step.options().dtype == DType::kBF16 ? elements * sizeof(BF16) : 0}};
-  require_memory(host, available_memory());
+  require_memory(step.host_memory(), available_memory());
 }
 
 }  // namespace rwkv

@@ -97,7 +97,11 @@ void ShardedParams::upload_initial(const ParamStore& values, const std::vector<b
   // Every element is of one rank and zero elsewhere: the sum is exact.
   install(StatePart::kValues, [&](const Segment& s) {
     stage_params(s, values, &mine);
-    on_comm([&] { comm_.all_reduce(staging_at(s), s.elements); });
+    float* mine_at = staging_at(s) + comm_.rank() * s.shard;
+    on_comm([&] {
+      comm_.reduce_scatter(staging_at(s), mine_at, s.shard, DType::kF32);
+      comm_.all_gather(mine_at, staging_at(s), s.shard, DType::kF32);
+    });
   });
 }
 

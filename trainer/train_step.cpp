@@ -45,7 +45,8 @@ std::span<int32_t> ids(const TensorView& v, int64_t begin, int64_t count) {
 }  // namespace
 
 TrainStep::TrainStep(const ModelConfig& config, const TrainStepOptions& options)
-    : options_(with_lanes(options)),
+    : given_(options),
+      options_(with_lanes(options)),
       model_(make_model(config)),
       wkv_name_(model_->wkv_name(graph_options(options))),
       graph_(std::make_unique<Graph>(model_->build(graph_options(options)))),
@@ -70,8 +71,8 @@ std::vector<MemoryItem> TrainStep::memory() const {
   std::vector<MemoryItem> items;
   if (ranks() > 1) {
     items = ShardedParams::memory(ShardLayout(model_->params(), ranks()), shard_options());
-    if (options_.device == Device::kCpu && leads() && options_.host_copies)
-      items.push_back({"copies for checkpoints", 3 * flat});
+    if (options_.device == Device::kCpu && options_.host_copies)
+      for (const MemoryItem& item : host_memory()) items.push_back(item);
   } else {
     items = {{"parameters", flat}, {"gradients", flat}, {"optimizer moments", 2 * flat}};
   }
@@ -88,8 +89,24 @@ std::vector<MemoryItem> TrainStep::memory() const {
       items.push_back(
           {"workspaces of more lanes", static_cast<size_t>(options_.lanes - 1) * workspace});
     items.push_back({"kernels and libraries", kDeviceOverheadBytes});
+    if (ranks() > 1) items.push_back({"NCCL", kNcclBytes});
   }
   std::ranges::stable_sort(items, std::greater<>{}, &MemoryItem::bytes);
+  return items;
+}
+
+std::vector<MemoryItem> TrainStep::host_memory() const {
+  const auto elements = static_cast<size_t>(model_->params().flat_elements());
+  std::vector<MemoryItem> items;
+  if (!options_.host_copies) return items;
+  const auto n = static_cast<size_t>(ranks());
+  if (n == 1 || (leads() && options_.collects))
+    items.push_back({"host copies of parameters and moments", 3 * elements * sizeof(float)});
+  if (n > 1)
+    items.push_back({"initial values or a checkpoint's part of this rank",
+                     (elements + n - 1) / n * sizeof(float)});
+  else if (options_.dtype == DType::kBF16)
+    items.push_back({"their bf16 form on its way to the GPU", elements * sizeof(BF16)});
   return items;
 }
 

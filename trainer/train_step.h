@@ -43,6 +43,9 @@ struct TrainStepOptions {
   ZeroStage zero = ZeroStage::kOptimizer;  ///< what several ranks divide among them
   bool overlap = true;                     ///< exchanges beside the kernels, not after them
   DType exchange = DType::kF32;            ///< type of gradients on their way between ranks
+  /// Several ranks: rank 0 collects parameters and moments on the host (checkpoints of one file,
+  /// samples), so that sizes count them.
+  bool collects = true;
   /// False, for benchmarks of large models on CUDA or several ranks: parameters and moments are on
   /// the devices only; fill() instead of upload() gives them values.
   bool host_copies = true;
@@ -51,6 +54,9 @@ struct TrainStepOptions {
 /// What CUDA takes on the device for the code of kernels and of cuBLASLt, graphs, and rounding of
 /// allocations, with room to spare.
 inline constexpr size_t kDeviceOverheadBytes = size_t{256} << 20;
+/// What NCCL takes of each GPU for a communicator and its buffers: docs/multi-gpu.md has what was
+/// measured.
+inline constexpr size_t kNcclBytes = size_t{512} << 20;
 
 /// Plans at construction, which needs next to no memory; allocate() makes it ready to run. After
 /// the first step nothing is allocated any more. One thread drives it.
@@ -63,10 +69,15 @@ class TrainStep {
   const Graph& graph() const { return *graph_; }
   const Plan& plan() const { return plan_; }
   const TrainStepOptions& options() const { return options_; }
+  /// As they were given: options() has what was chosen by size.
+  const TrainStepOptions& given_options() const { return given_; }
   const std::string& wkv_name() const { return wkv_name_; }
   /// What allocate() will take on the device, largest first. (On CUDA the host holds copies of the
   /// parameters and moments besides.)
   std::vector<MemoryItem> memory() const;
+  /// CUDA: what the host holds besides, or will for a while, on this rank (planned ranks: on rank
+  /// 0), largest first.
+  std::vector<MemoryItem> host_memory() const;
   /// Of one optimiser step (recomputation not counted).
   double flops_per_step() const;
 
@@ -141,7 +152,7 @@ class TrainStep {
   /// Tokens, then targets, of one micro-batch in host_ids_; the validation's come last.
   TensorView host_slot(int64_t i) const;
 
-  TrainStepOptions options_;
+  TrainStepOptions given_, options_;
   std::unique_ptr<Model> model_;
   std::string wkv_name_;
   std::unique_ptr<Graph> graph_;

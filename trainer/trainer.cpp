@@ -70,6 +70,7 @@ class Run {
     if (comm_ != nullptr) check_ranks();
     together([&] {
       train_sampler(data_, config_);  // an order that cannot be is told before memory is taken
+      describe_needs();
       require_memory(step_, config_.limits.memory_mib);
     });
     on_rank_0([&] {
@@ -134,6 +135,13 @@ class Run {
     require_same(*group(), "the WKV variant", step_.wkv_name());
     line_.message(str("ranks: ", comm_->size(), ", ", comm_->description(), ", dist.zero ",
                       config_.dist.zero, ", gradients travel as ", config_.dist.exchange));
+  }
+
+  void describe_needs() {
+    line_.message(str(comm_ == nullptr ? "" : "every rank ", describe_memory(step_.memory(), 0)));
+    if (options_.device == Device::kCuda)
+      line_.message(str("on the host ", comm_ == nullptr ? "it " : "rank 0 ",
+                        describe_memory(step_.host_memory(), 0)));
   }
 
   void check_folder() {
@@ -279,7 +287,6 @@ class Run {
                       format_count(static_cast<double>(count.used)), " parameters, ", total_steps_,
                       " steps of ", config_.tokens_per_step(), " tokens, ", d.threads,
                       d.threads == 1 ? " thread, " : " threads, ", d.wkv));
-    line_.message(describe_memory(step_.memory(), 3));
     if (config_.train.grad_checkpointing == "block" && config_.train.recompute_blocks > 0)
       line_.message(str("the forward of ", config_.train.recompute_blocks, " of ",
                         config_.model.n_layer, " blocks is computed twice"));
@@ -500,6 +507,7 @@ TrainStepOptions step_options(const TrainConfig& config, Device device, Communic
   o.planned_ranks = static_cast<int>(config.ranks);
   o.zero = static_cast<ZeroStage>(config.dist.zero);
   o.overlap = config.dist.overlap;
+  o.collects = config.dist.checkpoint == "gathered" || config.sample.every > 0;
   o.exchange = config.dist.exchange == "bf16" ? DType::kBF16 : DType::kF32;
   return o;
 }

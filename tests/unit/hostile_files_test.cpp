@@ -5,6 +5,8 @@
 #include "data/io/byte_file.h"
 #include "data/io/crc32.h"
 #include "data/io/hdf5_file.h"
+#include "data/io/hdf5_shards.h"
+#include "data/io/seal.h"
 #include "inference/gguf_vocabulary.h"
 #include "inference/load.h"
 #include "inference/state_file.h"
@@ -76,10 +78,50 @@ class HostileFiles : public testing::TestWithParam<std::string> {
     Hdf5File bare = Hdf5File::create(dir_.file("bare.h5"));
     write_model(bare, small.model->config(), small.model->params(), *small.weights, {});
     bare.close();
+    write_shards(small);
     without_checksums(dir_.file("m.pth"), dir_.file("no-crc.pth"));
     std::filesystem::copy(kHere + "torch_variants.pth", dir_.file("variants.pth"));
     without_checksums(dir_.file("variants.pth"), dir_.file("variants-no-crc.pth"));
     std::filesystem::copy(kHere + "torch_legacy.pth", dir_.file("legacy.pth"));
+  }
+
+  /// As two ranks would, with half of every tensor each; index.json is what the index is made of.
+  void write_shards(const test::TestModel& m) {
+    const std::string folder = dir_.file("m.shards");
+    std::filesystem::create_directory(folder);
+    ShardIndex index;
+    index.groups = {"weights"};
+    const auto specs = m.model->params().specs();
+    for (const ParamSpec& p : specs)
+      index.tensors.push_back(
+          {p.name, Shape(p.spec.dim.begin(), p.spec.dim.begin() + p.spec.rank)});
+    for (int r = 0; r < 2; ++r) {
+      index.files.push_back({shard_file_name(r), 0, 0, {}});
+      std::vector<float> values;
+      std::vector<int64_t> at;
+      for (size_t i = 0; i < specs.size(); ++i) {
+        const int64_t n = specs[i].spec.numel(), begin = r * (n / 2), end = r == 0 ? n / 2 : n;
+        const float* from = (*m.weights)[static_cast<ParamId>(i)].f32();
+        index.files.back().pieces.push_back({static_cast<int64_t>(i), begin, end - begin});
+        at.push_back(static_cast<int64_t>(values.size()));
+        values.insert(values.end(), from + begin, from + end);
+      }
+      ShardFileWriter writer(folder, static_cast<size_t>(r), index);
+      writer.write(values, at);
+      index.files.back() = writer.finish();
+    }
+    put_file(dir_.file("index.json"), index.json());
+    model_config_ = m.model->config();
+    write_index(index.json());
+  }
+  void write_index(const std::string& json) const {
+    const std::string path = shard_index_path(dir_.file("m.shards"));
+    std::filesystem::remove(path);
+    Hdf5File file = Hdf5File::create(path);
+    write_model_header(file, model_config_, {});
+    file.write_string("shards/index", json);
+    file.close();
+    seal_hdf5(path);
   }
 
   /// PyTorch may leave checksums out, and then they protect no pickle.
@@ -149,15 +191,32 @@ class HostileFiles : public testing::TestWithParam<std::string> {
       v.mutations = 100;  // slow: two processes each
       return v;
     }
+    if (name == "shards") {
+      const std::string folder = dir_.file("m.shards");
+      return Victim{name, folder + "/rank_0001.h5", [folder] { return try_to_open(folder); }};
+    }
+    if (name == "shards_index") {  // made on purpose: its seal holds
+      const std::string json = dir_.file("index.json"), folder = dir_.file("m.shards");
+      Victim v{name, json, [this, json, folder]() -> std::string {
+                 const std::string text = read_file(json);
+                 if (text.find('\0') != std::string::npos) return "HDF5 has no such texts";
+                 write_index(text);
+                 return try_to_open(folder);
+               }};
+      v.mutations = 100;
+      return v;
+    }
     throw InternalError("no victim " + name);
   }
+  ModelConfig model_config_;
 };
 
 INSTANTIATE_TEST_SUITE_P(Format, HostileFiles,
                          testing::Values("pth", "pth_pickle", "pth_legacy", "pth_model",
                                          "pth_model_pickle", "pth_directory", "safetensors",
                                          "config_json", "gguf", "gguf_neox", "hdf5",
-                                         "hdf5_sealed_again", "hdf5_without_seal"),
+                                         "hdf5_sealed_again", "hdf5_without_seal", "shards",
+                                         "shards_index"),
                          [](const auto& format) { return format.param; });
 
 TEST_P(HostileFiles, TruncatedAtEveryPercent) {

@@ -118,6 +118,49 @@ TEST(StepMemory, NamesWhatTheGpuHolds) {
   }
 }
 
+TEST(StepMemory, NamesWhatRanksTake) {
+  if (!backend::has_cuda()) GTEST_SKIP() << "a build without CUDA";
+  const auto step_of = [](std::vector<std::string> settings, int64_t ranks) {
+    TrainConfig c = config(std::move(settings));
+    c.ranks = ranks;
+    return TrainStep(c.model, step_options(c, Device::kCuda));
+  };
+  const TrainStep one = step_of({}, 1), four = step_of({}, 4),
+                  apart = step_of({"dist.checkpoint=parallel"}, 4),
+                  samples = step_of({"dist.checkpoint=parallel", "sample.every=10"}, 4);
+  EXPECT_EQ(bytes_of(one.memory(), "NCCL"), 0u);
+  EXPECT_EQ(bytes_of(four.memory(), "NCCL"), kNcclBytes);
+  const auto elements = static_cast<size_t>(one.model().params().flat_elements());
+  const std::string copies = "host copies of parameters and moments";
+  const std::string part = "initial values or a checkpoint's part of this rank";
+  EXPECT_EQ(bytes_of(one.host_memory(), copies), 12 * elements);
+  EXPECT_EQ(bytes_of(one.host_memory(), part), 0u);
+  EXPECT_EQ(bytes_of(four.host_memory(), copies), 12 * elements);
+  EXPECT_EQ(bytes_of(apart.host_memory(), copies), 0u) << "nothing is collected";
+  EXPECT_EQ(bytes_of(apart.host_memory(), part), elements);
+  EXPECT_EQ(bytes_of(samples.host_memory(), copies), 12 * elements);
+}
+
+TEST(StepMemory, TheBatchThatIsNamedFits) {
+  if (!backend::has_cuda()) GTEST_SKIP() << "a build without CUDA";
+  // The batch of the config is beyond the tokens up to which kernels have lanes, the one that fits
+  // is not: its lanes need memory, too.
+  const auto needs = [](int64_t batch) {
+    const TrainConfig c = config({"train.context=2048", str("train.batch=", batch)});
+    return total_bytes(TrainStep(c.model, step_options(c, Device::kCuda)).memory());
+  };
+  const TrainConfig c = config({"train.context=2048", "train.batch=64"});
+  const TrainStep step(c.model, step_options(c, Device::kCuda));
+  const size_t limit = needs(20);
+  const std::string text = smaller_batch_advice(step, limit), before = "fits here is ";
+  const size_t at = text.find(before);
+  ASSERT_NE(at, std::string::npos) << text;
+  const int64_t batch = std::stoll(text.substr(at + before.size()));
+  EXPECT_GE(batch, 20);
+  EXPECT_LT(batch, 64);
+  EXPECT_LE(needs(batch), limit);
+}
+
 TEST(StepMemory, DryRunForAGpuNeedsNone) {
   if (!backend::has_cuda()) GTEST_SKIP() << "a build without CUDA";
   const std::string report = dry_run_report(config({"limits.memory_mib=1"}), Device::kCuda);
@@ -127,7 +170,8 @@ TEST(StepMemory, DryRunForAGpuNeedsNone) {
   } catch (const DeviceError&) {
     gpu = false;
   }
-  EXPECT_NE(report.find(gpu ? "NO: only 1.0 MiB" : "NOT within limits.memory_mib; there is no GPU"),
+  EXPECT_NE(report.find(gpu ? "NO: only 1.0 MiB"
+                            : "NOT within limits.memory_mib. Not even train.batch=1 fits here."),
             std::string::npos)
       << report;
   EXPECT_NE(dry_run_report(config(), Device::kCuda).find("fits"), std::string::npos);
