@@ -85,10 +85,11 @@ void init_orthogonal(std::span<float> out, int64_t rows, int64_t cols, double ga
   const bool wide = rows < cols;
   const int64_t n = wide ? cols : rows, m = wide ? rows : cols;
   const bool by_rows = is_tall(n, m);
+  const int64_t stride = n % 512 == 0 ? n + 8 : n;  // of columns; see orthonormal_by_householder
   // Element (i, j) of the (n, m) matrix is draw i m + j; where it lies is what the factorisation
   // wants.
   const auto at = [&](int64_t i, int64_t j) {
-    return static_cast<size_t>(by_rows ? i * m + j : j * n + i);
+    return static_cast<size_t>(by_rows ? i * m + j : j * stride + i);
   };
   constexpr int64_t kTile = 64;  // rows, and columns at a time: one of the two sides is strided
   const auto each = [&](const auto& f) {
@@ -98,13 +99,14 @@ void init_orthogonal(std::span<float> out, int64_t rows, int64_t cols, double ga
           for (int64_t j = left; j < std::min(m, left + kTile); ++j) f(i, j);
     });
   };
-  const auto a = std::make_unique_for_overwrite<double[]>(static_cast<size_t>(n * m));
+  const auto a =
+      std::make_unique_for_overwrite<double[]>(static_cast<size_t>(m * (by_rows ? n : stride)));
   const Rng rng(seed, hash_name(name));
   each([&](int64_t i, int64_t j) { a[at(i, j)] = rng.normal(static_cast<uint64_t>(i * m + j)); });
   if (by_rows)
     cpu::orthonormal_by_cholesky(a.get(), n, m);
   else
-    cpu::orthonormal_by_householder(a.get(), n, m);
+    cpu::orthonormal_by_householder(a.get(), n, m, stride);
   each([&](int64_t i, int64_t j) {
     out[static_cast<size_t>(wide ? j * cols + i : i * cols + j)] =
         static_cast<float>(gain * a[at(i, j)]);

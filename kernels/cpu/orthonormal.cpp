@@ -218,20 +218,20 @@ double cholesky_pass(double* a, int64_t n, int64_t m) {
 
 }  // namespace
 
-void orthonormal_by_householder(double* a, int64_t n, int64_t m) {
-  RWKV_ASSERT(n >= m && m >= 1, n, " x ", m);
+void orthonormal_by_householder(double* a, int64_t n, int64_t m, int64_t stride) {
+  RWKV_ASSERT(n >= m && m >= 1 && stride >= n, n, " x ", m);
   const int64_t panels = (m + kPanel - 1) / kPanel;
   std::vector<Matrix> t(static_cast<size_t>(panels));
   std::vector<double> sign(static_cast<size_t>(m));
   const auto width = [&](int64_t p) { return std::min(kPanel, m - p * kPanel); };
   for (int64_t p = 0; p < panels; ++p) {
     const int64_t k = p * kPanel, w = width(p);
-    double* panel = a + k * n + k;
+    double* panel = a + k * stride + k;
     const Matrix& tp = t[static_cast<size_t>(p)];
-    factor(panel, n - k, w, n, t[static_cast<size_t>(p)], sign.data() + k);
-    const Columns y = columns(panel, n - k, w, n);
+    factor(panel, n - k, w, stride, t[static_cast<size_t>(p)], sign.data() + k);
+    const Columns y = columns(panel, n - k, w, stride);
     parallel_for(m - k - w, kColumns, [&](int64_t begin, int64_t end) {
-      Columns rest = columns(panel + (w + begin) * n, n - k, end - begin, n);
+      Columns rest = columns(panel + (w + begin) * stride, n - k, end - begin, stride);
       add_product(y, product(tp.transpose(), product(y.transpose(), rest)), -1, rest);
     });
   }
@@ -239,29 +239,30 @@ void orthonormal_by_householder(double* a, int64_t n, int64_t m) {
   // first; each finds zeros above and to the left of what the later ones left.
   for (int64_t p = panels; p-- > 0;) {
     const int64_t k = p * kPanel, w = width(p), height = n - k;
-    double* panel = a + k * n + k;
+    double* panel = a + k * stride + k;
     const Matrix& tp = t[static_cast<size_t>(p)];
-    const Matrix y = columns(panel, height, w, n);
+    const Matrix y = columns(panel, height, w, stride);
     parallel_for(m - k - w, kColumns, [&](int64_t begin, int64_t end) {
-      double* at = panel + (w + begin) * n;
-      for (int64_t j = 0; j < end - begin; ++j) std::fill(at + j * n, at + j * n + w, 0.0);
-      Columns rest = columns(at, height, end - begin, n);
-      const Columns lower = columns(at + w, height - w, end - begin, n);
+      double* at = panel + (w + begin) * stride;
+      for (int64_t j = 0; j < end - begin; ++j)
+        std::fill(at + j * stride, at + j * stride + w, 0.0);
+      Columns rest = columns(at, height, end - begin, stride);
+      const Columns lower = columns(at + w, height - w, end - begin, stride);
       const auto y_lower = y.bottomRows(height - w);
       add_product(y, product(tp, product(y_lower.transpose(), lower)), -1, rest);
     });
     const Matrix with_unit = product(tp, y.topRows(w).transpose());
     for (int64_t j = 0; j < w; ++j) {
-      std::fill(panel + j * n, panel + j * n + height, 0.0);
-      panel[j * n + j] = 1;
+      std::fill(panel + j * stride, panel + j * stride + height, 0.0);
+      panel[j * stride + j] = 1;
     }
-    Columns own = columns(panel, height, w, n);
+    Columns own = columns(panel, height, w, stride);
     add_product(y, with_unit, -1, own);
   }
   parallel_for(m, 64, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) {
       if (sign[static_cast<size_t>(j)] > 0) continue;
-      double* x = a + j * n;
+      double* x = a + j * stride;
       for (int64_t i = 0; i < n; ++i) x[i] = -x[i];
     }
   });

@@ -52,8 +52,13 @@ double orthogonality_error(std::span<const float> w, int64_t rows, int64_t cols,
 }
 
 TEST(Init, OrthogonalMatricesAreOrthogonal) {
-  for (const auto& [rows, cols] :
-       {std::pair<int64_t, int64_t>{1, 1}, {5, 5}, {128, 128}, {257, 64}, {64, 257}, {300, 299}}) {
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1},
+                                   {5, 5},
+                                   {128, 128},
+                                   {257, 64},
+                                   {64, 257},
+                                   {300, 299},
+                                   {512, 300}}) {
     std::vector<float> w(static_cast<size_t>(rows * cols));
     init_orthogonal(w, rows, cols, 0.7, 11, "test");
     EXPECT_LE(orthogonality_error(w, rows, cols, 0.7), 3e-7) << rows << " x " << cols;
@@ -86,7 +91,7 @@ TEST(Init, BothFactorisationsGiveTheSameNumbers) {
       for (int64_t j = 0; j < m; ++j)
         rows[at(i * m + j)] = columns[at(j * n + i)] = rng.normal(static_cast<uint64_t>(i * m + j));
     cpu::orthonormal_by_cholesky(rows.data(), n, m);
-    cpu::orthonormal_by_householder(columns.data(), n, m);
+    cpu::orthonormal_by_householder(columns.data(), n, m, n);
     double diff = 0, off = 0;
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < m; ++j)
