@@ -20,7 +20,8 @@
 #     occupancy  what the WKV-4 kernels keep busy, by ncu (occupancy.sh, 30 s)
 #     rwkv4    wkv4, step4, times, occupancy (4 min)
 #     decode   tokens per second of RWKV-7 0.1B, 1.5B, 7.2B, random weights: one sequence by both ways,
-#              64, 320 and 960 at a time, and large batches for seconds, at the power limit (25 s)
+#              64, 320 and 960 at a time, and large batches for seconds, at the power limit (40 s)
+#     prefill  prompts of 1024 and 4096 tokens, the same models (15 s)
 #
 # records.sh takes the records into the tree and draws their pictures.
 # Programs are taken from BIN (default: this folder). A table that fails or takes more than 120 s
@@ -52,7 +53,7 @@ failed=0
 bench() {
   local name=$1 started=$SECONDS device=(--device cuda)
   shift
-  if [ "$1" = decode ]; then device=(); fi  # there is no other
+  case $1 in decode | prefill) device=() ;; esac  # there is no other
   echo "== $name: rwkv-bench $*"
   timeout -k 5 120 "$folder/rwkv-bench" "$@" "${device[@]}" --json "$out/$name.json" 2>&1 | tee "$out/$name.txt"
   if [ "${PIPESTATUS[0]}" -ne 0 ]; then
@@ -108,11 +109,15 @@ for part in "${parts[@]}"; do
         --shape 16,1024 --shape 64,1024 --shape 16,4096
       ;;
     decode)
-      bench decode-tokens decode --random 0.1B --random 1.5B --random 7.2B --batch 1 --batch 64 \
+      # The largest model first: its batches reach the power limit, less of it on a cool card.
+      bench decode-tokens decode --random 7.2B --random 1.5B --random 0.1B --batch 1 --batch 64 \
         --batch 320 --batch 960 --exact --repeats 9 --tokens 32
       bench decode-no-skip decode --random 0.1B --random 1.5B --random 7.2B --no-skip --repeats 9 \
         --tokens 32
       bench decode-sustained decode --random 7.2B --batch 320 --batch 960 --repeats 40 --tokens 64
+      ;;
+    prefill)
+      bench prefill prefill --random 0.1B --random 1.5B --random 7.2B --tokens 1024 4096 --stages
       ;;
     occupancy)
       echo "== occupancy: occupancy.sh"
