@@ -13,6 +13,7 @@ endif()
 
 rwkv_test(comm_group_test LABEL dist SOURCES dist/comm_group_test.cpp DEPS rwkv_comm)
 rwkv_test(meeting_test LABEL dist SOURCES dist/meeting_test.cpp DEPS rwkv_comm)
+rwkv_test(network_test LABEL dist SOURCES dist/network_test.cpp DEPS rwkv_comm)
 rwkv_test(dist_step_test LABEL dist SOURCES dist/dist_step_test.cpp DEPS rwkv_comm)
 # rwkv-train --gpus on the CPU, with collectives over the group: tests start it.
 add_executable(local_train dist/local_train.cpp)
