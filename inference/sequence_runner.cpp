@@ -12,6 +12,10 @@ TensorView SequenceRunner::prefill_batch(std::span<const int64_t> slots,
              " slots and pieces of ", ids.size(),
              " prompts, expected the same number of at least 1");
   if (slots.size() == 1) return prefill(slots[0], ids[0]);
+  std::vector<int64_t> sorted(slots.begin(), slots.end());
+  std::ranges::sort(sorted);
+  const auto same = std::ranges::adjacent_find(sorted);
+  RWKV_CHECK(same == sorted.end(), ConfigError, "prefill: slot ", *same, " is given twice");
   const auto vocab = static_cast<size_t>(config().vocab_size);
   prefill_logits_.resize(slots.size() * vocab);
   for (size_t i = 0; i < slots.size(); ++i) {

@@ -338,7 +338,9 @@ __global__ void __launch_bounds__(32, kHeadBlocks)
   __shared__ uint64_t barriers[2];
   let_next_kernel_start();
   const int lane = static_cast<int>(threadIdx.x), head = static_cast<int>(blockIdx.x) % a.heads;
-  const int step = static_cast<int>(gridDim.x) / a.heads, channel = head * kN + 2 * lane;
+  const int channel = head * kN + 2 * lane;
+  // Warps for this head: the first heads have one more where they do not divide the warps.
+  const int step = (static_cast<int>(gridDim.x) - head + a.heads - 1) / a.heads;
   const auto load = [&](int slot, int n) {
     const uint32_t full = shared_address(&barriers[n & 1]);
     expect(full, static_cast<int>(sizeof packs[0]));
@@ -485,8 +487,7 @@ void launch_heads(DType type, const Heads& a, bool overlap, cudaStream_t stream)
     if (a.half_state) {
       CUtensorMap states;
       RWKV_CUDA(describe_states(states, a));
-      const int at_once = std::max(1, a.multiprocessors * kHeadBlocks / a.heads);
-      const auto most = static_cast<unsigned>(at_once * a.heads);
+      const auto most = static_cast<unsigned>(std::max(a.multiprocessors * kHeadBlocks, a.heads));
       RWKV_CUDA(launch_dependent(half_heads_kernel<T>, std::min(blocks, most), 32, 0, 1, overlap,
                                  stream, a, states));
     } else {
