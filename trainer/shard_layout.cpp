@@ -15,7 +15,7 @@ int64_t round_up(int64_t n, int64_t multiple) {
 
 }  // namespace
 
-ShardLayout::ShardLayout(const ParamRegistry& params, int ranks)
+ShardLayout::ShardLayout(const ParamRegistry& params, int ranks, int64_t parcel_elements)
     : params_(&params),
       ranks_(ranks),
       offsets_(params.size()),
@@ -47,7 +47,7 @@ ShardLayout::ShardLayout(const ParamRegistry& params, int ranks)
     ++groups_;
   }
   first_segment_.push_back(static_cast<int32_t>(segments_.size()));
-  make_parcels();
+  make_parcels(parcel_elements);
 }
 
 std::span<const ShardLayout::Segment> ShardLayout::segments_of(int32_t first, int32_t last) const {
@@ -56,15 +56,14 @@ std::span<const ShardLayout::Segment> ShardLayout::segments_of(int32_t first, in
   return std::span(segments_).subspan(begin, end - begin);
 }
 
-void ShardLayout::make_parcels() {
+void ShardLayout::make_parcels(int64_t least) {
   constexpr int32_t kAlone = 3;
-  constexpr int64_t kElements = int64_t{16} << 20;
   parcel_of_group_.resize(static_cast<size_t>(groups_));
   Parcel open{groups_, groups_, 0};
   for (int32_t g = groups_; g-- > 0;) {
     open.begin = g;
     for (const Segment& s : group(g)) open.elements += s.elements;
-    if (open.elements < kElements && g > kAlone) continue;
+    if (open.elements < least && g > kAlone) continue;
     parcels_.push_back(open);
     open = {g, g, 0};
   }

@@ -11,6 +11,9 @@
 
 namespace rwkv {
 
+/// Neighbouring buckets with fewer elements than this travel together.
+inline constexpr int64_t kParcelElements = int64_t{16} << 20;
+
 /// One flat memory of all parameters in segments: for every bucket of the registry (the embedding,
 /// a block, the head) its matrices, then its vectors. Every segment is padded so that it divides
 /// into equal shards, one per rank, whose bounds are multiples of 256 bytes; collectives work on
@@ -28,7 +31,7 @@ class ShardLayout {
   };
 
   /// The registry must outlive this.
-  ShardLayout(const ParamRegistry& params, int ranks);
+  ShardLayout(const ParamRegistry& params, int ranks, int64_t parcel_elements = kParcelElements);
 
   std::span<const Segment> segments() const { return segments_; }
   int32_t groups() const { return groups_; }
@@ -71,7 +74,7 @@ class ShardLayout {
                                  const std::vector<bool>& trained, bool sharded) const;
 
  private:
-  void make_parcels();
+  void make_parcels(int64_t least);
   const ParamRegistry* params_;
   int ranks_;
   int32_t groups_ = 0;

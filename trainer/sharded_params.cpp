@@ -47,7 +47,11 @@ std::vector<MemoryItem> ShardedParams::memory(const ShardLayout& layout, const S
 
 ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegistry& params,
                              const ShardOptions& options, const std::vector<bool>& trained)
-    : ctx_(ctx), comm_(comm), params_(params), options_(options), layout_(params, comm.size()) {
+    : ctx_(ctx),
+      comm_(comm),
+      params_(params),
+      options_(options),
+      layout_(params, comm.size(), options.parcel_elements) {
   RWKV_ASSERT(comm.device() == ctx.device(), "ranks of another device");
   const Device device = ctx.device();
   const int64_t all = layout_.elements();

@@ -70,7 +70,8 @@ std::vector<MemoryItem> TrainStep::memory() const {
       std::max(plan_.workspace_bytes(), eval_plan_ ? eval_plan_->workspace_bytes() : size_t{0});
   std::vector<MemoryItem> items;
   if (ranks() > 1) {
-    items = ShardedParams::memory(ShardLayout(model_->params(), ranks()), shard_options());
+    items = ShardedParams::memory(ShardLayout(model_->params(), ranks(), options_.parcel_elements),
+                                  shard_options());
     if (options_.device == Device::kCpu && options_.host_copies)
       for (const MemoryItem& item : host_memory()) items.push_back(item);
   } else {
@@ -116,6 +117,7 @@ ShardOptions TrainStep::shard_options() const {
           .activations = options_.dtype,
           .overlap = options_.overlap,
           .accumulates = options_.micro_batches > 1,
+          .parcel_elements = options_.parcel_elements,
           .optimizer = options_.optimizer};
 }
 

@@ -47,6 +47,7 @@ TrainStepOptions step_options(const ScaleOptions& o, const Shape& shape) {
   t.optimizer = {.weight_decay = 0.1, .clip = 1.0};
   t.overlap = o.overlap;
   t.exchange = o.exchange == "bf16" ? DType::kBF16 : DType::kF32;
+  if (o.parcel >= 0) t.parcel_elements = o.parcel;
   return t;
 }
 
@@ -130,16 +131,42 @@ class ScaleRun {
                   .repeats = o_.repeats,
                   .traced = o_.traced};
     std::string algorithms;
-    StepRun alone;
-    alone.fits = false;
-    // Every rank at the same time: GPUs of one machine differ, and the slowest sets the pace.
-    if (o_.alone) agree(&comm_.group(), [&] { alone = run_steps(wish, algorithms); });
-    std::vector<double> medians(static_cast<size_t>(comm_.size()));
-    comm_.group().all_gather(&alone.time.median, sizeof alone.time.median, medians.data());
-    wish.options.comm = &comm_;
     for (const int zero : stages) {
+      // Every rank at the same time: GPUs of one machine differ, and the slowest sets the pace. In
+      // turns with all together, if there is memory for both: clocks drift.
+      constexpr int kTurns = 5;
+      HostGroup& group = comm_.group();
+      wish.options.comm = nullptr;
+      StepRun alone, all;
+      alone.fits = false;
+      std::unique_ptr<StepRunner> one, together;
+      if (o_.alone) one = std::make_unique<StepRunner>(wish);
+      if (one && !one->run().fits) one.reset();
+      if (one) agree(&group, [&] { one->start(algorithms); });
+      wish.options.comm = &comm_;
       wish.options.zero = static_cast<ZeroStage>(zero);
-      const StepRun all = run_steps(wish, algorithms);
+      together = std::make_unique<StepRunner>(wish);
+      const auto finish_alone = [&] { agree(&group, [&] { alone = one->finish(); }); };
+      if (one && (!together->run().fits || together->run().recompute_blocks > 0)) {
+        agree(&group, [&] { one->measure(o_.repeats); });
+        finish_alone();
+        one.reset();
+        together = std::make_unique<StepRunner>(wish);
+      }
+      if (together->run().fits) {
+        together->start(algorithms);
+        for (int turn = 0; turn < kTurns; ++turn) {
+          const int steps = o_.repeats * (turn + 1) / kTurns - o_.repeats * turn / kTurns;
+          if (one) agree(&group, [&] { one->measure(steps); });
+          together->measure(steps);
+        }
+        if (one) finish_alone();
+        all = together->finish();
+      } else {
+        all = together->run();
+      }
+      std::vector<double> medians(static_cast<size_t>(comm_.size()));
+      group.all_gather(&alone.time.median, sizeof alone.time.median, medians.data());
       if (leads_) report(text, shape, zero, alone, std::ranges::max(medians), all);
     }
   }
@@ -307,6 +334,7 @@ int run_on_ranks(const ScaleOptions& o, RankSession& session) {
             {"vocab", model.vocab_size},
             {"exchange", o.exchange},
             {"overlap", o.overlap},
+            {"parcel", step_options(o, {1, 1}).parcel_elements},
             {"grad_checkpointing", o.grad_checkpointing},
             {"peak_flops", kPeakFlops}};
   j.update(run.head_);
@@ -337,6 +365,8 @@ void add_scale_flags(CLI::App* app, ScaleOptions& o) {
   app->add_option("--exchange", o.exchange, "dist.exchange: f32 or bf16")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
+  app->add_option("--parcel", o.parcel, "dist.parcel (default: that of rwkv-train)")
+      ->check(CLI::NonNegativeNumber);
   app->add_flag("!--no-overlap", o.overlap, "exchange gradients after the backward");
   app->add_flag("!--no-alone", o.alone, "do not time ranks without the others");
   app->add_option("--grad-checkpointing", o.grad_checkpointing,

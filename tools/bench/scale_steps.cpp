@@ -41,75 +41,86 @@ double step_flops(const ModelConfig& model, int64_t tokens) {
   return static_cast<double>(tokens) * (6 * elements + wkv);
 }
 
-StepRun run_steps(const StepWish& wish, std::string& algorithms) {
-  StepRun run;
-  TrainStepOptions options = wish.options;
-  options.host_copies = false;
+StepRunner::StepRunner(const StepWish& wish)
+    : wish_(wish), group_(wish.options.comm == nullptr ? nullptr : wish.group) {
   // Whoever is alone agrees with nobody on the way, but all say whether they fit.
-  HostGroup* group = options.comm == nullptr ? nullptr : wish.group;
-  run.free_bytes = free_memory(options.device);
+  TrainStepOptions& options = wish_.options;
+  options.host_copies = false;
+  run_.free_bytes = free_memory(options.device);
   if (wish.group != nullptr) {
     std::vector<size_t> free(static_cast<size_t>(wish.group->size()));
-    wish.group->all_gather(&run.free_bytes, sizeof run.free_bytes, free.data());
-    run.free_bytes = std::ranges::min(free);
+    wish.group->all_gather(&run_.free_bytes, sizeof run_.free_bytes, free.data());
+    run_.free_bytes = std::ranges::min(free);
   }
   if (wish.choose_recompute) {
-    const int64_t n = fewest_recomputed_blocks(wish.model, options, run.free_bytes);
-    run.fits = n >= 0;
+    const int64_t n = fewest_recomputed_blocks(wish.model, options, run_.free_bytes);
+    run_.fits = n >= 0;
     options.recompute_blocks = std::max<int64_t>(n, 0);
     options.grad_checkpointing = n > 0 ? GradCheckpointing::kBlock : GradCheckpointing::kNone;
   }
-  TrainStep step(wish.model, options);
-  run.planned_bytes = total_bytes(step.memory());
+  step_ = std::make_unique<TrainStep>(wish.model, options);
+  run_.planned_bytes = total_bytes(step_->memory());
   if (options.grad_checkpointing == GradCheckpointing::kBlock)
-    run.recompute_blocks =
+    run_.recompute_blocks =
         options.recompute_blocks > 0 ? options.recompute_blocks : wish.model.n_layer;
-  run.flops = step_flops(wish.model, options.batch * options.tokens);
-  run.fits = run.fits && run.planned_bytes <= run.free_bytes;
-  if (!run.fits) return run;
-  agree(group, [&] { step.allocate(); });
+  run_.flops = step_flops(wish.model, options.batch * options.tokens);
+  run_.fits = run_.fits && run_.planned_bytes <= run_.free_bytes;
+}
+
+void StepRunner::start(std::string& algorithms) {
+  agree(group_, [&] { step_->allocate(); });
   std::vector<float> values((size_t{1} << 20) - 3);  // rows of matrices should differ
   init_uniform(values, -0.05, 0.05, 1, "values of a benchmark");
-  step.fill(values);
-  prepare(step, group, algorithms);
+  step_->fill(values);
+  prepare(*step_, group_, algorithms);
+  const TrainStepOptions& options = wish_.options;
   const Rng rng(1, hash_name("bench tokens"));
   uint64_t counter =
       options.comm == nullptr ? 0 : static_cast<uint64_t>(options.comm->rank()) << 32;
   // Made before, and copied as from a loader.
-  std::vector<std::vector<int32_t>> batches(4);
-  for (auto& ids : batches)
+  batches_.resize(4);
+  for (auto& ids : batches_)
     for (int64_t i = 0; i < 2 * options.batch * options.tokens; ++i)
-      ids.push_back(
-          static_cast<int32_t>(rng.below(counter++, static_cast<uint64_t>(wish.model.vocab_size))));
-  size_t turn = 0;
-  const auto one = [&] {
-    const double start = now_seconds();
-    const auto& ids = batches[turn++ % batches.size()];
-    std::copy_n(ids.begin(), step.tokens().size(), step.tokens().begin());
-    std::copy_n(ids.rbegin(), step.targets().size(), step.targets().begin());
-    step.accumulate(0);
-    const TrainStep::Result r = step.finish(1e-6);
-    RWKV_CHECK(r.finite, NonFiniteError, "the step's loss is ", r.loss, ", its gradient norm ",
-               r.grad_norm);
-    return now_seconds() - start;
-  };
-  std::vector<double> seconds;
-  RankTimeline mine;
-  abort_on_error(group, [&] {
+      ids.push_back(static_cast<int32_t>(
+          rng.below(counter++, static_cast<uint64_t>(wish_.model.vocab_size))));
+  abort_on_error(group_, [&] {
     for (int i = 0; i < 3; ++i) one();
-    for (int i = 0; i < wish.repeats; ++i) seconds.push_back(one());
-    const size_t left = free_memory(options.device);
-    run.used_bytes = run.free_bytes > left ? run.free_bytes - left : 0;
-    if (wish.traced == 0) return;
-    Timeline timeline(step.context());
-    step.watch(&timeline);
-    for (int i = -1; i < wish.traced; ++i) one();
-    mine = timeline.intervals();
-    step.watch(nullptr);
   });
-  run.time = summarize(std::move(seconds));
-  if (wish.traced > 0) run.timelines = gather_timelines(group, mine);
-  return run;
+  const size_t left = free_memory(options.device);
+  run_.used_bytes = run_.free_bytes > left ? run_.free_bytes - left : 0;
+}
+
+double StepRunner::one() {
+  const double start = now_seconds();
+  const auto& ids = batches_[turn_++ % batches_.size()];
+  std::copy_n(ids.begin(), step_->tokens().size(), step_->tokens().begin());
+  std::copy_n(ids.rbegin(), step_->targets().size(), step_->targets().begin());
+  step_->accumulate(0);
+  const TrainStep::Result r = step_->finish(1e-6);
+  RWKV_CHECK(r.finite, NonFiniteError, "the step's loss is ", r.loss, ", its gradient norm ",
+             r.grad_norm);
+  return now_seconds() - start;
+}
+
+void StepRunner::measure(int steps) {
+  abort_on_error(group_, [&] {
+    for (int i = 0; i < steps; ++i) seconds_.push_back(one());
+  });
+}
+
+StepRun StepRunner::finish() {
+  run_.time = summarize(seconds_);
+  if (wish_.traced == 0) return run_;
+  RankTimeline mine;
+  abort_on_error(group_, [&] {
+    Timeline timeline(step_->context());
+    step_->watch(&timeline);
+    for (int i = -1; i < wish_.traced; ++i) one();
+    mine = timeline.intervals();
+    step_->watch(nullptr);
+  });
+  run_.timelines = gather_timelines(group_, mine);
+  return run_;
 }
 
 }  // namespace rwkv::bench

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -35,9 +36,29 @@ struct StepWish {
 /// published figures count. Recomputation does not count.
 double step_flops(const ModelConfig& model, int64_t tokens);
 
-/// Random tokens, parameters from a row of random numbers. `algorithms` of products are taken and
-/// left there, so that later runs of the same shapes measure nothing. All ranks of the group call;
-/// throws as agree().
-StepRun run_steps(const StepWish& wish, std::string& algorithms);
+/// One TrainStep with random tokens and parameters from a row of random numbers.
+class StepRunner {
+ public:
+  /// Plans; run().fits tells whether it may start. A collective of wish.group.
+  explicit StepRunner(const StepWish& wish);
+  /// Allocates and warms up. `algorithms` of products are taken and left there, so that later runs
+  /// of the same shapes measure nothing. With wish.options.comm a collective; throws as agree().
+  void start(std::string& algorithms);
+  void measure(int steps);  ///< adds their times
+  /// Takes the timeline, if wish.traced, and returns everything.
+  StepRun finish();
+  const StepRun& run() const { return run_; }
+
+ private:
+  double one();
+
+  StepWish wish_;
+  HostGroup* group_;  ///< null: alone
+  StepRun run_;
+  std::unique_ptr<TrainStep> step_;
+  std::vector<std::vector<int32_t>> batches_;
+  size_t turn_ = 0;
+  std::vector<double> seconds_;
+};
 
 }  // namespace rwkv::bench
