@@ -1,7 +1,7 @@
 #!/bin/bash
 # On a machine with several GPUs: the tests of ranks, one rank per GPU over NCCL, then
-# rwkv-bench scale for 12 layers of 768 at 4096 x 8 and 512 x 16. Run from the unpacked archive of
-# pack.sh:
+# rwkv-bench scale for 12 layers of 768 at 4096 x 8 and 512 x 16, 1.5B and 7.2B. Run from the
+# unpacked archive of pack.sh:
 #   dist.sh [RANKS]     default: 2
 # Logs and records go to $JOBOUT, or a temporary folder. Exit code: 0 if all tests passed.
 set -uo pipefail
@@ -29,5 +29,10 @@ if [ -x "$folder/cuda_dist_link_test" ]; then
   timeout 100 "$folder/cuda_dist_link_test" >"$logs/link.log" 2>&1 || failed=1
   grep -E 'PASSED|FAILED|Failure|error:' "$logs/link.log"
 fi
-"$folder/rwkv-bench" scale --gpus "$ranks" --json "$logs/scale.json" || failed=1
+scale=("$folder/rwkv-bench" scale --gpus "$ranks")
+"${scale[@]}" --zero 1 --zero 0 --collectives --repeats 50 --json "$logs/scale.json" \
+  --trace "$logs/trace.json" --trace-svg "$logs/trace.svg" || failed=1
+"${scale[@]}" --model 1.5B --shape 4096x4 --json "$logs/scale-1b5.json" || failed=1
+"${scale[@]}" --model 7.2B --shape 4096x2 --zero 2 --no-alone --grad-checkpointing auto \
+  --repeats 8 --json "$logs/scale-7b2.json" || failed=1
 exit "$failed"
