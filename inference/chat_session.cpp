@@ -75,10 +75,12 @@ ChatTurn ChatSession::say(std::string_view message, const Sink& sink, const Want
   const std::string text = str(begins ? "" : "\n\n", prompt.text.substr(0, prompt.ends.back()));
 
   Past before = past();
+  const bool answerable = answerable_;
   const double start = now_seconds();
   const std::vector<int32_t> ids = tokenizer_.encode(text);
   if (!feed(ids, wanted)) {
     go_back(before);
+    answerable_ = answerable;  // kMessage is still that of the turn before
     return {.finish = FinishReason::kCancelled};
   }
   copy(kMessage, kLive);

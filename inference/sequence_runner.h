@@ -78,8 +78,8 @@ class SequenceRunner {
   virtual TensorView prefill(int64_t slot, std::span<const int32_t> ids) = 0;
   /// The same for several sequences, each in one piece: any number of them, in any order. Those
   /// that do not go together (prefill_group) are computed one after the other. Returns the logits
-  /// (B, V), row i for slots[i]. Throws ConfigError if a slot is given twice, ShapeError unless there
-  /// is a piece for each of at least one slot.
+  /// (B, V), row i for slots[i]. Throws ConfigError if a slot is given twice, ShapeError unless
+  /// there is a piece for each of at least one slot.
   virtual TensorView prefill_batch(std::span<const int64_t> slots,
                                    std::span<const std::span<const int32_t>> ids);
   /// Recurrent form: ids[i] goes to slots[i]; any number of slots from 1 on, in any order.

@@ -33,6 +33,7 @@ class TurnSignals {
     g_stop = false;
     struct sigaction action = {};
     action.sa_handler = stop_turn;
+    action.sa_flags = SA_RESTART;  // a write of the answer that waits goes on after it
     sigfillset(&action.sa_mask);
     sigaction(SIGINT, nullptr, &before_);
     if (before_.sa_handler != SIG_IGN) sigaction(SIGINT, &action, nullptr);
