@@ -44,6 +44,7 @@ Scheduler::Worker::~Worker() {
 
 std::shared_ptr<Generation> Scheduler::Worker::submit(GenerationRequest request) {
   check(request);
+  std::ranges::sort(request.stop_tokens);  // looked up for every token
   const std::lock_guard lock(mutex_);
   if (!failure_.empty()) throw UnavailableError(failure_);
   if (draining_) throw UnavailableError("the server is shutting down; it takes no new requests");

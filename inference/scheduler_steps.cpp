@@ -64,7 +64,7 @@ void Scheduler::Worker::take(Sequence& s, Drawn d) {
 
 bool Scheduler::Worker::ends(const GenerationRequest& r, int32_t token) {
   return (token == kEndOfDocument && r.stop_at_end_of_document) ||
-         std::ranges::find(r.stop_tokens, token) != r.stop_tokens.end();
+         std::ranges::binary_search(r.stop_tokens, token);
 }
 
 void Scheduler::Worker::tell() {

@@ -199,14 +199,34 @@ class Parser {
         if (s.size() > 1000) in_.fail("stop", "has a string of more than 1000 bytes");
     }
     for (const char* name : {"stop_token_ids", "stop_tokens"})
-      if (const Json* v = in_.find(name)) common_.stop_tokens = in_.ids(name, *v);
+      if (const Json* v = in_.find(name)) common_.stop_tokens = known_ids(name, *v);
     common_.stop_at_end_of_document = !in_.flag("ignore_eos", false);
     common_.keep_state = in_.flag("keep_state", false);
+  }
+
+  /// A set of ids needs no more entries than there are ids.
+  void check_size(const char* name, const Json& v) const {
+    if (std::ssize(v) > settings_.vocab)
+      in_.fail(name, str("has ", v.size(), " entries, more than the model has token ids, ",
+                         settings_.vocab));
+  }
+
+  /// A set of token ids of the model, ascending.
+  std::vector<int32_t> known_ids(const char* name, const Json& v) const {
+    check_size(name, v);
+    std::vector<int32_t> ids = in_.ids(name, v);
+    std::ranges::sort(ids);
+    ids.erase(std::ranges::unique(ids).begin(), ids.end());
+    if (!ids.empty() && ids.back() >= settings_.vocab)
+      in_.fail(name,
+               str("has the token id ", ids.back(), ", expected ids below ", settings_.vocab));
+    return ids;
   }
 
   void biases() {
     if (const Json* v = in_.find("logit_bias")) {
       if (!v->is_object()) in_.wrong("logit_bias", *v, "an object of token ids and numbers");
+      check_size("logit_bias", *v);
       for (const auto& [key, bias] : v->items()) {
         int32_t id = 0;
         const char* end = key.data() + key.size();
@@ -220,7 +240,7 @@ class Parser {
       }
     }
     if (const Json* v = in_.find("banned_token_ids"))
-      common_.sampling.banned_tokens = in_.ids("banned_token_ids", *v);
+      common_.sampling.banned_tokens = known_ids("banned_token_ids", *v);
   }
 
   void log_probs() {

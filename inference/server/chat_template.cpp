@@ -32,12 +32,19 @@ std::string clean(std::string_view text) {
   return out.substr(begin, out.find_last_not_of(kBlanks) - begin + 1);
 }
 
-std::string without_thoughts(std::string text) {
-  for (size_t begin; (begin = text.find(kThinkBegin)) != std::string::npos;) {
-    const size_t end = text.find(kThinkEnd, begin);
-    text.erase(begin, end == std::string::npos ? end : end + kThinkEnd.size() - begin);
+/// One pass, for texts come from outside: a mark that closes when a part before its end is dropped
+/// counts as well, so what is kept is looked at, not the text.
+std::string without_thoughts(std::string_view text) {
+  std::string kept;
+  for (size_t i = 0; i < text.size();) {
+    kept += text[i++];
+    if (kept.back() != kThinkBegin.back() || !kept.ends_with(kThinkBegin)) continue;
+    kept.resize(kept.size() - kThinkBegin.size());
+    const size_t end = text.find(kThinkEnd, i);
+    if (end == std::string_view::npos) break;
+    i = end + kThinkEnd.size();
   }
-  return text;
+  return kept;
 }
 
 /// Length of the longest end of `text` that is the beginning of `mark`.

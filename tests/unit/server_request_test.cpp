@@ -8,6 +8,7 @@
 #include "inference/server/api_request.h"
 #include "inference/server/state_view.h"
 #include "kernels/core/half.h"
+#include "kernels/core/trace.h"
 
 namespace rwkv {
 namespace {
@@ -43,10 +44,33 @@ TEST(ChatTemplate, CleansMessages) {
             "User: q\n\nAssistant: yes\n\nUser: r\n\nAssistant:");
   EXPECT_EQ(prompt({{"user", "q"}, {"assistant", "no <think>never ends"}, {"user", "r"}}),
             "User: q\n\nAssistant: no\n\nUser: r\n\nAssistant:");
+  const auto answer = [](const std::string& text) {
+    const std::string all = prompt({{"user", "q"}, {"assistant", text}, {"user", "r"}});
+    const std::string_view before = "User: q\n\nAssistant: ", after = "\n\nUser: r\n\nAssistant:";
+    EXPECT_TRUE(all.starts_with(before) && all.ends_with(after)) << all;
+    return all.substr(before.size(), all.size() - before.size() - after.size());
+  };
+  EXPECT_EQ(answer("a<think>1</think>b<think>2</think>c"), "abc");
+  EXPECT_EQ(answer("a<think>1<think>2</think>b</think>c"), "ab</think>c");
+  EXPECT_EQ(answer("a</think>b<think></think>c"), "a</think>bc");
+  // Dropping one part may close another mark, with and without an end.
+  EXPECT_EQ(answer("a<thi<think>1</think>nk>2</think>b"), "ab");
+  EXPECT_EQ(answer("a<t<think>1</think>h<think>2</think>ink>3"), "a");
   // A user may write about thinking.
   EXPECT_EQ(prompt({{"user", "<think>x</think>"}}), "User: <think>x</think>\n\nAssistant:");
   EXPECT_THROW(prompt({}), ConfigError);
   EXPECT_THROW(prompt({{"cat", "x"}}), ConfigError);
+}
+
+/// Twice the largest body of a server with default limits, all thoughts: some milliseconds, and
+/// more than a minute if every part that is dropped moves the rest.
+TEST(ChatTemplate, ManyThoughtsTakeLinearTime) {
+  std::string text = "x";
+  while (text.size() < size_t{8} << 20) text += "<think></think>";
+  const double start = now_seconds();
+  EXPECT_EQ(prompt({{"user", "q"}, {"assistant", text + "y"}, {"user", "r"}}),
+            "User: q\n\nAssistant: xy\n\nUser: r\n\nAssistant:");
+  EXPECT_LT(now_seconds() - start, 10);
 }
 
 TEST(ChatTemplate, SaysWhereMessagesEnd) {
@@ -134,6 +158,38 @@ TEST(ApiRequest, DefaultsAndMembers) {
   Reader lenient;
   lenient.settings.ignore_unknown = true;
   EXPECT_EQ(lenient(R"({"prompt": "a", "frobnicate": 1})").choices(), 1);
+}
+
+TEST(ApiRequest, TokenListsAreOfTheVocabulary) {
+  const Reader read;
+  const auto r = read(R"({"prompt": "a", "stop_token_ids": [9, 256, 3, 9, 0, 3],
+                          "banned_token_ids": [7, 256, 7]})")
+                     .prompts[0];
+  EXPECT_EQ(r.stop_tokens, (std::vector<int32_t>{0, 3, 9, 256}));
+  EXPECT_EQ(r.sampling.banned_tokens, (std::vector<int32_t>{7, 256}));
+  EXPECT_EQ(read(R"({"prompt": "a", "stop_tokens": 5})").prompts[0].stop_tokens,
+            std::vector<int32_t>{5});
+  const auto refused = [&](const std::string& member, const std::string& value) {
+    try {
+      read(str(R"({"prompt": "a", ")", member, "\": ", value, "}"));
+      ADD_FAILURE() << member << " " << value << " was taken";
+    } catch (const ApiError& e) {
+      EXPECT_EQ(e.status, 400);
+      EXPECT_EQ(e.param, member);
+      EXPECT_TRUE(std::string_view(e.what()).starts_with(member)) << e.what();
+    }
+  };
+  std::string many = "[1", biases = R"({"1": 1)";
+  for (int i = 0; i < 257; ++i) {
+    many += ", 1";
+    biases += str(", \"", std::string(static_cast<size_t>(i) + 1, '0'), "1\": 1");
+  }
+  for (const char* member : {"stop_token_ids", "stop_tokens", "banned_token_ids"})
+    for (const std::string& value : {std::string("[257]"), std::string("[-1]"),
+                                     std::string("2147483648"), std::string("257"), many + "]"})
+      refused(member, value);
+  refused("logit_bias", R"({"257": 1})");
+  refused("logit_bias", biases + "}");
 }
 
 TEST(ApiRequest, ChatsBecomePrompts) {
