@@ -73,6 +73,39 @@ void ShardLayout::make_parcels(int64_t least) {
       parcel_of_group_[static_cast<size_t>(g)] = static_cast<int32_t>(p);
 }
 
+int32_t ShardLayout::early_parcels() const {
+  int32_t count = 0;
+  for (int64_t sent = 0; sent < elements_ / std::max(1, ranks_ - 1); ++count)
+    sent += parcels_[static_cast<size_t>(count)].elements;
+  return count;
+}
+
+std::vector<ShardLayout::UpdateBatch> ShardLayout::update_batches(
+    std::span<const AdamWPiece> pieces, int32_t early_parcels) const {
+  // A launch should fill the device. Elements count, not this rank's pieces: ranks divide the same
+  // elements into different numbers of those.
+  const int64_t least = 512 * kAdamWPieceElements * ranks_;
+  const auto count = static_cast<int32_t>(parcels_.size());
+  // Pieces come in the order of parameters, which is that of groups.
+  const auto first_piece = [&](int32_t parcel) {
+    if (parcel == count) return static_cast<int64_t>(pieces.size());
+    const int64_t begin = group(parcels_[static_cast<size_t>(parcel)].begin)[0].offset;
+    const auto at = std::ranges::find_if(pieces, [&](const auto& p) { return p.begin >= begin; });
+    return static_cast<int64_t>(at - pieces.begin());
+  };
+  std::vector<UpdateBatch> out;
+  int64_t elements = 0;
+  for (int32_t begin = 0, p = 0; p < count; ++p) {
+    const bool early = p < early_parcels, last = p + 1 == (early ? early_parcels : count);
+    elements += parcels_[static_cast<size_t>(p)].elements;
+    if (!last && (!early || elements < least)) continue;
+    out.push_back({begin, p + 1, early, first_piece(begin), first_piece(p + 1)});
+    begin = p + 1;
+    elements = 0;
+  }
+  return out;
+}
+
 int64_t ShardLayout::largest_parcel() const {
   int64_t most = 0;
   for (const Parcel& p : parcels_) most = std::max(most, p.elements);

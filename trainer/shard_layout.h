@@ -58,6 +58,20 @@ class ShardLayout {
   };
   std::span<const Parcel> parcels() const { return parcels_; }
   int32_t parcel_of(int32_t group) const { return parcel_of_group_[static_cast<size_t>(group)]; }
+  /// How many of the first parcels are worth sending while others are still being updated: updating
+  /// a share of the elements takes about as long as gathering 1 / (ranks - 1) of them.
+  int32_t early_parcels() const;
+
+  /// Neighbouring parcels that are updated by one launch and, if they are early ones, sent as one.
+  struct UpdateBatch {
+    int32_t begin, end;  ///< parcels
+    bool early;
+    int64_t first_piece, last_piece;  ///< of this rank's: [first_piece, last_piece)
+  };
+  /// `pieces` as from pieces(), of any rank: the parcels of a batch are the same for all ranks, as
+  /// collectives demand. The late parcels are one batch.
+  std::vector<UpdateBatch> update_batches(std::span<const AdamWPiece> pieces,
+                                          int32_t early_parcels) const;
 
   /// Elements [begin, begin + count) of a parameter, and where they lie in memory of one shard per
   /// segment.

@@ -117,16 +117,8 @@ ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegist
   ctx_.synchronize("optimizer set-up");
   ctx_.reserve_workspace(grad_norm_workspace_bytes(norm_pieces_.size()));
   if (!sharded()) return;
-  // Updating a share of the elements takes about as long as gathering 1 / (ranks - 1) of them.
-  for (int64_t sent = 0; sent < layout_.elements() / std::max(1, comm.size() - 1); ++early_parcels_)
-    sent += layout_.parcels()[static_cast<size_t>(early_parcels_)].elements;
-  // Pieces come in the order of parameters, which is that of groups.
-  first_piece_.assign(static_cast<size_t>(layout_.groups()) + 1, update_piece_count_);
-  for (int32_t g = layout_.groups(), k = 0; g-- > 0; k = 0) {
-    const int64_t begin = layout_.group(g)[0].offset;
-    while (k < update_piece_count_ && update_pieces_[static_cast<size_t>(k)].begin < begin) ++k;
-    first_piece_[static_cast<size_t>(g)] = k;
-  }
+  early_parcels_ = layout_.early_parcels();
+  update_batches_ = layout_.update_batches(update_pieces_, early_parcels_);
   for (PlanHooks& h : hooks_[1])
     h.before_use = [this](int32_t g) {
       const int32_t p = layout_.parcel_of(g);
@@ -278,24 +270,15 @@ void ShardedParams::update_cuda(double lr, int64_t update, bool stop) {
 }
 
 void ShardedParams::update_and_send(const AdamWBuffers& buffers, const AdamWStep& step) {
-  constexpr int64_t kPieces = 512;  // a launch should fill the device
   const auto* pieces = static_cast<const AdamWPiece*>(device_update_pieces_.data);
   const double* norm = &static_cast<RankOutcome*>(outcome_.data)->norm;
-  const auto parcels = layout_.parcels();
-  const auto count = static_cast<int32_t>(parcels.size());
-  for (int32_t begin = 0, p = 0; p < count; ++p) {
-    const bool early = p < early_parcels_, last = p + 1 == (early ? early_parcels_ : count);
-    const int64_t from =
-                      first_piece_[static_cast<size_t>(parcels[static_cast<size_t>(begin)].begin)],
-                  to = first_piece_[static_cast<size_t>(parcels[static_cast<size_t>(p)].end)];
-    if (!last && (!early || to - from < kPieces)) continue;
-    adamw_update(ctx_, buffers, pieces + from, static_cast<size_t>(to - from), step, norm);
-    if (early) {
-      to_comm_.record(ctx_);
-      to_comm_.wait_on(comm_.stream());
-      gather_parcels(begin, p + 1);
-    }
-    begin = p + 1;
+  for (const ShardLayout::UpdateBatch& b : update_batches_) {
+    adamw_update(ctx_, buffers, pieces + b.first_piece,
+                 static_cast<size_t>(b.last_piece - b.first_piece), step, norm);
+    if (!b.early) continue;
+    to_comm_.record(ctx_);
+    to_comm_.wait_on(comm_.stream());
+    gather_parcels(b.begin, b.end);
   }
   sent_.record_on(comm_.stream());
   sending_ = true;

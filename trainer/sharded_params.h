@@ -181,8 +181,8 @@ class ShardedParams {
   /// the rest at the beginning of the next step, beside its forward.
   int32_t early_parcels_ = 0;
   std::vector<int32_t> expected_,
-      missing_;                       ///< by parcel: groups that get gradients; still to come
-  std::vector<int64_t> first_piece_;  ///< of update_pieces_, by group, and one more; sharded only
+      missing_;  ///< by parcel: groups that get gradients; still to come
+  std::vector<ShardLayout::UpdateBatch> update_batches_;  ///< CUDA, sharded
   HostBuffer read_, stop_flag_;
   RankRecord record_;  ///< CPU
   std::vector<RankRecord> cpu_records_;

@@ -126,6 +126,59 @@ TEST(ShardLayout, PiecesOfAllRanksAreEveryTrainedElementOnce) {
   }
 }
 
+TEST(ShardLayout, UpdatesAreDividedAlikeOnAllRanks) {
+  struct Case {
+    int64_t layers, width, vocab;
+    int ranks;
+    int64_t parcel = kParcelElements;
+  };
+  // On 4 ranks of the first two, pieces of the ranks differ in number just where a launch is large
+  // enough.
+  for (const Case c :
+       {Case{24, 640, 8192, 4}, Case{32, 640, 8192, 4}, Case{12, 768, 50304, 2},
+        Case{12, 768, 65536, 3}, Case{24, 1024, 65536, 8, 1}, Case{3, 64, 257, 5, 1}}) {
+    SCOPED_TRACE(testing::Message()
+                 << "L" << c.layers << "-D" << c.width << "-V" << c.vocab << " on " << c.ranks);
+    ModelConfig config;
+    config.n_layer = c.layers, config.n_embd = c.width, config.vocab_size = c.vocab;
+    const auto model = make_model(config);
+    const ShardLayout layout(model->params(), c.ranks, c.parcel);
+    const auto count = static_cast<int32_t>(layout.parcels().size());
+    ASSERT_GT(layout.early_parcels(), 0);
+    ASSERT_LE(layout.early_parcels(), count);
+    EXPECT_EQ(layout.early_parcels() == count, c.ranks == 2);
+    for (const int32_t early : {0, 1, layout.early_parcels()}) {
+      std::vector<std::pair<int32_t, int32_t>> of_first;
+      for (int r = 0; r < c.ranks; ++r) {
+        const auto pieces = layout.pieces(r, {}, {}, true);
+        std::vector<std::pair<int32_t, int32_t>> parcels;
+        int32_t next = 0;
+        int64_t next_piece = 0;
+        for (const auto& b : layout.update_batches(pieces, early)) {
+          EXPECT_EQ(b.begin, next);
+          EXPECT_LT(b.begin, b.end);
+          EXPECT_EQ(b.early, b.end <= early) << "no batch is of both kinds";
+          EXPECT_EQ(b.first_piece, next_piece);
+          const auto& last = layout.parcels()[static_cast<size_t>(b.end) - 1];
+          const int64_t begin =
+              layout.group(layout.parcels()[static_cast<size_t>(b.begin)].begin)[0].offset;
+          const auto& tail = layout.group(last.end - 1).back();
+          for (int64_t k = b.first_piece; k < b.last_piece; ++k) {
+            ASSERT_GE(pieces[static_cast<size_t>(k)].begin, begin);
+            ASSERT_LE(pieces[static_cast<size_t>(k)].end, tail.offset + tail.elements);
+          }
+          next = b.end, next_piece = b.last_piece;
+          parcels.emplace_back(b.begin, b.end);
+        }
+        EXPECT_EQ(next, count);
+        EXPECT_EQ(next_piece, static_cast<int64_t>(pieces.size()));
+        if (r == 0) of_first = parcels;
+        EXPECT_EQ(parcels, of_first) << "rank " << r;
+      }
+    }
+  }
+}
+
 TEST(ShardMemory, StagesNeedLessAndLessPerRank) {
   TrainStepOptions o;
   o.batch = 2, o.tokens = 32;
