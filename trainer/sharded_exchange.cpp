@@ -87,7 +87,7 @@ void ShardedParams::begin_step() {
   to_comm_.wait_on(comm_.stream());
   for (auto p = early_parcels_; p < static_cast<int32_t>(layout_.parcels().size()); ++p)
     gather_parcels(p, p + 1);
-  stale_ = false;
+  if (!ctx_.recording()) stale_ = false;  // a recording only says what later launches do
 }
 
 void ShardedParams::await_update() {
