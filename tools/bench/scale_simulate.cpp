@@ -29,9 +29,9 @@ StepProfile profile_of(const Json& j, const StepProfile& buckets) {
 }
 
 /// Sizes of the buckets, and which travel together.
-StepProfile buckets_of(const ModelConfig& config) {
+StepProfile buckets_of(const ModelConfig& config, int64_t parcel_elements) {
   const auto model = make_model(config);
-  const ShardLayout layout(model->params(), 1);
+  const ShardLayout layout(model->params(), 1, parcel_elements);
   StepProfile out;
   out.elements.resize(static_cast<size_t>(layout.groups()));
   for (const ShardLayout::Segment& s : layout.segments())
@@ -52,6 +52,7 @@ ScaleRow row_of(const Json& j, const Json& head, const StepProfile& buckets) {
   row.options.tokens = tokens;
   row.options.batch = batch;
   row.options.zero = static_cast<ZeroStage>(j.at("zero").get<int>());
+  row.options.parcel_elements = head.value("parcel", kParcelElements);
   row.options.exchange = head.at("exchange") == "bf16" ? DType::kBF16 : DType::kF32;
   row.options.recompute_blocks = j.value("recompute_blocks", int64_t{0});
   row.options.grad_checkpointing =
@@ -99,7 +100,7 @@ ScaleRecord read_scale_record(const std::string& path) {
       if (c.at("name") == "reduce-scatter") out.reduce_scatter.push_back(m);
       if (c.at("name") == "all-gather") out.all_gather.push_back(m);
     }
-    const StepProfile buckets = buckets_of(out.model);
+    const StepProfile buckets = buckets_of(out.model, j.value("parcel", kParcelElements));
     for (const Json& r : j.at("rows"))
       if (r.contains("profile") || r.contains("rank_profile"))
         out.rows.push_back(row_of(r, j, buckets));

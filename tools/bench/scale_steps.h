@@ -44,7 +44,7 @@ class StepRunner {
   /// Allocates and warms up. `algorithms` of products are taken and left there, so that later runs
   /// of the same shapes measure nothing. With wish.options.comm a collective; throws as agree().
   void start(std::string& algorithms);
-  void measure(int steps);  ///< adds their times
+  void measure(int steps);  ///< adds their times, after a step that does not count
   /// Takes the timeline, if wish.traced, and returns everything.
   StepRun finish();
   const StepRun& run() const { return run_; }
