@@ -145,7 +145,9 @@ void Scheduler::Worker::run() {
     const GenerationEnd end = why.empty() ? GenerationEnd::kCancelled : GenerationEnd::kError;
     for (auto& job : waiting) end_job(*job, end, why);
     end_running(end, why);
-    for (auto& command : commands) command();
+    run_commands();  // those of a round that failed
+    asked_.swap(commands);
+    run_commands();
     lock.lock();
     if (stopping_ && waiting_.empty() && commands_.empty()) return;
     wake_.wait(lock, [&] { return stopping_ || !waiting_.empty() || !commands_.empty(); });
@@ -153,17 +155,15 @@ void Scheduler::Worker::run() {
 }
 
 bool Scheduler::Worker::round() {
-  std::deque<std::function<void()>> commands;
-  std::vector<std::unique_ptr<Job>> dropped;
   {
     std::unique_lock lock(mutex_);
     wake_.wait(lock, [&] { return stopping_ || !idle() || !commands_.empty(); });
     if (stopping_) return false;
-    commands.swap(commands_);
+    asked_.swap(commands_);
     const double now = now_seconds();
     for (auto it = waiting_.begin(); it != waiting_.end();) {
       if (unwanted(**it, now)) {
-        dropped.push_back(std::move(*it));
+        dropped_.push_back(std::move(*it));
         it = waiting_.erase(it);
       } else {
         ++it;
@@ -176,15 +176,24 @@ bool Scheduler::Worker::round() {
       waiting_.pop_front();
     }
   }
-  if (!commands.empty() || !dropped.empty() || !incoming_.empty() || !prefilling_.empty()) tell();
-  for (auto& command : commands) command();
-  for (auto& job : dropped) end_job(*job, why_unwanted(*job));
+  if (!asked_.empty() || !dropped_.empty() || !incoming_.empty() || !prefilling_.empty()) tell();
+  run_commands();
+  end_dropped();
   for (; !incoming_.empty(); incoming_.pop_front()) admit(incoming_.front());
   drop_unwanted();
   if (!prefilling_.empty()) prefill();
   if (!decoding_.empty()) decode();
   publish();
   return true;
+}
+
+void Scheduler::Worker::run_commands() {
+  for (; !asked_.empty(); asked_.pop_front()) asked_.front()();
+}
+
+void Scheduler::Worker::end_dropped() {
+  for (; !dropped_.empty(); dropped_.pop_front())
+    end_job(*dropped_.front(), why_unwanted(*dropped_.front()));
 }
 
 bool Scheduler::Worker::unwanted(const Job& job, double now) const {
@@ -238,6 +247,7 @@ void Scheduler::Worker::close(const Job& job) {
 }
 
 void Scheduler::Worker::end_running(GenerationEnd end, const std::string& error) {
+  end_dropped();
   for (auto& job : incoming_)
     if (job) end_job(*job, end, error);
   incoming_.clear();

@@ -34,6 +34,7 @@ struct SchedulerSequence {
   uint64_t number;  ///< of the sampler
   int32_t last = 0;
   int64_t drawn = 0;
+  int64_t fed = 0;  ///< of those drawn, that the state has seen
   double last_time = 0;
   bool last_token = false;  ///< known from the token alone; its text is still to be told
   bool ended = false;

@@ -41,8 +41,10 @@ void Scheduler::Worker::decode() {
   tell_without_sweep();
   const double told = now_seconds();
   const std::span<Drawn> drawn = runner_.finish_draws();
-  for (size_t i = 0; i < stepped_.size(); ++i)
+  for (size_t i = 0; i < stepped_.size(); ++i) {
+    ++stepped_[i]->fed;
     if (!stepped_[i]->ended) take(*stepped_[i], std::move(drawn[i]));
+  }
   sweep();
   const double end = now_seconds();
   if (!runner_.draws_aside() || std::ranges::all_of(decoding_, &Sequence::last_token)) tell();
@@ -73,9 +75,11 @@ void Scheduler::Worker::tell() {
 }
 
 void Scheduler::Worker::tell_without_sweep() {
-  for (Told& t : told_)
+  while (!told_.empty()) {
+    Told t = std::move(told_.front());
+    told_.pop_front();  // whatever happens next
     if (!t.sequence->ended) deliver(*t.sequence, std::move(t.drawn));
-  told_.clear();
+  }
 }
 
 void Scheduler::Worker::deliver(Sequence& s, Drawn d) {
@@ -96,11 +100,11 @@ void Scheduler::Worker::deliver(Sequence& s, Drawn d) {
 }
 
 void Scheduler::Worker::finish(Sequence& s, GenerationEnd end, GenerationEvent event) {
+  if (s.job->request.keep_state && s.sample == 0) keep_state(s);  // first: it may fail
   event.sample = s.sample;
   event.text += s.text.finish();
   event.end = end;
   ++live_.ended[static_cast<size_t>(end)];
-  if (s.job->request.keep_state && s.sample == 0) keep_state(s);
   s.ended = true;
   free_slots_.push_back(s.slot);
   publish();  // before anybody can ask
@@ -114,7 +118,7 @@ void Scheduler::Worker::sweep() {
 }
 
 void Scheduler::Worker::keep_state(const Sequence& s) {
-  kept_.emplace_front(s.job->handle->id(), snapshot_of(s.slot, s.job->position + s.drawn - 1));
+  kept_.emplace_front(s.job->handle->id(), snapshot_of(s.slot, s.job->position + s.fed));
   if (kept_.size() > kKeptStates) kept_.pop_back();
 }
 
@@ -129,7 +133,7 @@ std::optional<StateSnapshot> Scheduler::Worker::take_snapshot(uint64_t id) {
     if (kept == id) return s;
   for (const auto& s : decoding_)
     if (s->job->handle->id() == id && s->sample == 0)
-      return snapshot_of(s->slot, s->job->position + s->drawn - 1);
+      return snapshot_of(s->slot, s->job->position + s->fed);
   for (const auto& j : prefilling_)
     if (j->handle->id() == id) return snapshot_of(j->slots[0], j->position);
   return std::nullopt;

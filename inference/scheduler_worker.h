@@ -46,6 +46,9 @@ class Scheduler::Worker {
   void run();
   /// False when it is time to stop.
   bool round();
+  /// Asked_ and dropped_ of the round, or of the one that failed.
+  void run_commands();
+  void end_dropped();
   bool unwanted(const Job& job, double now) const;
   GenerationEnd why_unwanted(const Job& job) const;
   void drop_unwanted();
@@ -121,7 +124,10 @@ class Scheduler::Worker {
   PrefixCache cache_;
   uint64_t cache_version_ = 1;  ///< grows with every state kept
   std::vector<int64_t> free_slots_;
-  std::deque<std::unique_ptr<Job>> incoming_;  ///< out of waiting_, on the way to prefilling_
+  // Out of commands_ and waiting_. Members, so that nothing is lost when the runner fails halfway.
+  std::deque<std::function<void()>> asked_;
+  std::deque<std::unique_ptr<Job>> dropped_;   ///< unwanted
+  std::deque<std::unique_ptr<Job>> incoming_;  ///< on the way to prefilling_
   std::list<std::unique_ptr<Job>> prefilling_;
   std::vector<std::unique_ptr<Job>> jobs_;  ///< those of decoding_
   std::vector<std::unique_ptr<Sequence>> decoding_;
@@ -135,7 +141,7 @@ class Scheduler::Worker {
   std::vector<Piece> pieces_;
   std::vector<DrawRequest> requests_;
   std::vector<Sequence*> stepped_;
-  std::vector<Told> told_;
+  std::deque<Told> told_;  ///< taken out one by one: nothing is told twice
   std::vector<DrawScratch> scratch_;
   SchedulerStats live_;
 

@@ -5,8 +5,11 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
+#include <mutex>
 #include <optional>
+#include <thread>
 
 #include "data/tokenizer/utf8.h"
 #include "tests/support/compare.h"
@@ -322,6 +325,97 @@ TEST(Scheduler, AFailedRunnerEndsEverythingWithItsReason) {
   EXPECT_THROW(scheduler.submit(r), UnavailableError);
   EXPECT_FALSE(scheduler.snapshot(a->id()).has_value());
   EXPECT_EQ(scheduler.drain(kPatience), 0);
+}
+
+/// States cannot be saved; `before_draw` runs in the worker, ahead of every draw.
+class NoSaveRunner : public AsideRunner {
+ public:
+  using AsideRunner::AsideRunner;
+  void save(int64_t, std::span<std::byte>) override { throw DeviceError("nothing can be saved"); }
+  std::span<Drawn> finish_draws() override {
+    if (before_draw) before_draw(++draws_);
+    return AsideRunner::finish_draws();
+  }
+  std::function<void(int)> before_draw;
+
+ private:
+  int draws_ = 0;
+};
+
+/// The runner fails while a round tells of the step before, with a request to be dropped and a
+/// question still in hand.
+TEST(Scheduler, AFailureWhileTellingLosesNobody) {
+  Service s(alphabet_model(), 2);
+  s.scheduler.reset();
+  NoSaveRunner runner(*s.runner);
+  std::shared_ptr<Generation> waits;
+  std::atomic<uint64_t> asked = 0;
+  std::thread asks;
+  std::optional<Scheduler> scheduler;
+  runner.before_draw = [&](int draw) {
+    // The first request's first two are drawn alone. With the eighth the second request has its
+    // six tokens, and the last of them is told at the beginning of the next round.
+    if (draw != 8) return;
+    waits->cancel();
+    asks = std::thread([&] {
+      ++asked;
+      EXPECT_FALSE(scheduler->snapshot(999).has_value());
+    });
+    wait_until([&] { return asked == 1; });
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  };
+  // The first draw waits until all have been submitted.
+  std::mutex starting;
+  std::unique_lock hold(starting);
+  const auto at_eight = runner.before_draw;
+  std::atomic<bool> begun = false;
+  runner.before_draw = [&](int draw) {
+    begun = true;
+    const std::lock_guard go(starting);
+    at_eight(draw);
+  };
+  scheduler.emplace(runner, s.tokenizer, SchedulerOptions{.cache_bytes = 0});
+  GenerationRequest r{.prompt = bytes("a"), .max_tokens = 1 << 30};
+  r.sampling.temperature = 0;
+  r.stop_at_end_of_document = false;
+  const auto goes_on = scheduler->submit(r);
+  wait_until([&] { return begun.load(); });
+  r.max_tokens = 6;
+  r.keep_state = true;
+  const auto keeps = scheduler->submit(r);
+  waits = scheduler->submit(r);
+  hold.unlock();
+  const Sample a = collect(*goes_on)[0], b = collect(*keeps)[0], c = collect(*waits)[0];
+  EXPECT_EQ(a.end, GenerationEnd::kError);
+  EXPECT_EQ(a.text, std::string_view("bcdefghijk").substr(0, a.text.size()));
+  EXPECT_EQ(a.tokens, std::ssize(a.text));
+  EXPECT_EQ(b.end, GenerationEnd::kError);
+  EXPECT_NE(b.error.find("nothing can be saved"), std::string::npos) << b.error;
+  EXPECT_EQ(c.end, GenerationEnd::kCancelled);
+  EXPECT_EQ(scheduler->drain(kPatience), 0);
+  const SchedulerStats stats = scheduler->stats();
+  EXPECT_EQ(stats.ended[static_cast<size_t>(GenerationEnd::kError)], 2U);
+  EXPECT_EQ(stats.ended[static_cast<size_t>(GenerationEnd::kLength)], 0U);
+  EXPECT_EQ(stats.free_slots, 2);
+  asks.join();
+}
+
+TEST(Scheduler, AStateKnowsWhatItHasSeen) {
+  FakeRunner runner(1, 16);
+  ByteTokenizer tokenizer;
+  Scheduler scheduler(runner, tokenizer, {});
+  // No token could be drawn.
+  const auto none =
+      scheduler.submit({.prompt = {3, FakeRunner::kPoison}, .max_tokens = 5, .keep_state = true});
+  EXPECT_EQ(collect(*none)[0].end, GenerationEnd::kError);
+  EXPECT_EQ(scheduler.snapshot(none->id())->tokens, 2);
+  // The second could not: the first was fed.
+  GenerationRequest one{.prompt = {3}, .max_tokens = 5, .keep_state = true};
+  one.sampling.temperature = 0;
+  one.sampling.logit_bias = {{FakeRunner::kPoison, 5000.0f}};
+  const auto second = scheduler.submit(one);
+  EXPECT_EQ(collect(*second)[0].end, GenerationEnd::kError);
+  EXPECT_EQ(scheduler.snapshot(second->id())->tokens, 2);
 }
 
 TEST(Scheduler, DrainsAndThenRefuses) {
