@@ -117,7 +117,10 @@ ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegist
   ctx_.synchronize("optimizer set-up");
   ctx_.reserve_workspace(grad_norm_workspace_bytes(norm_pieces_.size()));
   if (!sharded()) return;
-  early_parcels_ = layout_.early_parcels();
+  early_parcels_ =
+      options.early_parcels < 0
+          ? layout_.early_parcels()
+          : std::min(options.early_parcels, static_cast<int32_t>(layout_.parcels().size()));
   update_batches_ = layout_.update_batches(update_pieces_, early_parcels_);
   for (PlanHooks& h : hooks_[1])
     h.before_use = [this](int32_t g) {

@@ -33,6 +33,7 @@ struct ShardOptions {
   bool overlap = true;       ///< exchanges run beside the kernels (CUDA), not after them
   bool accumulates = false;  ///< several micro-batches: ZeRO-2 keeps whole gradients meanwhile
   int64_t parcel_elements = kParcelElements;
+  int32_t early_parcels = -1;  ///< CUDA, for tests: sent by update(); -1: by the number of ranks
   AdamWOptions optimizer;
 };
 

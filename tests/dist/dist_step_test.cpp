@@ -35,6 +35,7 @@ struct Variation {
   int64_t move_after = -1;  ///< steps after which the run moves to a new TrainStep, as by a file
   int64_t steps = -1;       ///< -1: all
   bool checkpointing = false, overlap = true;
+  int32_t early_parcels = -1;
 };
 
 class Ranks : public testing::TestWithParam<const char*> {
@@ -93,6 +94,7 @@ class TrainFile : public Ranks {
     o.zero = how.zero;
     o.overlap = how.overlap;
     o.exchange = how.exchange;
+    o.early_parcels = how.early_parcels;
     return o;
   }
 
@@ -194,6 +196,11 @@ TEST_P(TrainFile, FollowsTheReferenceAndStagesAreBitEqual) {
     EXPECT_EQ(plain, one);
     EXPECT_EQ(plain, two);
     EXPECT_EQ(one.values.empty(), comm_->rank() != 0);
+    if (kTestDevice == Device::kCpu) continue;  // there update() gathers everything
+    // Two ranks send all parameters before the next forward; many send most of them beside it.
+    for (const int32_t early : {0, 1})
+      for (const ZeroStage zero : {ZeroStage::kOptimizer, ZeroStage::kGradients})
+        EXPECT_EQ(plain, follow({.zero = zero, .dtype = dtype, .early_parcels = early})) << early;
   }
 }
 
@@ -226,6 +233,9 @@ TEST_P(TrainFile, MovesThroughRankZeroBitForBit) {
       Variation how{.zero = zero, .dtype = dtype, .steps = 12};
       const Trace undisturbed = follow(how);
       how.move_after = 7;
+      EXPECT_EQ(undisturbed, follow(how));
+      if (kTestDevice == Device::kCpu || zero == ZeroStage::kPlain) continue;
+      how.early_parcels = 1;  // what update() did not send is gathered before it leaves
       EXPECT_EQ(undisturbed, follow(how));
     }
   }
