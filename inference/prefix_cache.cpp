@@ -17,11 +17,19 @@ uint64_t mix(uint64_t h, uint64_t x) {
 
 }  // namespace
 
-uint64_t PrefixCache::key(std::span<const int32_t> ids, std::span<const int64_t> cuts) {
-  uint64_t h = ids.size();
-  for (const int32_t id : ids) h = mix(h, static_cast<uint64_t>(id));
-  for (const int64_t cut : cuts) h = mix(h, static_cast<uint64_t>(cut));
-  return std::max<uint64_t>(h, 1);
+std::vector<uint64_t> PrefixCache::keys(std::span<const int32_t> ids,
+                                        std::span<const int64_t> cuts) {
+  std::vector<uint64_t> keys;
+  keys.reserve(cuts.size());
+  uint64_t of_ids = 0, of_cuts = 0;
+  size_t at = 0;
+  for (const int64_t cut : cuts) {
+    for (; at < static_cast<size_t>(cut); ++at)
+      of_ids = mix(of_ids, static_cast<uint64_t>(ids[at]));
+    of_cuts = mix(of_cuts, static_cast<uint64_t>(cut));
+    keys.push_back(std::max<uint64_t>(mix(of_ids, of_cuts), 1));
+  }
+  return keys;
 }
 
 PromptCuts::PromptCuts(int64_t n, std::span<const int64_t> shared, int64_t every) {
@@ -57,42 +65,41 @@ size_t PrefixCache::Entry::bytes() const {
   return state.size() + ids.size() * sizeof ids[0] + cuts.size() * sizeof cuts[0] + sizeof(Entry);
 }
 
-PrefixCache::List::iterator PrefixCache::locate(uint64_t k, std::span<const int32_t> ids,
-                                                std::span<const int64_t> cuts) {
-  const auto [begin, end] = index_.equal_range(k);
+PrefixCache::List::iterator PrefixCache::locate(const Prefix& prefix) {
+  const auto [begin, end] = index_.equal_range(prefix.key);
   for (auto it = begin; it != end; ++it)
-    if (std::ranges::equal(it->second->ids, ids) && std::ranges::equal(it->second->cuts, cuts))
+    if (std::ranges::equal(it->second->ids, prefix.ids) &&
+        std::ranges::equal(it->second->cuts, prefix.cuts))
       return it->second;
   return entries_.end();
 }
 
-std::span<const std::byte> PrefixCache::find(std::span<const int32_t> ids,
-                                             std::span<const int64_t> cuts) {
-  const auto found = locate(key(ids, cuts), ids, cuts);
+std::span<const std::byte> PrefixCache::find(const Prefix& prefix) {
+  const auto found = locate(prefix);
   if (found == entries_.end()) return {};
   entries_.splice(entries_.begin(), entries_, found);
   return found->state;
 }
 
-bool PrefixCache::seen_before(std::span<const int32_t> ids, std::span<const int64_t> cuts) {
+bool PrefixCache::seen_before(const Prefix& prefix) {
   if (max_bytes_ == 0) return false;
   remembered_.resize(kRemembered, 0);
-  const uint64_t k = key(ids, cuts);
-  uint64_t& place = remembered_[k % kRemembered];
-  const bool seen = place == k;
-  place = k;
+  uint64_t& place = remembered_[prefix.key % kRemembered];
+  const bool seen = place == prefix.key;
+  place = prefix.key;
   return seen;
 }
 
-void PrefixCache::put(std::span<const int32_t> ids, std::span<const int64_t> cuts,
-                      std::span<const std::byte> state) {
-  const uint64_t k = key(ids, cuts);
-  if (const auto old = locate(k, ids, cuts); old != entries_.end()) {
+bool PrefixCache::put(const Prefix& prefix, std::span<const std::byte> state) {
+  if (const auto old = locate(prefix); old != entries_.end()) {
     entries_.splice(entries_.begin(), entries_, old);
-    return;
+    return false;
   }
-  Entry e{k, {ids.begin(), ids.end()}, {cuts.begin(), cuts.end()}, {}};
-  if (e.bytes() + state.size() > max_bytes_) return;
+  Entry e{prefix.key,
+          {prefix.ids.begin(), prefix.ids.end()},
+          {prefix.cuts.begin(), prefix.cuts.end()},
+          {}};
+  if (e.bytes() + state.size() > max_bytes_) return false;
   e.state.assign(state.begin(), state.end());
   while (bytes_ + e.bytes() > max_bytes_) {
     erase(std::prev(entries_.end()));
@@ -100,7 +107,8 @@ void PrefixCache::put(std::span<const int32_t> ids, std::span<const int64_t> cut
   }
   bytes_ += e.bytes();
   entries_.push_front(std::move(e));
-  index_.emplace(k, entries_.begin());
+  index_.emplace(prefix.key, entries_.begin());
+  return true;
 }
 
 void PrefixCache::erase(List::iterator entry) {

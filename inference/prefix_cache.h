@@ -18,6 +18,7 @@ class PromptCuts {
   /// Of a prompt of n ids; positions outside of it, or not ascending, are ignored.
   PromptCuts(int64_t n, std::span<const int64_t> shared, int64_t every);
   size_t size() const { return at_.size(); }
+  std::span<const int64_t> all() const { return at_; }
   int64_t at(size_t i) const { return at_[i]; }
   /// Cuts up to and with the i-th.
   std::span<const int64_t> path(size_t i) const { return std::span(at_).first(i + 1); }
@@ -39,17 +40,24 @@ class PrefixCache {
   /// 0 bytes: keeps nothing.
   explicit PrefixCache(size_t max_bytes) : max_bytes_(max_bytes) {}
 
-  /// Of a prefix and its cuts; never 0.
-  static uint64_t key(std::span<const int32_t> ids, std::span<const int64_t> cuts);
+  /// Of the beginnings of `ids` up to each of `cuts` (ascending, within them), in one pass; never
+  /// 0.
+  static std::vector<uint64_t> keys(std::span<const int32_t> ids, std::span<const int64_t> cuts);
 
-  /// The state after all of `ids`, cut at `cuts` (ascending, the last one is ids.size()); empty if
-  /// there is none. Valid until the next put().
-  std::span<const std::byte> find(std::span<const int32_t> ids, std::span<const int64_t> cuts);
+  /// All of `ids`, cut at `cuts`, of which the last one is ids.size(); the key is the last of
+  /// keys(ids, cuts), or of the keys of a longer text that begins and is cut like this one.
+  struct Prefix {
+    uint64_t key;
+    std::span<const int32_t> ids;
+    std::span<const int64_t> cuts;
+  };
+  /// The state after a prefix; empty if there is none. Valid until the next put().
+  std::span<const std::byte> find(const Prefix& prefix);
   /// True from the second call for a prefix on (as long as it is remembered): worth keeping.
-  bool seen_before(std::span<const int32_t> ids, std::span<const int64_t> cuts);
-  /// Keeps a copy, and drops others for it. What is larger than all of the cache is not kept.
-  void put(std::span<const int32_t> ids, std::span<const int64_t> cuts,
-           std::span<const std::byte> state);
+  bool seen_before(const Prefix& prefix);
+  /// Keeps a copy, and drops others for it; whether it did: not what is there already, nor what is
+  /// larger than all of the cache.
+  bool put(const Prefix& prefix, std::span<const std::byte> state);
 
   size_t entries() const { return entries_.size(); }
   size_t bytes() const { return bytes_; }
@@ -65,7 +73,7 @@ class PrefixCache {
     size_t bytes() const;
   };
   using List = std::list<Entry>;
-  List::iterator locate(uint64_t k, std::span<const int32_t> ids, std::span<const int64_t> cuts);
+  List::iterator locate(const Prefix& prefix);
   void erase(List::iterator entry);
 
   size_t max_bytes_, bytes_ = 0;

@@ -19,6 +19,7 @@ struct SchedulerJob {
   GenerationRequest request;
   double submitted = 0, admitted = 0;
   PromptCuts cuts;
+  std::vector<uint64_t> keys;  ///< of the prefixes up to the cuts; none without a cache
   std::vector<int64_t> slots;  ///< one per sample; the prompt is computed in the first
   int64_t position = 0;        ///< prompt ids that the state has seen
   uint64_t next_key = 0;       ///< of the prefix up to the next cut; 0: no cut is left

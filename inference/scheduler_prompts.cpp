@@ -17,6 +17,7 @@ void Scheduler::Worker::admit(std::unique_ptr<Job>& job) {
   live_.prompt_tokens += r.prompt.size();
   if (r.max_tokens == 0) return end_job(*job, GenerationEnd::kLength);
   job->cuts = PromptCuts(std::ssize(r.prompt), r.shared, options_.cut_tokens);
+  if (options_.cache_bytes > 0) job->keys = PrefixCache::keys(r.prompt, job->cuts.all());
   runner_.reset(job->slots[0]);
   aim(*job);
   prefilling_.push_back(std::move(job));
@@ -24,16 +25,15 @@ void Scheduler::Worker::admit(std::unique_ptr<Job>& job) {
 
 void Scheduler::Worker::aim(Job& job) {
   const size_t i = job.cuts.next(job.position);
-  job.next_key =
-      i == job.cuts.size() ? 0 : PrefixCache::key(prefix(job, job.cuts.at(i)), job.cuts.path(i));
+  job.next_key = i < job.keys.size() ? job.keys[i] : 0;
 }
 
 bool Scheduler::Worker::use_cache(Job& job) {
-  if (job.cache_version == cache_version_) return false;
+  if (job.keys.empty() || job.cache_version == cache_version_) return false;
   job.cache_version = cache_version_;
   for (size_t i = job.cuts.size(); i-- > job.cuts.next(job.position);) {
     const int64_t at = job.cuts.at(i);
-    const auto state = cache_.find(prefix(job, at), job.cuts.path(i));
+    const auto state = cache_.find(cut_prefix(job, i));
     if (state.empty()) continue;
     runner_.load(job.slots[0], state);
     job.handle->cached_tokens_ += at - job.position;
@@ -175,12 +175,10 @@ void Scheduler::Worker::keep_prefix(const Job& job, size_t cut) {
   const bool awaited = std::ranges::any_of(prefilling_, [&](const auto& other) {
     return other.get() != &job && other->next_key == job.next_key;
   });
-  const auto ids = prefix(job, job.cuts.at(cut));
-  const auto path = job.cuts.path(cut);
-  if (!cache_.seen_before(ids, path) && !job.cuts.outermost(cut) && !awaited) return;
+  const PrefixCache::Prefix here = cut_prefix(job, cut);
+  if (!cache_.seen_before(here) && !job.cuts.outermost(cut) && !awaited) return;
   runner_.save(job.slots[0], state_);
-  cache_.put(ids, path, state_);
-  ++cache_version_;
+  if (cache_.put(here, state_)) ++cache_version_;
 }
 
 void Scheduler::Worker::start_samples(Place place, std::span<std::unique_ptr<Sequence>> samples,

@@ -73,6 +73,10 @@ class Scheduler::Worker {
   static std::span<const int32_t> prefix(const Job& job, int64_t end) {
     return std::span(job.request.prompt).first(static_cast<size_t>(end));
   }
+  /// Up to the i-th cut, as the cache wants it.
+  static PrefixCache::Prefix cut_prefix(const Job& job, size_t i) {
+    return {job.keys[i], prefix(job, job.cuts.at(i)), job.cuts.path(i)};
+  }
   static void aim(Job& job);
   /// Goes to the farthest state that the cache has on the job's way; whether there was one.
   bool use_cache(Job& job);

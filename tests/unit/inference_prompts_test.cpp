@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "inference/prefix_cache.h"
 #include "inference/scheduler.h"
 #include "tests/unit/scheduler_test_util.h"
@@ -196,30 +198,58 @@ TEST(Scheduler, CancelledPromptsLeaveTheirNeighboursAlone) {
 TEST(PrefixCache, KeepsTheLastUsedWithinItsBytes) {
   const std::vector<std::byte> state(1000);
   const auto ids = test::random_ids(1, 40, 257);
-  const auto at = [&](int64_t n) { return std::span(ids).first(static_cast<size_t>(n)); };
-  const auto path = [](int64_t n) { return std::vector<int64_t>{n}; };
+  const auto cut_at = [](const std::vector<int32_t>& all, const std::vector<int64_t>& cuts) {
+    return PrefixCache::Prefix{PrefixCache::keys(all, cuts).back(),
+                               std::span(all).first(static_cast<size_t>(cuts.back())), cuts};
+  };
+  const std::vector<int64_t> c10 = {10}, c20 = {20}, c30 = {30}, c40 = {40}, c5_10 = {5, 10};
   PrefixCache cache(4000);
-  for (const int64_t n : {10, 20, 30}) cache.put(at(n), path(n), state);
+  for (const auto* cuts : {&c10, &c20, &c30}) EXPECT_TRUE(cache.put(cut_at(ids, *cuts), state));
   EXPECT_EQ(cache.entries(), 3U);
   EXPECT_LE(cache.bytes(), 4000U);
-  EXPECT_EQ(cache.find(at(10), path(10)).size(), 1000U);
-  cache.put(at(40), path(40), state);
+  EXPECT_EQ(cache.find(cut_at(ids, c10)).size(), 1000U);
+  EXPECT_TRUE(cache.put(cut_at(ids, c40), state));
   EXPECT_EQ(cache.entries(), 3U);
   EXPECT_EQ(cache.evictions(), 1U);
-  EXPECT_TRUE(cache.find(at(20), path(20)).empty());
-  EXPECT_FALSE(cache.find(at(10), path(10)).empty());
-  // Other cuts are another entry; so are other ids.
-  EXPECT_TRUE(cache.find(at(10), std::vector<int64_t>{5, 10}).empty());
-  auto other = std::vector<int32_t>(ids.begin(), ids.begin() + 10);
+  EXPECT_TRUE(cache.find(cut_at(ids, c20)).empty());
+  EXPECT_FALSE(cache.find(cut_at(ids, c10)).empty());
+  // Other cuts are another entry; so are other ids, even if the keys were equal.
+  EXPECT_TRUE(cache.find(cut_at(ids, c5_10)).empty());
+  auto other = ids;
   other[3] ^= 1;
-  EXPECT_TRUE(cache.find(other, path(10)).empty());
-  cache.put(at(10), path(10), std::vector<std::byte>(5000));
-  EXPECT_EQ(cache.find(at(10), path(10)).size(), 1000U);
+  EXPECT_TRUE(cache.find(cut_at(other, c10)).empty());
+  PrefixCache::Prefix collides = cut_at(other, c10);
+  collides.key = cut_at(ids, c10).key;
+  EXPECT_TRUE(cache.find(collides).empty());
+  // What is there already, and what is too large, is not news.
+  EXPECT_FALSE(cache.put(cut_at(ids, c10), std::vector<std::byte>(5000)));
+  EXPECT_FALSE(cache.put(cut_at(ids, c20), std::vector<std::byte>(5000)));
+  EXPECT_EQ(cache.find(cut_at(ids, c10)).size(), 1000U);
   PrefixCache none(0);
-  none.put(at(10), path(10), state);
+  EXPECT_FALSE(none.put(cut_at(ids, c10), state));
   EXPECT_EQ(none.entries(), 0U);
-  EXPECT_FALSE(none.seen_before(at(10), path(10)));
-  EXPECT_FALSE(none.seen_before(at(10), path(10)));
+  EXPECT_FALSE(none.seen_before(cut_at(ids, c10)));
+  EXPECT_FALSE(none.seen_before(cut_at(ids, c10)));
+}
+
+/// Keys of a beginning do not depend on what follows; one pass makes those of all cuts.
+TEST(PrefixCache, KeysOfAllCutsInOnePass) {
+  const auto ids = test::random_ids(1, 200000, 257);
+  std::vector<int64_t> cuts;
+  for (int64_t at = 2; at < std::ssize(ids); at += 2) cuts.push_back(at);
+  const double start = now_seconds();
+  const std::vector<uint64_t> keys = PrefixCache::keys(ids, cuts);
+  EXPECT_LT(now_seconds() - start, 5);  // milliseconds; 100000 passes take half a minute
+  ASSERT_EQ(keys.size(), cuts.size());
+  for (const size_t i : {size_t{0}, size_t{1}, size_t{700}}) {
+    const auto at = static_cast<size_t>(cuts[i]);
+    EXPECT_EQ(PrefixCache::keys(std::span(ids).first(at), std::span(cuts).first(i + 1)).back(),
+              keys[i]);
+  }
+  auto sorted = keys;
+  std::ranges::sort(sorted);
+  EXPECT_EQ(std::ranges::unique(sorted).size(), 0U);
+  EXPECT_NE(sorted[0], 0U);
 }
 
 TEST(PromptCuts, AreAFunctionOfTheRequest) {
