@@ -151,6 +151,10 @@ int run(Flags& f, const std::vector<std::string>& extras, rwkv::RankSession& ran
   if (f.smoke) config = rwkv::smoke_config(config);
 
   config.ranks = only_print ? f.gpus : ranks.size();
+  // One that only prints would leave the others to wait for it.
+  if (ranks.group() != nullptr)
+    rwkv::require_same(*ranks.group(), "the use of --print-config, --dry-run or --dump-plan",
+                       only_print ? "yes" : "no");
   if (f.print_config) std::fputs(rwkv::print_config(config).c_str(), stdout);
   if (f.dry_run) std::fputs(rwkv::dry_run_report(config, options.device).c_str(), stdout);
   if (f.dump_plan) std::fputs(rwkv::dump_plan(config, options.device).c_str(), stdout);
@@ -177,6 +181,7 @@ int run(Flags& f, const std::vector<std::string>& extras, rwkv::RankSession& ran
         r.tokens_per_s, 100 * r.mfu, r.first_loss, r.last_loss);
     return 0;
   }
+  rwkv::require_same_start(ranks.group(), config, options);  // connecting depends on it
   options.comm = ranks.connect(options.device);
   rwkv::run_training(config, options);
   return 0;

@@ -128,9 +128,9 @@ class Run {
   bool stopping() const { return comm_ == nullptr ? stop_->received() != 0 : stop_agreed_; }
 
   void check_ranks() {
-    require_same(*group(), "the build (--version)", code_version());
-    require_same(*group(), "the device (--device)", std::string(device_name(options_.device)));
-    require_same(*group(), "the configuration (--print-config shows it)", config_json(config_));
+    // Of the config, which was compared before, this is what ranks found out by themselves.
+    require_same(*group(), "what train.grad_checkpointing=auto came to",
+                 str(config_.train.grad_checkpointing, " ", config_.train.recompute_blocks));
     require_same(*group(), "the training data", data_.hash);
     require_same(*group(), "the WKV variant", step_.wkv_name());
     line_.message(str("ranks: ", comm_->size(), ", ", comm_->description(), ", dist.zero ",
@@ -531,10 +531,24 @@ double measure_peak_tflops(Context& ctx) {
   return 2.0 * kN * kN * kN / best / 1e12;
 }
 
+void require_same_start(HostGroup* group, const TrainConfig& config,
+                        const TrainerOptions& options) {
+  if (group == nullptr) return;
+  require_same(*group, "the build (--version)", code_version());
+  require_same(*group, "the device (--device)", std::string(device_name(options.device)));
+  require_same(*group, "the configuration (--print-config shows it)", config_json(config));
+  require_same(*group, "the file of --init", options.init_file);
+  require_same(*group, "the file of --trace", options.trace);
+  require_same(*group, "the range of --trace-steps",
+               str(options.trace_first, ":", options.trace_last));
+}
+
 RunResult run_training(const TrainConfig& config, const TrainerOptions& options) {
   RWKV_ASSERT(config.ranks == (options.comm == nullptr ? 1 : options.comm->size()), config.ranks,
               " ranks");
   HostGroup* group = options.comm == nullptr ? nullptr : &options.comm->group();
+  // Before anything that depends on it: ranks that differ would call other collectives.
+  require_same_start(group, config, options);
   std::optional<Run> run;
   const TrainConfig fitting = with_recomputation(config, options.device, options.comm);
   agree(group, [&] { run.emplace(fitting, options); });

@@ -64,6 +64,11 @@ struct RunResult {
 /// train.max_nonfinite non-finite steps in a row, naming the last good checkpoint.
 RunResult run_training(const TrainConfig& config, const TrainerOptions& options);
 
+/// Throws on all ranks, naming what differs, unless they were started alike: build, device, config,
+/// --init and --trace. Programs call it before they connect devices; run_training does so again.
+/// `group` null: nothing.
+void require_same_start(HostGroup* group, const TrainConfig& config, const TrainerOptions& options);
+
 /// How a config becomes a step: shared by training, smoke runs, --find-lr and --dry-run.
 TrainStepOptions step_options(const TrainConfig& config, Device device,
                               Communicator* comm = nullptr);

@@ -3,6 +3,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "kernels/core/backend.h"
 #include "tests/dist/rank_programs.h"
 
 namespace rwkv {
@@ -27,6 +28,33 @@ TEST_F(Mpi, RanksAgreeWithOneAndWithEachOther) {
   ASSERT_GE(a.size(), 12u + 3u);
   for (size_t i = 0; i < a.size(); ++i)
     EXPECT_LE(std::fabs(loss_of(a[i]) - loss_of(b[i])), 2e-5) << a[i];
+}
+
+TEST_F(Mpi, RanksThatWereStartedOtherwiseAreNamedBeforeTheyExchangeAnything) {
+  struct Case {
+    Words first, second;
+    std::string what;
+  };
+  const std::string config = "the configuration (--print-config shows it)";
+  std::vector<Case> cases = {
+      {{"--set", "train.grad_checkpointing=auto"}, {}, config},
+      {{}, {"--set", "train.grad_checkpointing=auto"}, config},
+      {{}, {"--init", "weights.h5"}, "the file of --init"},
+      {{"--trace", "trace.json"}, {}, "the file of --trace"},
+      {{}, {"--trace-steps", "1:2"}, "the range of --trace-steps"},
+      {{"--print-config"}, {}, "the use of --print-config, --dry-run or --dump-plan"},
+  };
+  if (backend::has_cuda())  // the GPU is not looked for
+    cases.push_back({{}, {"--device", "cuda"}, "the device (--device)"});
+  for (const Case& c : cases) {
+    Words second = {":", RWKV_MPIEXEC_COUNT, "1"};
+    const Words other = program("run", c.second);
+    second.insert(second.end(), other.begin(), other.end());
+    EXPECT_EQ(wait_at_most(start(1, program("run", c.first), second), 60), 2) << output();
+    EXPECT_EQ(count("rwkv-train: error:"), 1u) << output();
+    EXPECT_TRUE(says(c.what + " of rank 1 differs")) << c.what << "\n" << output();
+  }
+  EXPECT_FALSE(fs::exists(dir_ / "run"));
 }
 
 TEST_F(Mpi, DifferencesBetweenRanksAreOneClearError) {
