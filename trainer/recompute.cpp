@@ -36,8 +36,18 @@ TrainConfig with_recomputation(const TrainConfig& config, Device device, Communi
     limit = std::ranges::min(all);
   }
   TrainConfig out = config;
-  const int64_t n =
-      fewest_recomputed_blocks(config.model, step_options(config, device, comm), limit);
+  HostGroup* group = comm == nullptr ? nullptr : &comm->group();
+  int64_t n = 0;
+  agree(group, [&] {
+    n = fewest_recomputed_blocks(config.model, step_options(config, device, comm), limit);
+  });
+  if (comm != nullptr) {
+    // Rank 0 may hold more than the others: copies for checkpoints.
+    const int64_t mine = n < 0 ? config.model.n_layer : n;
+    std::vector<int64_t> all(static_cast<size_t>(comm->size()));
+    comm->group().all_gather(&mine, sizeof mine, all.data());
+    n = std::ranges::max(all);
+  }
   out.train.grad_checkpointing = n == 0 ? "none" : "block";
   out.train.recompute_blocks = std::max<int64_t>(n, 0);
   return out;

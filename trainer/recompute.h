@@ -19,7 +19,8 @@ inline constexpr size_t kSpareDeviceBytes = size_t{3} << 30;
 int64_t fewest_recomputed_blocks(const ModelConfig& config, TrainStepOptions options, size_t limit);
 
 /// The config with train.grad_checkpointing=auto replaced by what fits now: of several ranks into
-/// the one with the least free memory (a collective then). If nothing fits all blocks are computed
+/// the one with the least free memory, and as much on all as the one that needs most (a collective
+/// then). If nothing fits all blocks are computed
 /// again, and whoever checks memory refuses. Other configs come back as they are.
 TrainConfig with_recomputation(const TrainConfig& config, Device device, Communicator* comm);
 
