@@ -278,10 +278,13 @@ size_t set_aside_newer_checkpoints(const std::string& dir, const std::string& pa
   const auto good = std::ranges::find(files, path, &CheckpointFile::path);
   RWKV_ASSERT(good != files.end(), path, " is no checkpoint of ", dir);
   for (auto file = good + 1; file != files.end(); ++file) {
+    // A folder cannot take the name of one that was set aside before, and a file would replace it.
+    std::string aside = file->path + ".damaged";
     std::error_code ec;
-    fs::rename(file->path, file->path + ".damaged", ec);
-    RWKV_CHECK(!ec, IoError, "renaming ", file->path, " to ", file->path,
-               ".damaged: ", ec.message());
+    for (int i = 2; fs::exists(fs::symlink_status(aside, ec)); ++i)
+      aside = str(file->path, ".damaged.", i);
+    fs::rename(file->path, aside, ec);
+    RWKV_CHECK(!ec, IoError, "renaming ", file->path, " to ", aside, ": ", ec.message());
   }
   return static_cast<size_t>(files.end() - good - 1);
 }

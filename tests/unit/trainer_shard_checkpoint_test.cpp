@@ -220,6 +220,16 @@ TEST(ShardCheckpoint, WhatIsNotFinishedIsNoCheckpoint) {
   EXPECT_NE(skipped[0].find("step_00000020.shards"), std::string::npos) << skipped[0];
   EXPECT_EQ(set_aside_newer_checkpoints(dir.str(), loaded), 1u);
   EXPECT_TRUE(fs::is_directory(path + ".damaged"));
+  // The run came to that step again, and that one was damaged, too; twice.
+  for (const char* name : {".damaged.2", ".damaged.3"}) {
+    write_bytes(fs::path(path + ".damaged") / "old", "what a folder holds");
+    fs::create_directory(path);
+    write_bytes(fs::path(path) / "rest", name);
+    EXPECT_EQ(set_aside_newer_checkpoints(dir.str(), loaded), 1u);
+    EXPECT_EQ(file_bytes(fs::path(path + name) / "rest"), name);
+    EXPECT_TRUE(fs::exists(fs::path(path + ".damaged") / "old"));
+  }
+  EXPECT_EQ(list_checkpoints(dir.str()).size(), 1u);
 }
 
 TEST(ShardCheckpoint, BothFormsAreListedAndPrunedTogether) {
