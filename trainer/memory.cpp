@@ -126,6 +126,16 @@ void require_memory(std::span<const MemoryItem> items, size_t limit, const std::
              advice);
 }
 
+void require_host_memory(std::span<const MemoryItem> items, size_t limit, bool collects) {
+  RWKV_CHECK(limit == 0 || total_bytes(items) <= limit, ConfigError,
+             "on the host (not on the GPU) the run ", describe_memory(items, 3), "; only ",
+             format_bytes(limit), " are available. ",
+             collects ? "Set dist.checkpoint=parallel and sample.every=0, so that rank 0 keeps no "
+                        "copies of what all ranks hold, free memory there, or take a smaller model"
+                      : "Free memory there, spread the model over more ranks with "
+                        "dist.checkpoint=parallel and sample.every=0, or take a smaller model");
+}
+
 std::string smaller_batch_advice(const TrainStep& step, size_t limit) {
   TrainStepOptions o = step.given_options();  // another batch may have another number of lanes
   const auto needs = [&](int64_t batch) {
@@ -171,7 +181,8 @@ void require_memory(const TrainStep& step, int64_t limit_mib) {
       limit_mib > 0 ? std::min(device.free, static_cast<size_t>(limit_mib) << 20) : device.free;
   require_device_memory(items, device, limit_mib,
                         total_bytes(items) <= limit ? "" : smaller_batch_advice(step, limit));
-  require_memory(step.host_memory(), available_memory());
+  require_host_memory(step.host_memory(), available_memory(),
+                      step.options().collects && step.options().planned_ranks > 1);
 }
 
 }  // namespace rwkv

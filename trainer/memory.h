@@ -30,6 +30,9 @@ void require_memory(std::span<const MemoryItem> items, size_t limit,
 /// they fit but exceed limit_mib (0: no such limit).
 void require_device_memory(std::span<const MemoryItem> items, const backend::DeviceMemory& device,
                            int64_t limit_mib, const std::string& advice = "");
+/// The same for what a run on GPUs keeps on the host. `collects`: rank 0 of several keeps copies
+/// for checkpoints of one file or samples, and the message says how to do without.
+void require_host_memory(std::span<const MemoryItem> items, size_t limit, bool collects);
 /// What batch would fit into `limit` bytes instead of the step's, which does not: " With
 /// train.batch=3 it needs 1.2 GiB.", or that none does. Plans a few steps; allocates nothing.
 std::string smaller_batch_advice(const TrainStep& step, size_t limit);

@@ -70,6 +70,15 @@ TEST(HostMemory, RefusesAsConfiguration) {
   expect_parts(text, {"needs 111.00 GiB", "only 100.00 GiB are available", "train.batch"});
   EXPECT_NO_THROW(require_memory(kItems, 112 * kGiB));
   EXPECT_NO_THROW(require_memory(kItems, 0));  // unknown
+  for (const bool collects : {true, false}) {
+    const std::string host =
+        refusal<ConfigError>(2, [&] { require_host_memory(kItems, 100 * kGiB, collects); });
+    expect_parts(host, {"on the host", "needs 111.00 GiB", "only 100.00 GiB are available",
+                        "dist.checkpoint=parallel", "sample.every=0"});
+    EXPECT_EQ(host.find("train.batch"), std::string::npos) << "does not help: " << host;
+    EXPECT_NO_THROW(require_host_memory(kItems, 112 * kGiB, collects));
+    EXPECT_NO_THROW(require_host_memory(kItems, 0, collects));
+  }
 }
 
 TrainConfig config(std::vector<std::string> settings = {}) {

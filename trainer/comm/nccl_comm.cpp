@@ -260,7 +260,9 @@ class NcclCommunicator final : public Communicator {
     if (may_be_a_dead_rank(result)) std::this_thread::sleep_for(kGroupNoticesWithin);
     const char* detail = api_.get_last_error(comm_);
     throw DeviceError(str("NCCL, ", what, ", rank ", rank(), ": ", api_.get_error_string(result),
-                          detail != nullptr && *detail != '\0' ? str(" (", detail, ")") : ""));
+                          detail != nullptr && *detail != '\0' ? str(" (", detail, ")") : "",
+                          "; NCCL_DEBUG=INFO tells more; --resume continues from the last "
+                          "checkpoint"));
   }
 
   Nccl api_{};
