@@ -1,7 +1,10 @@
 #include "trainer/trainer.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -76,6 +79,7 @@ class Run {
     on_rank_0([&] {
       lock_.emplace(dir_);
       check_folder();
+      check_trace_file();
     });
     together([&] {
       open_validation();
@@ -154,6 +158,19 @@ class Run {
     resuming_ = !found.empty();
     if (options_.resume && found.empty())
       line_.message(str("no checkpoint in ", dir_, " yet: starting from the beginning"));
+  }
+
+  /// The steps of a trace are long gone when it is written.
+  void check_trace_file() {
+    if (options_.trace.empty()) return;
+    const fs::path file = options_.trace;
+    const fs::path folder = file.has_parent_path() ? file.parent_path() : fs::path(".");
+    std::error_code ec;
+    RWKV_CHECK(fs::is_directory(folder, ec) && ::access(folder.c_str(), W_OK | X_OK) == 0, IoError,
+               "--trace ", options_.trace, ": ", folder.string(),
+               " is no folder that can be written to; make it, or choose another file");
+    RWKV_CHECK(!fs::is_directory(file, ec), IoError, "--trace ", options_.trace,
+               ": expected a file to write, found a folder; give the name of a file in it");
   }
 
   void open_validation() {
@@ -333,11 +350,17 @@ class Run {
 
   void write_trace() {
     const auto ranks = gather_timelines(group(), timeline_->intervals());
-    on_rank_0([&] { write_file_atomic(options_.trace, chrome_trace(ranks)); });
+    std::string where = str("are in ", options_.trace);
+    // A picture that is lost is no reason to lose the run as well.
+    try {
+      if (leads()) write_file_atomic(options_.trace, chrome_trace(ranks));
+    } catch (const std::exception& e) {
+      where = str("are lost: ", e.what());
+    }
     const TimelineTimes t = timeline_times(ranks[0], typical_step(ranks[0]));
-    line_.message(str("timelines of steps ", options_.trace_first, " to ", state_.step, " are in ",
-                      options_.trace, "; a step took ", t.step * 1e3, " ms, exchanges ",
-                      t.exchange * 1e3, " ms, of which exposed ", t.exposed * 1e3, " ms"));
+    line_.message(str("timelines of steps ", options_.trace_first, " to ", state_.step, " ", where,
+                      "; a step took ", t.step * 1e3, " ms, exchanges ", t.exchange * 1e3,
+                      " ms, of which exposed ", t.exposed * 1e3, " ms"));
     step_.watch(nullptr);
     timeline_.reset();
   }

@@ -86,6 +86,23 @@ TEST_F(Mpi, DifferencesBetweenRanksAreOneClearError) {
   EXPECT_FALSE(fs::exists(dir_ / "run/log.jsonl"));
 }
 
+TEST_F(Mpi, AutomaticRecomputationIsThatOfTheRankThatNeedsMost) {
+  const auto fit = [&](int64_t mib) {
+    return run(2, program(str("fit", mib),
+                          {"--set", "model.n_layer=4", "--set", "model.n_embd=256", "--set",
+                           "train.context=128", "--set", "train.batch=8", "--set", "train.steps=1",
+                           "--set", "train.grad_checkpointing=auto", "--set",
+                           str("limits.memory_mib=", mib)}));
+  };
+  // Rank 0 has copies for checkpoints besides.
+  int64_t some = 0;
+  for (const int64_t mib : {162, 182, 202}) {
+    ASSERT_EQ(fit(mib), 0) << mib << "\n" << output();
+    some += says("of 4 blocks is computed twice") ? 1 : 0;
+  }
+  EXPECT_GT(some, 0);
+}
+
 /// Spans by process of a trace, which must be valid.
 std::map<int, int> spans(const std::string& path) {
   std::map<int, int> out;
@@ -109,6 +126,9 @@ TEST_F(Mpi, TracesHoldTheStepsOfEveryRank) {
   EXPECT_EQ(by_rank.size(), 2u);
   // Embedding, norms, two blocks and the loss forward and backward, four buckets, norm, update.
   for (const auto& [rank, count] : by_rank) EXPECT_GE(count, 3 * 14) << rank;
+  EXPECT_EQ(run(2, program("absent", {"--trace", "nowhere/t.json"})), 3) << output();
+  EXPECT_TRUE(says("--trace nowhere/t.json: nowhere is no folder")) << output();
+  EXPECT_TRUE(list_checkpoints(dir_ / "absent").empty()) << "no step was made";
   EXPECT_EQ(run(2, program("wrong"), {"--trace", "t.json", "--trace-steps", "6:4"}), 2);
   EXPECT_EQ(count("--trace-steps: found '6:4'"), 1u) << output();
 

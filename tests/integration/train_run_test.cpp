@@ -202,6 +202,20 @@ TEST_F(TrainRun, DamagedCheckpointsAreNotKeptInPlaceOfGoodOnes) {
   EXPECT_EQ(run_training(config("a", settings), resume).steps, 40);
 }
 
+TEST_F(TrainRun, ATraceThatCannotBeWrittenDoesNotEndTheRun) {
+  TrainerOptions traced;
+  const std::string folder = dir_ / "traces";
+  traced.trace = folder + "/t.json";
+  EXPECT_THROW(run_training(config("a", {"train.steps=6"}), traced), IoError);
+  std::filesystem::create_directory(folder);
+  traced.on_gradients = [&](int64_t, ParamStore&) { std::filesystem::remove(folder); };
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(run_training(config("a", {"train.steps=6"}), traced).steps, 6);
+  const std::string said = testing::internal::GetCapturedStdout();
+  EXPECT_NE(said.find("timelines of steps 3 to 5 are lost: "), std::string::npos) << said;
+  EXPECT_EQ(list_checkpoints(dir_ / "a").back().step, 6);
+}
+
 TEST_F(TrainRun, NothingIsOverwrittenWithoutResume) {
   run_training(config("a", {"train.steps=3"}), quiet_);
   const std::string before = final_bytes("a", 3);
