@@ -33,7 +33,7 @@ std::vector<uint64_t> PrefixCache::keys(std::span<const int32_t> ids,
 }
 
 PromptCuts::PromptCuts(int64_t n, std::span<const int64_t> shared, int64_t every) {
-  int64_t at = 0;
+  int64_t at = 0, least = 1;
   const auto run_to = [&](int64_t end) {
     while (at + every < end) {
       at_.push_back(at += every);
@@ -42,7 +42,8 @@ PromptCuts::PromptCuts(int64_t n, std::span<const int64_t> shared, int64_t every
     at = end;
   };
   for (const int64_t s : shared) {
-    if (s <= at || s >= n) continue;
+    if (s < least || s >= n) continue;
+    least = s + kApart;
     run_to(s);
     at_.push_back(s);
     shared_.push_back(1);

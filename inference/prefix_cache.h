@@ -15,7 +15,11 @@ namespace rwkv {
 class PromptCuts {
  public:
   PromptCuts() = default;
-  /// Of a prompt of n ids; positions outside of it, or not ascending, are ignored.
+  /// Shared positions nearer than this to the last one taken are ignored: every cut costs a call.
+  static constexpr int64_t kApart = 64;
+  /// Of a prompt of n ids; positions outside of it, or not ascending, are ignored. From the front,
+  /// so a prompt that goes on with another's text is cut where that one was: also its last cut,
+  /// less than kApart ahead of the last shared position, is on the way of what follows.
   PromptCuts(int64_t n, std::span<const int64_t> shared, int64_t every);
   size_t size() const { return at_.size(); }
   std::span<const int64_t> all() const { return at_; }

@@ -195,6 +195,21 @@ TEST(Scheduler, CancelledPromptsLeaveTheirNeighboursAlone) {
   EXPECT_EQ(scheduler.drain(kPatience), 0);
 }
 
+/// A chat of short messages: every turn finds nearly all of the one before.
+TEST(Scheduler, TurnsOfAChatGoOnWhereTheLastOneWas) {
+  Service service(random_bytes(), 4);
+  const auto ids = test::random_ids(1, 600, 257);
+  int64_t known = 0;
+  for (int64_t n = 30; n <= 600; n += 30) {
+    GenerationRequest r{.prompt = {ids.begin(), ids.begin() + n}, .max_tokens = 1};
+    for (int64_t end = 15; end < n; end += 15) r.shared.push_back(end);
+    const auto g = service->submit(std::move(r));
+    collect(*g);
+    EXPECT_GE(g->cached_tokens(), known) << n;
+    known = n - 15 - 63;  // of the last end
+  }
+}
+
 TEST(PrefixCache, KeepsTheLastUsedWithinItsBytes) {
   const std::vector<std::byte> state(1000);
   const auto ids = test::random_ids(1, 40, 257);
@@ -264,9 +279,21 @@ TEST(PromptCuts, AreAFunctionOfTheRequest) {
   EXPECT_EQ(cuts(20, {}, 20), V{});
   EXPECT_EQ(cuts(41, {}, 20), (V{20, 40}));
   EXPECT_EQ(cuts(50, {7}, 20), (V{7, 27, 47}));
-  EXPECT_EQ(cuts(50, {25, 30}, 20), (V{20, 25, 30}));
+  EXPECT_EQ(cuts(150, {25, 89}, 20), (V{20, 25, 45, 65, 85, 89, 109, 129, 149}));
+  EXPECT_EQ(cuts(150, {25, 88}, 50), (V{25, 75, 125}));  // 63 tokens behind: not taken
   EXPECT_EQ(cuts(50, {-1, 0, 9, 9, 3, 50, 99}, 100), V{9});
-  const PromptCuts c(50, V{5, 6, 7}, 20);
+  // Short messages make few cuts, and a longer chat is cut where a shorter one was.
+  V ends, before;
+  for (int64_t end = 6; end < 32768; end += 6) ends.push_back(end);
+  EXPECT_LE(cuts(32768, ends, 512).size(), 32768U / 64);
+  for (const int64_t n : {10, 70, 100, 500, 2000}) {
+    const V longer = cuts(n, ends, 512);
+    EXPECT_GE(std::ssize(longer), std::ssize(before));
+    EXPECT_TRUE(std::equal(before.begin(), before.end(), longer.begin())) << n;
+    EXPECT_GT(longer.back(), n - 6 - 64) << n;
+    before = longer;
+  }
+  const PromptCuts c(220, V{5, 70, 140}, 79);
   EXPECT_TRUE(c.outermost(0));
   EXPECT_FALSE(c.outermost(1));
   EXPECT_TRUE(c.outermost(2));
