@@ -13,28 +13,14 @@
 #include <sstream>
 #include <thread>
 
-#include "data/io/hdf5_file.h"
-#include "data/tokenizer/tokenizer.h"
 #include "data/tokenizer/utf8.h"
-#include "model/weights.h"
-#include "tests/unit/inference_model.h"
+#include "tests/integration/model_folder.h"
 
 namespace rwkv {
 namespace {
 
-namespace fs = std::filesystem;
-
-struct Output {
-  int code = -1;
-  std::string out, err;
-};
-
-std::string slurp(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
+using test::Output;
+using test::slurp;
 
 /// The program with pipes, or on a terminal.
 class Child {
@@ -122,25 +108,8 @@ class Child {
   std::string text_;  ///< read and not asked for yet
 };
 
-class Chat : public testing::Test {
+class Chat : public test::ModelFolder {
  protected:
-  static void SetUpTestSuite() {
-    dir_ = fs::temp_directory_path() / str("greylag-chat-", static_cast<long>(getpid()));
-    fs::create_directories(dir_);
-    write("alphabet.h5", test::bigram_model(test::alphabet), true);
-    write("random.h5", test::random_model(30, 2, 128, 257), true);
-    write("rwkv4.h5", test::random_rwkv4(30, 2, 128, 257), true);
-    write("no_tokenizer.h5", test::random_model(31, 2, 64, 100), false);
-  }
-  static void TearDownTestSuite() { fs::remove_all(dir_); }
-  static void write(const std::string& name, const test::TestModel& m, bool tokenizer) {
-    TokenizerBlob blob;
-    if (tokenizer) blob = {.name = "bytes", .hash = ByteTokenizer().hash()};
-    Hdf5File file = Hdf5File::create(path(name));
-    write_model(file, m.model->config(), m.model->params(), *m.weights, blob);
-    file.close();
-  }
-  static std::string path(const std::string& name) { return (dir_ / name).string(); }
   /// In the folder of the models; `arguments` is shell text.
   static Output chat(const std::string& model, const std::string& arguments,
                      const std::string& lines) {
@@ -151,7 +120,6 @@ class Chat : public testing::Test {
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, slurp(path("out")), slurp(path("err"))};
   }
-  static inline fs::path dir_;
 };
 
 TEST_F(Chat, LinesAreAnswered) {

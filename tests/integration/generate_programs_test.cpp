@@ -17,47 +17,18 @@
 #include "data/io/seal.h"
 #include "data/tokenizer/world_tokenizer.h"
 #include "inference/engine.h"
-#include "model/weights.h"
-#include "tests/unit/inference_model.h"
+#include "tests/integration/model_folder.h"
 
 namespace rwkv {
 namespace {
 
 namespace fs = std::filesystem;
 
-struct Output {
-  int code = -1;
-  std::string out, err;
-};
+using test::Output;
+using test::slurp;
 
-std::string slurp(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
-
-class Programs : public testing::Test {
+class Programs : public test::ModelFolder {
  protected:
-  static void SetUpTestSuite() {
-    dir_ = fs::temp_directory_path() / str("greylag-programs-", static_cast<long>(getpid()));
-    fs::create_directories(dir_);
-    write("alphabet.h5", test::bigram_model(test::alphabet), true);
-    write("random.h5", test::random_model(30, 2, 128, 257), true);
-    write("rwkv4.h5", test::random_rwkv4(30, 2, 128, 257), true);
-    write("no_tokenizer.h5", test::random_model(31, 2, 64, 100), false);
-    write("small_rows.h5", test::random_model(31, 2, 64, 100), true);
-  }
-  static void TearDownTestSuite() { fs::remove_all(dir_); }
-
-  static void write(const std::string& name, const test::TestModel& m, bool tokenizer) {
-    TokenizerBlob blob;
-    if (tokenizer) blob = {.name = "bytes", .hash = ByteTokenizer().hash()};
-    Hdf5File file = Hdf5File::create(path(name));
-    write_model(file, m.model->config(), m.model->params(), *m.weights, blob);
-    file.close();
-  }
-  static std::string path(const std::string& name) { return (dir_ / name).string(); }
   static void put(const std::string& name, const std::string& content) {
     std::ofstream(path(name), std::ios::binary) << content;
   }
@@ -80,8 +51,6 @@ class Programs : public testing::Test {
     EXPECT_NE(o.err.find(message), std::string::npos) << o.err;
     EXPECT_NE(o.err.find(": error: "), std::string::npos) << o.err;
   }
-
-  static inline fs::path dir_;
 };
 
 TEST_F(Programs, GenerateContinuesThePrompt) {
