@@ -257,6 +257,7 @@ void Step::layers(BatchEvents& events) const {
   Mix mix;
   mix.rows = c_.rows;
   mix.width = l_.shape.width;
+  mix.multiprocessors = processors_;
   mix.residual = reinterpret_cast<float*>(c_.work + at_.residual);
   mix.slots = c_.slots;
   mix.elapsed = c_.elapsed;

@@ -15,7 +15,9 @@ namespace {
 
 constexpr int kN = rwkv::decode::kHeadSize;
 constexpr int kMixThreads = 512;
-constexpr int kMixPrefetch = 4;  ///< rows whose blocks bring vectors to the L2 cache
+constexpr int kMixPrefetch = 4;  ///< blocks that bring vectors to the L2 cache
+/// From this width on, blocks have more than one row if there are more rows than multiprocessors.
+constexpr int kMixWide = 2048;
 constexpr int kHeadBlocks = 12;  ///< of a multiprocessor, f16 states
 
 template <class T>
@@ -38,40 +40,58 @@ __device__ __forceinline__ void load8f(const float* p, float (&x)[8]) {
   x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
 }
 
-/// Sum over the block; `memory` holds a float per warp and is free again at the next barrier but
-/// one.
-__device__ __forceinline__ float block_sum(float x, float* memory) {
-  x = warp_sum(x);
-  if (threadIdx.x % 32 == 0) memory[threadIdx.x / 32] = x;
+/// Sums over the block; `memory` holds a float per warp and sum and is free again at the next
+/// barrier but one.
+template <int kSums>
+__device__ __forceinline__ void block_sums(float (&x)[kSums], float (*memory)[kMixThreads / 32]) {
+#pragma unroll
+  for (int r = 0; r < kSums; ++r) {
+    x[r] = warp_sum(x[r]);
+    if (threadIdx.x % 32 == 0) memory[r][threadIdx.x / 32] = x[r];
+  }
   __syncthreads();
-  float all = 0;
-  for (unsigned i = 0; i < blockDim.x / 32; ++i) all += memory[i];
-  return all;
+#pragma unroll
+  for (int r = 0; r < kSums; ++r) x[r] = 0;
+  for (unsigned i = 0; i < blockDim.x / 32; ++i)
+#pragma unroll
+    for (int r = 0; r < kSums; ++r) x[r] += memory[r][i];
 }
 
 __device__ __forceinline__ void prefetch(const float* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory");
 }
 
-/// A block per row, a thread per 8 channels; three blocks share a multiprocessor. What does not
-/// come from the kernel before is asked for before waiting for it.
-template <class T, int kOutputs>
-__global__ void __launch_bounds__(kMixThreads, 3) mix_kernel(const Mix a) {
-  __shared__ float memory[2][kMixThreads / 32];
+/// A block for kRows rows, a thread per 8 channels. What does not come from the kernel before is
+/// asked for before waiting for it. Rows of one block share what is read of vectors of weights,
+/// which are more than all else for one row with six outputs.
+template <class T, int kOutputs, int kRows>
+__global__ void __launch_bounds__(kMixThreads, kRows == 1 ? 3 : 1) mix_kernel(const Mix a) {
+  __shared__ float memory[2][kRows][kMixThreads / 32];
   let_next_kernel_start();
-  const int row = static_cast<int>(blockIdx.x), d = a.width;
-  const int slot = a.slots[row], e = 8 * static_cast<int>(threadIdx.x);
-  const int64_t at = static_cast<int64_t>(row) * d + e;
+  const int begin = kRows * static_cast<int>(blockIdx.x), d = a.width;
+  const int e = 8 * static_cast<int>(threadIdx.x);
   const bool mine = e < d;
-  float x[8] = {};
-  uint4 before{};
-  T* const shift = static_cast<T*>(a.shift) + slot * a.shift_stride + e;
+  // Rows that are not there read the last one and write nothing: loads without branches.
+  const auto there = [&](int r) { return kRows == 1 || begin + r < a.rows; };
+  const auto row = [&](int r) { return kRows == 1 ? begin : min(begin + r, a.rows - 1); };
+  const auto at = [&](int r) { return static_cast<int64_t>(row(r)) * d + e; };
+  float x[kRows][8] = {};
+  uint4 before[kRows] = {};
+  T* shift[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r)
+    shift[r] = static_cast<T*>(a.shift) + a.slots[row(r)] * a.shift_stride + e;
   if (mine) {
-    if (kOutputs > 0) before = *reinterpret_cast<const uint4*>(shift);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+      if (kOutputs > 0) before[r] = *reinterpret_cast<const uint4*>(shift[r]);
     if (a.embedding != nullptr)
-      load8(static_cast<const T*>(a.embedding) + static_cast<int64_t>(a.tokens[row]) * d + e, x);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+        load8(static_cast<const T*>(a.embedding) + static_cast<int64_t>(a.tokens[row(r)]) * d + e,
+              x[r]);
     // Vectors come from memory, not from the cache: matrices went through it since the last token.
-    if (row < kMixPrefetch) {
+    if (blockIdx.x < kMixPrefetch) {
       prefetch(a.weight + e);
       prefetch(a.bias + e);
       for (int n = 0; n < kOutputs; ++n) prefetch(a.mix + static_cast<int64_t>(n) * d + e);
@@ -79,60 +99,110 @@ __global__ void __launch_bounds__(kMixThreads, 3) mix_kernel(const Mix a) {
   }
   wait_for_kernel_before();
   if (mine) {
-    if (a.embedding == nullptr) load8f(a.residual + at, x);
-    if (a.add != nullptr) {
-      float y[8];
-      load8(static_cast<const T*>(a.add) + at, y);
+    uint4 add[kRows] = {};
+    if (a.add != nullptr)
 #pragma unroll
-      for (int i = 0; i < 8; ++i) x[i] += y[i];
+      for (int r = 0; r < kRows; ++r)
+        add[r] = *reinterpret_cast<const uint4*>(static_cast<const T*>(a.add) + at(r));
+    if (a.embedding == nullptr)
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) load8f(a.residual + at(r), x[r]);
+    if (a.add != nullptr)
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        float y[8];
+        Weights<T>::get(add[r], y);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[r][i] += y[i];
+      }
+  }
+  float sum[kRows], scale[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    sum[r] = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[r] += x[r][i];
+    if (mine && there(r)) {
+      auto* const to = reinterpret_cast<float4*>(a.residual + at(r));
+      to[0] = make_float4(x[r][0], x[r][1], x[r][2], x[r][3]);
+      to[1] = make_float4(x[r][4], x[r][5], x[r][6], x[r][7]);
     }
   }
-  float sum = 0;
+  block_sums(sum, memory[0]);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) sum += x[i];
-  if (mine) {
-    auto* const to = reinterpret_cast<float4*>(a.residual + at);
-    to[0] = make_float4(x[0], x[1], x[2], x[3]);
-    to[1] = make_float4(x[4], x[5], x[6], x[7]);
+  for (int r = 0; r < kRows; ++r) {
+    const float mean = sum[r] / static_cast<float>(d);
+    scale[r] = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      x[r][i] -= mean;
+      scale[r] = fmaf(x[r][i], x[r][i], scale[r]);
+    }
+    if (!mine) scale[r] = 0;
   }
-  const float mean = block_sum(sum, memory[0]) / static_cast<float>(d);
-  float squares = 0;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) squares += mine ? (x[i] - mean) * (x[i] - mean) : 0.0f;
-  const float scale = rsqrtf(block_sum(squares, memory[1]) / static_cast<float>(d) + 1e-5f);
-  if (mine) {
-    float weight[8], bias[8];
+  // A block alone on its multiprocessor has these on their way before it needs them.
+  float weight[8], bias[8], mix[2][8];
+  const auto load_norm = [&] {
     load8f(a.weight + e, weight);
     load8f(a.bias + e, bias);
+  };
+  const auto load_mix = [&](int n) { load8f(a.mix + static_cast<int64_t>(n) * d + e, mix[n & 1]); };
+  if (kRows > 1 && mine) {
+    load_norm();
+    if (kOutputs > 0) load_mix(0);
+  }
+  block_sums(scale, memory[1]);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = (x[i] - mean) * scale * weight[i] + bias[i];
-    T* const out = static_cast<T*>(a.out) + at;
+  for (int r = 0; r < kRows; ++r) scale[r] = rsqrtf(scale[r] / static_cast<float>(d) + 1e-5f);
+  if (mine) {
+    if (kRows == 1) load_norm();
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) x[r][i] = fmaf(x[r][i] * scale[r], weight[i], bias[i]);
+    T* const out = static_cast<T*>(a.out);
     if constexpr (kOutputs == 0) {
-      store8(out, x);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+        if (there(r)) store8(out + at(r), x[r]);
     } else {
-      store8(shift, x);
-      float old[8];
-      Weights<T>::get(before, old);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+        if (there(r)) store8(shift[r], x[r]);
 #pragma unroll
       for (int n = 0; n < kOutputs; ++n) {
-        float mix[8], y[8];
-        load8f(a.mix + static_cast<int64_t>(n) * d + e, mix);
+        if (kRows == 1) load_mix(n);
+        if (kRows > 1 && n + 1 < kOutputs) load_mix(n + 1);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) y[i] = x[i] + (old[i] - x[i]) * mix[i];
-        store8(out + static_cast<int64_t>(n) * a.rows * d, y);
+        for (int r = 0; r < kRows; ++r) {
+          float old[8], y[8];
+          Weights<T>::get(before[r], old);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) y[i] = fmaf(old[i] - x[r][i], mix[n & 1][i], x[r][i]);
+          if (there(r)) store8(out + static_cast<int64_t>(n) * a.rows * d + at(r), y);
+        }
       }
     }
   }
-  if (kOutputs == 0 && threadIdx.x == 0) ++a.elapsed[slot];
+  if (kOutputs == 0 && threadIdx.x == 0)
+    for (int r = 0; r < kRows; ++r)
+      if (there(r)) ++a.elapsed[a.slots[begin + r]];
 }
 
+template <class T, int kRows>
+cudaError_t mix_rows(const Mix& a, unsigned threads, bool overlap, cudaStream_t stream) {
+  const auto blocks = static_cast<unsigned>((a.rows + kRows - 1) / kRows);
+  const auto kernel = a.mix == nullptr ? mix_kernel<T, 0, kRows>
+                      : a.outputs == 6 ? mix_kernel<T, 6, kRows>
+                                       : mix_kernel<T, 1, kRows>;
+  return launch_dependent(kernel, blocks, threads, 0, 1, overlap, stream, a);
+}
 template <class T>
 cudaError_t mix_as(const Mix& a, unsigned threads, bool overlap, cudaStream_t stream) {
-  const auto rows = static_cast<unsigned>(a.rows);
-  const auto kernel = a.mix == nullptr ? mix_kernel<T, 0>
-                      : a.outputs == 6 ? mix_kernel<T, 6>
-                                       : mix_kernel<T, 1>;
-  return launch_dependent(kernel, rows, threads, 0, 1, overlap, stream, a);
+  if (a.width < kMixWide || a.rows <= a.multiprocessors)
+    return mix_rows<T, 1>(a, threads, overlap, stream);
+  return a.rows <= 2 * a.multiprocessors ? mix_rows<T, 2>(a, threads, overlap, stream)
+                                         : mix_rows<T, 3>(a, threads, overlap, stream);
 }
 
 /// Two sums over the 64 threads of a block.

@@ -14,7 +14,7 @@ namespace rwkv::cuda::decode {
 
 /// Residual stream, layer norm and token shift.
 struct Mix {
-  int rows = 0, width = 0;
+  int rows = 0, width = 0, multiprocessors = 0;
   float* residual = nullptr;        ///< [rows][width], f32
   const void* add = nullptr;        ///< [rows][width], joins the residual first; null: nothing
   const void* embedding = nullptr;  ///< [vocab][width]: the residual begins with its rows; or null
