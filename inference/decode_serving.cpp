@@ -1,10 +1,9 @@
 #include <algorithm>
-#include <limits>
-#include <span>
 #include <vector>
 
 #include "inference/decode_runner.h"
 #include "inference/serving.h"
+#include "inference/warm_up.h"
 
 namespace rwkv {
 namespace {
@@ -35,25 +34,6 @@ DecodeRunnerOptions runner_options(const ServingOptions& o) {
           .exact = o.exact};
 }
 
-/// A bucket's first use takes time: not in the middle of somebody's text.
-void use_all(SequenceRunner& runner, std::span<const int64_t> buckets) {
-  std::vector<int64_t> slots;
-  for (const int64_t b : buckets) {
-    while (std::ssize(slots) < b) slots.push_back(std::ssize(slots));
-    runner.decode(slots, std::vector<int32_t>(slots.size(), 0));
-  }
-  for (const int64_t s : slots) runner.reset(s);
-  // The longest piece of a prompt: its products are tried out, shorter ones record launches alone.
-  const int64_t longest = runner.prefill_piece(std::numeric_limits<int32_t>::max());
-  if (longest > 1) runner.prefill(0, std::vector<int32_t>(static_cast<size_t>(longest), 0));
-  // Those that short prompts share.
-  for (int64_t n = 1; runner.prefill_group(n).batch > 1; ++n) {
-    n = runner.prefill_group(n).group;
-    runner.prefill(0, std::vector<int32_t>(static_cast<size_t>(n), 0));
-  }
-  runner.reset(0);
-}
-
 class DecodeServing : public Serving {
  public:
   DecodeServing(const Model& model, const ParamStore& weights, const ServingOptions& o)
@@ -70,7 +50,7 @@ class DecodeServing : public Serving {
                 ? std::make_unique<Engine>(model, weights, decode_engine_options(model_, options_))
                 : nullptr),
         runner_(make_decode_runner(model_, model.config(), engine_.get(), options_)) {
-    use_all(*runner_, model_.options().buckets);
+    warm_up(*runner_, model_.options().buckets);
   }
   SequenceRunner& runner() override { return *runner_; }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/core/error.h"
 
@@ -198,13 +199,23 @@ Drawn DeviceSampler::result(const Row& row, size_t i) const {
 
 std::span<Drawn> DeviceSampler::finish() {
   ctx_.synchronize("drawn tokens");
+  // Those on the host by all threads: they should not hold up the others for long.
+  std::vector<DrawRequest> requests;
+  std::vector<std::span<const float>> rows;
+  const auto v = static_cast<size_t>(vocab_);
+  for (const Row& row : queued_) {
+    if (!row.host) continue;
+    requests.push_back(row.request);
+    rows.emplace_back(as<float>(host_logits_) + *row.host * v, v);
+  }
+  std::vector<Drawn> on_host(rows.size());
+  draw_all(requests, rows, on_host, scratch_);
   drawn_.clear();
   for (size_t i = 0; i < queued_.size(); ++i) {
     const Row& row = queued_[i];
     Slot& slot = slots_[static_cast<size_t>(row.slot)];
     if (row.host) {
-      const auto v = static_cast<size_t>(vocab_);
-      drawn_.push_back(draw(row.request, {as<float>(host_logits_) + *row.host * v, v}, scratch_));
+      drawn_.push_back(std::move(on_host[*row.host]));
       slot.id = 0;
       continue;
     }

@@ -60,7 +60,7 @@ class DeviceSampler {
   std::vector<Drawn> drawn_;
   size_t updates_used_ = 0, host_rows_used_ = 0;
   bool any_top_ = false, lists_failed_ = false;
-  DrawScratch scratch_;
+  std::vector<DrawScratch> scratch_;
 };
 
 }  // namespace rwkv

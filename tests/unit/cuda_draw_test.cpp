@@ -11,6 +11,7 @@
 #include "inference/device_sampler.h"
 #include "kernels/core/backend.h"
 #include "kernels/core/error.h"
+#include "kernels/core/parallel.h"
 #include "kernels/core/rng.h"
 #include "kernels/core/trace.h"
 
@@ -225,6 +226,48 @@ TEST_F(CudaDraw, VeryLongListsAreDrawnOnTheHost) {
       ASSERT_EQ(got[i].token, draw(requests[i], row, scratch).token) << step << " " << i;
     }
   }
+}
+
+/// One request with a long list costs what it costs; many of them share all threads.
+TEST_F(CudaDraw, LongListsShareAllThreads) {
+  if (num_threads() < 4) GTEST_SKIP() << "fewer than four threads";
+  Context ctx(Device::kCuda);
+  constexpr int64_t kVocab = 65536, kRows = 32;
+  DeviceSampler device(ctx, kRows, kVocab);
+  const auto row = make_row(0, 5, kVocab);
+  const Arena arena(Device::kCuda, align_up(row.size() * 4 * kRows), "logits");
+  const TensorView logits = arena.at(0, TensorSpec({kRows, kVocab}));
+  std::vector<int32_t> prompt(6000);
+  for (size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<int32_t>(10 * i);
+  std::vector<TokenSampler> here(kRows, TokenSampler({.top_p = 0.9, .repetition_penalty = 1.5}));
+  for (TokenSampler& s : here) s.see(prompt);
+  std::vector<TokenSampler> there = here;
+  std::vector<int64_t> slots;
+  std::vector<DrawRequest> requests;
+  for (size_t i = 0; i < kRows; ++i) {
+    requests.push_back({.sampler = &there[i], .id = i + 1});
+    slots.push_back(static_cast<int64_t>(i));
+  }
+  // In turns: other work on the machine meets both.
+  DrawScratch scratch;
+  double together = kInf, one_by_one = kInf;
+  for (int step = 0; step < 12; ++step) {
+    for (int64_t i = 0; i < kRows; ++i)
+      copy(ctx, logits.slice(i, i + 1),
+           TensorView(const_cast<float*>(row.data()), TensorSpec({1, kVocab})));
+    device.queue(slots, requests, logits.f32());
+    ctx.synchronize("logits");
+    const double a = now_seconds();
+    const auto got = device.finish();
+    const double b = now_seconds();
+    for (size_t i = 0; i < kRows; ++i)
+      ASSERT_EQ(got[i].token, draw({.sampler = &here[i]}, row, scratch).token);
+    together = std::min(together, b - a);
+    one_by_one = std::min(one_by_one, now_seconds() - b);
+  }
+  std::printf("  %lld draws with 6000 adjustments: %.2f ms, one by one %.2f ms\n",
+              static_cast<long long>(kRows), 1e3 * together, 1e3 * one_by_one);
+  EXPECT_LE(together, one_by_one / 1.7);
 }
 
 /// Times, printed.

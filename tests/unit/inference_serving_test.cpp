@@ -5,10 +5,13 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <set>
 
 #include "inference/random_model.h"
+#include "inference/warm_up.h"
 #include "kernels/core/error.h"
 #include "model/public_sizes.h"
+#include "tests/unit/inference_fake_runner.h"
 #include "tests/unit/inference_model.h"
 
 namespace rwkv {
@@ -75,6 +78,67 @@ TEST(ServingSize, FollowsTheFormulas) {
 TEST(Serving, WithoutAGpuTheDecodingKernelsSaySo) {
   const test::TestModel m = test::random_model(3, 2, 64, 100, 32);
   EXPECT_THROW(make_serving(*m.model, *m.weights, {.decode_kernels = true}), ConfigError);
+}
+
+/// Pads as the runner of the decoding kernels does: pieces to multiples of 16, calls to powers of
+/// two or, if exact, to their one size. Notes the sizes it has had.
+class PaddingRunner : public test::FakeRunner {
+ public:
+  using Sizes = std::set<std::pair<int64_t, int64_t>>;  ///< pieces, rows of each
+  explicit PaddingRunner(bool exact) : FakeRunner(24, 64, 12), exact_(exact) {}
+  bool exact() const override { return exact_; }
+  PrefillGroup prefill_group(int64_t n) const override {
+    const int64_t rows = (n + 15) / 16 * 16;
+    return {rows, rows > 48 ? 1 : rows > 16 ? 4 : 12};
+  }
+  TensorView prefill_batch(std::span<const int64_t> slots,
+                           std::span<const std::span<const int32_t>> ids) override {
+    int64_t rows = 0, pieces = 1;
+    for (const auto& piece : ids) rows = std::max(rows, prefill_group(std::ssize(piece)).group);
+    const int64_t most = prefill_group(rows).batch;
+    while (pieces < std::ssize(slots)) pieces *= 2;
+    sizes_.emplace(exact_ ? most : std::min(pieces, most), rows);
+    return FakeRunner::prefill_batch(slots, ids);
+  }
+  TensorView decode(std::span<const int64_t> slots, std::span<const int32_t> ids) override {
+    steps_.insert(std::ssize(slots));
+    return FakeRunner::decode(slots, ids);
+  }
+  void reset(int64_t slot) override {
+    resets_.insert(slot);
+    FakeRunner::reset(slot);
+  }
+
+  Sizes sizes_;
+  std::set<int64_t> steps_, resets_;
+
+ private:
+  bool exact_;
+};
+
+/// After it no request, however many there are, comes with a size that is new.
+TEST(WarmUp, UsesEverySizeThatRequestsCanHave) {
+  const std::vector<int64_t> buckets = {8, 16, 24};
+  for (const bool exact : {true, false}) {
+    PaddingRunner runner(exact);
+    warm_up(runner, buckets);
+    const PaddingRunner::Sizes warm = runner.sizes_;
+    EXPECT_EQ(warm.size(), exact ? 4U : 5U + 3U + 3U + 1U);
+    EXPECT_EQ(runner.steps_,
+              exact ? std::set<int64_t>({8, 16, 24}) : std::set<int64_t>({1, 8, 16, 24}));
+    EXPECT_EQ(runner.resets_.size(), 24U);
+    for (int64_t n = 1; n <= 64; ++n) {
+      const std::vector<int32_t> ids(static_cast<size_t>(n), 1);
+      std::vector<int64_t> slots;
+      std::vector<std::span<const int32_t>> pieces;
+      while (std::ssize(slots) < runner.prefill_group(n).batch) {
+        slots.push_back(std::ssize(slots));
+        pieces.emplace_back(ids);
+        runner.prefill_batch(slots, pieces);
+      }
+    }
+    EXPECT_EQ(runner.sizes_, warm);
+  }
 }
 
 TEST(RandomModel, HasLogitsOfDeviationOne) {
