@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "tests/integration/program.h"
 #include "trainer/comm/tcp_group.h"
 
 namespace rwkv::test {
@@ -54,9 +55,7 @@ class Child {
     char buffer[512];
     for (ssize_t n; (n = read(out_, buffer, sizeof buffer)) > 0;)
       text.append(buffer, static_cast<size_t>(n));
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+    return wait_for(pid_);
   }
   std::string text;
 

@@ -1,9 +1,7 @@
 #pragma once
 /// Programs of several ranks as a user starts them, in a folder with small data and a small model.
 
-#include <fcntl.h>
 #include <signal.h>
-#include <sys/wait.h>
 
 #include <chrono>
 #include <cmath>
@@ -11,6 +9,7 @@
 
 #include "kernels/core/error.h"
 #include "model/rwkv.h"
+#include "tests/integration/program.h"
 #include "tests/unit/trainer_test_util.h"
 #include "trainer/checkpoint.h"
 
@@ -59,38 +58,15 @@ class RankPrograms : public testing::Test {
     if (launcher_ == Launcher::kLocal) args = {RWKV_LOCAL_TRAIN, "--gpus", std::to_string(ranks)};
     args.insert(args.end(), program.begin(), program.end());
     args.insert(args.end(), after.begin(), after.end());
-    const pid_t pid = fork();
-    if (pid == 0) {
-      if (chdir(dir_.str().c_str()) != 0) _exit(99);
-      // Open MPI's folder, which launchers that run or end beside this one make and remove.
-      for (const char* name : {"OMPI_MCA_orte_tmpdir_base", "PRTE_MCA_prte_tmpdir_base"})
-        setenv(name, dir_.str().c_str(), 1);
-      const int out = open("out", O_CREAT | O_TRUNC | O_WRONLY, 0644);
-      const int err = open("err", O_CREAT | O_TRUNC | O_WRONLY, 0644);
-      dup2(open("/dev/null", O_RDONLY), 0);
-      dup2(out, 1);
-      dup2(err, 2);
-      std::vector<char*> argv;
-      for (auto& a : args) argv.push_back(a.data());
-      argv.push_back(nullptr);
-      execvp(argv[0], argv.data());
-      _exit(98);
-    }
-    return pid;
+    // Open MPI's folder, which launchers that run or end beside this one make and remove.
+    return start_program(
+        dir_.str(), args, -1,
+        {{"OMPI_MCA_orte_tmpdir_base", dir_.str()}, {"PRTE_MCA_prte_tmpdir_base", dir_.str()}});
   }
-  static int wait(pid_t pid) {
-    int status = 0;
-    waitpid(pid, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-  }
+  static int wait(pid_t pid) { return wait_for(pid); }
   /// As wait(); ends the launcher and fails after so long.
   static int wait_at_most(pid_t pid, int seconds) {
-    for (int i = 0; i < seconds * 100; ++i) {
-      int status = 0;
-      if (waitpid(pid, &status, WNOHANG) == pid)
-        return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
+    if (const auto code = wait_for(pid, std::chrono::seconds(seconds))) return *code;
     kill(pid, SIGKILL);
     ADD_FAILURE() << "still running after " << seconds << " s";
     return wait(pid);

@@ -1,8 +1,5 @@
 // rwkv-bench as people run it, for WKV-4 and training times: what its records and pictures hold.
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <map>
@@ -10,6 +7,7 @@
 #include <set>
 
 #include "kernels/wkv/wkv.h"
+#include "tests/integration/program.h"
 #include "tests/unit/trainer_test_util.h"
 
 namespace rwkv {
@@ -25,20 +23,7 @@ class BenchProgram : public testing::Test {
   /// Runs rwkv-bench in the scratch folder; its exit code, or -signal.
   int run(std::vector<std::string> args) {
     args.insert(args.begin(), std::string(RWKV_BINARY_DIR) + "/bin/rwkv-bench");
-    const pid_t pid = fork();
-    if (pid == 0) {
-      if (chdir(dir_.str().c_str()) != 0) _exit(99);
-      dup2(open("out", O_CREAT | O_TRUNC | O_WRONLY, 0644), 1);
-      dup2(open("err", O_CREAT | O_TRUNC | O_WRONLY, 0644), 2);
-      std::vector<char*> argv;
-      for (auto& a : args) argv.push_back(a.data());
-      argv.push_back(nullptr);
-      execv(argv[0], argv.data());
-      _exit(98);
-    }
-    int status = 0;
-    waitpid(pid, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+    return test::wait_for(test::start_program(dir_.str(), args));
   }
   std::string text(const std::string& name) const { return test::file_bytes(dir_ / name); }
   json record(const std::string& name) const { return json::parse(text(name)); }

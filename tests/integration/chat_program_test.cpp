@@ -15,6 +15,7 @@
 
 #include "data/tokenizer/utf8.h"
 #include "tests/integration/model_folder.h"
+#include "tests/integration/program.h"
 
 namespace rwkv {
 namespace {
@@ -41,12 +42,9 @@ class Child {
         dup2(out[1], STDERR_FILENO);
         for (const int fd : {in[0], in[1], out[0], out[1]}) close(fd);
       }
-      const std::string program = str(RWKV_BINARY_DIR, "/bin/rwkv-generate");
-      std::vector<char*> argv = {const_cast<char*>(program.c_str())};
-      for (const std::string& a : arguments) argv.push_back(const_cast<char*>(a.c_str()));
-      argv.push_back(nullptr);
-      execv(program.c_str(), argv.data());
-      _exit(127);
+      std::vector<std::string> all = {str(RWKV_BINARY_DIR, "/bin/rwkv-generate")};
+      all.insert(all.end(), arguments.begin(), arguments.end());
+      test::become(all);
     }
     if (terminal) {
       out_ = in_;
@@ -88,18 +86,11 @@ class Child {
     text_.erase(0, at == std::string::npos ? at : at + wanted.size());
     return text;
   }
-  /// The exit code, or -1 if the program does not end within `seconds`.
-  int wait(double seconds) {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
-    do {
-      int status = 0;
-      if (waitpid(pid_, &status, WNOHANG) == pid_) {
-        pid_ = 0;
-        return WIFEXITED(status) ? WEXITSTATUS(status) : -2;
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    } while (std::chrono::steady_clock::now() < end);
-    return -1;
+  /// The exit code, or -1 if the program does not end within `patience`.
+  int wait(std::chrono::milliseconds patience) {
+    const auto code = test::wait_for(pid_, patience);
+    if (code) pid_ = 0;
+    return code.value_or(-1);
   }
 
  private:
@@ -231,7 +222,7 @@ TEST_F(Chat, AnInterruptEndsTheAnswerThenTheProgram) {
   int code = -1;
   for (int i = 0; i < 200 && code == -1; ++i) {
     child.interrupt();
-    code = child.wait(0.05);
+    code = child.wait(std::chrono::milliseconds(50));
   }
   EXPECT_EQ(code, 130);
 }
@@ -250,7 +241,7 @@ TEST_F(Chat, OnATerminal) {
   child.read_until("stopped");
   child.read_until("> ");
   child.send("\004");  // Ctrl-D
-  EXPECT_EQ(child.wait(60), 0);
+  EXPECT_EQ(child.wait(std::chrono::minutes(1)), 0);
 }
 
 }  // namespace

@@ -1,10 +1,7 @@
 // rwkv-data as people run it: text to ids and back, binidx and back, exit codes, Ctrl-C.
 
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <fstream>
@@ -12,6 +9,7 @@
 
 #include "data/binidx.h"
 #include "data/io/atomic_file.h"
+#include "tests/integration/program.h"
 #include "tests/unit/data_test_util.h"
 
 namespace rwkv {
@@ -25,25 +23,9 @@ class DataProgram : public testing::Test {
   /// Starts the program in the scratch folder; `input` becomes its standard input.
   pid_t start(std::vector<std::string> args, int input = -1) {
     args.insert(args.begin(), std::string(RWKV_BINARY_DIR) + "/bin/rwkv-data");
-    const pid_t pid = fork();
-    if (pid == 0) {
-      if (chdir(dir_.path().c_str()) != 0) _exit(99);
-      dup2(open("out", O_CREAT | O_TRUNC | O_WRONLY, 0644), 1);
-      dup2(open("err", O_CREAT | O_TRUNC | O_WRONLY, 0644), 2);
-      dup2(input >= 0 ? input : open("/dev/null", O_RDONLY), 0);
-      std::vector<char*> argv;
-      for (auto& a : args) argv.push_back(a.data());
-      argv.push_back(nullptr);
-      execv(argv[0], argv.data());
-      _exit(98);
-    }
-    return pid;
+    return test::start_program(dir_.path(), args, input);
   }
-  static int wait(pid_t pid) {
-    int status = 0;
-    waitpid(pid, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-  }
+  static int wait(pid_t pid) { return test::wait_for(pid); }
   int run(std::vector<std::string> args) { return wait(start(std::move(args))); }
   std::string out() const { return read_file(dir_.file("out")); }
   std::string err() const { return read_file(dir_.file("err")); }
@@ -155,15 +137,8 @@ TEST_F(DataProgram, OneSignalEndsWaitingForInput) {
     ASSERT_TRUE(temporary());
     std::this_thread::sleep_for(std::chrono::milliseconds(200));
     EXPECT_EQ(kill(pid, signal), 0);
-    int code = -1000;
-    for (int i = 0; i < 1000 && code == -1000; ++i) {
-      int status = 0;
-      if (waitpid(pid, &status, WNOHANG) == pid)
-        code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-      else
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    if (code == -1000) {
+    const auto code = test::wait_for(pid, std::chrono::seconds(10));
+    if (!code) {
       kill(pid, SIGKILL);
       wait(pid);
     }

@@ -15,6 +15,7 @@
 #include "data/io/hdf5_file.h"
 #include "kernels/core/trace.h"
 #include "model/weights.h"
+#include "tests/integration/program.h"
 #include "tests/unit/inference_model.h"
 
 namespace rwkv {
@@ -36,14 +37,15 @@ class Program {
       ::dup2(out[1], STDOUT_FILENO);
       ::close(out[0]);
       ::close(out[1]);
-      const std::string program = str(RWKV_BINARY_DIR, "/bin/rwkv-serve");
-      std::vector<std::string> all = {program, "--model", model, "--port", "0", "--threads", "1"};
+      std::vector<std::string> all = {str(RWKV_BINARY_DIR, "/bin/rwkv-serve"),
+                                      "--model",
+                                      model,
+                                      "--port",
+                                      "0",
+                                      "--threads",
+                                      "1"};
       all.insert(all.end(), arguments.begin(), arguments.end());
-      std::vector<char*> argv;
-      for (std::string& a : all) argv.push_back(a.data());
-      argv.push_back(nullptr);
-      ::execv(program.c_str(), argv.data());
-      ::_exit(127);
+      test::become(all);
     }
     ::close(out[1]);
     FILE* text = ::fdopen(out[0], "r");
@@ -59,20 +61,14 @@ class Program {
   ~Program() {
     if (pid_ > 0) {
       ::kill(pid_, SIGKILL);
-      int status = 0;
-      ::waitpid(pid_, &status, 0);
+      test::wait_for(pid_);
     }
   }
   int port() const { return port_; }
   pid_t pid() const { return pid_; }
   void terminate() const { ::kill(pid_, SIGTERM); }
   /// Exit code.
-  int wait() {
-    int status = 0;
-    ::waitpid(pid_, &status, 0);
-    pid_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  }
+  int wait() { return test::wait_for(std::exchange(pid_, -1)); }
   httplib::Client client() const {
     httplib::Client c("127.0.0.1", port_);
     c.set_read_timeout(static_cast<time_t>(kPatience));

@@ -1,9 +1,7 @@
 // rwkv-train as people run it: exit codes, messages, signals, where configs are found.
 
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/wait.h>
 #include <cstdlib>
 
 #include <chrono>
@@ -11,6 +9,7 @@
 #include <thread>
 
 #include "data/binidx.h"
+#include "tests/integration/program.h"
 #include "tests/unit/trainer_test_util.h"
 #include "trainer/checkpoint.h"
 
@@ -37,27 +36,10 @@ class Program : public testing::Test {
   pid_t start(std::vector<std::string> args, const std::string& program = "") {
     args.insert(args.begin(),
                 program.empty() ? std::string(RWKV_BINARY_DIR) + "/bin/rwkv-train" : program);
-    const pid_t pid = fork();
-    if (pid == 0) {
-      if (chdir(dir_.str().c_str()) != 0) _exit(99);
-      const int out = open("out", O_CREAT | O_TRUNC | O_WRONLY, 0644);
-      const int err = open("err", O_CREAT | O_TRUNC | O_WRONLY, 0644);
-      dup2(out, 1);
-      dup2(err, 2);
-      std::vector<char*> argv;
-      for (auto& a : args) argv.push_back(a.data());
-      argv.push_back(nullptr);
-      execv(argv[0], argv.data());
-      _exit(98);
-    }
-    return pid;
+    return test::start_program(dir_.str(), args);
   }
   /// Exit code, or -signal.
-  static int wait(pid_t pid) {
-    int status = 0;
-    waitpid(pid, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-  }
+  static int wait(pid_t pid) { return test::wait_for(pid); }
   int run(std::vector<std::string> args, const std::string& program = "") {
     return wait(start(std::move(args), program));
   }
