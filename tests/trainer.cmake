@@ -27,3 +27,5 @@ add_dependencies(bench_scale_model_test rwkv_build_info)
 target_include_directories(bench_scale_model_test PRIVATE ${PROJECT_BINARY_DIR})
 rwkv_test(trainer_shard_checkpoint_test LABEL unit SOURCES unit/trainer_shard_checkpoint_test.cpp
   DEPS rwkv_trainer)
+rwkv_test(trainer_folder_kill_test LABEL unit SOURCES unit/trainer_folder_kill_test.cpp
+  DEPS rwkv_trainer ${CMAKE_DL_LIBS})

@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "data/io/atomic_file.h"
 #include "kernels/core/error.h"
 #include "trainer/shard_checkpoint.h"
 
@@ -15,18 +16,18 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// Network file systems may show a new folder on other machines a little later.
+/// Folders and files of other machines may be seen a little later (network file systems).
+constexpr std::chrono::seconds kPatience{10};
+
 void wait_for_folder(const std::string& path, int rank) {
-  constexpr int kTries = 100;
   std::error_code ec;
-  for (int i = 0; i < kTries; ++i) {
-    if (fs::is_directory(path, ec)) return;
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  while (!fs::is_directory(path, ec)) {
+    RWKV_CHECK(std::chrono::steady_clock::now() < end, IoError, "writing the part of rank ", rank,
+               " to ", path, ": rank 0 made this folder, it is not to be seen here; ",
+               kSharedFolderAdvice);
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
   }
-  throw IoError(
-      str("writing the part of rank ", rank, " to ", path,
-          ": rank 0 made this folder, it is not to be seen here; dist.checkpoint=parallel "
-          "wants a run folder that all ranks share, dist.checkpoint=gathered does not"));
 }
 
 /// What a rank says about its file.
@@ -109,6 +110,26 @@ void CheckpointStore::load_shards(Loaded& l) {
   });
 }
 
+void CheckpointStore::require_shared_folder(const std::string& dir) {
+  if (!parallel()) return;
+  // A folder as that of a checkpoint; a killed run's is removed as those are.
+  const std::string probe = (fs::path(dir) / "step_ranks").string();
+  const std::string temp = CheckpointFolder::temp_path_of(probe);
+  std::optional<CheckpointFolder> folder;
+  on_rank_0([&] { folder.emplace(probe); });
+  const std::string bytes = "a rank was here";
+  agree(group(), [&] {
+    wait_for_folder(temp, comm_->rank());
+    write_file_atomic((fs::path(temp) / shard_file_name(comm_->rank())).string(), bytes);
+  });
+  on_rank_0([&] {
+    std::vector<ShardIndex::File> files;
+    for (int r = 0; r < comm_->size(); ++r)
+      files.push_back({shard_file_name(r), bytes.size(), 0, {}});
+    require_shard_files(temp, files, kPatience);
+  });
+}
+
 std::string CheckpointStore::save(const std::string& dir, const TrainerState& state,
                                   const TokenizerBlob& tokenizer) {
   TrainConfig stored = config_;
@@ -147,6 +168,8 @@ void CheckpointStore::save_shards(const std::string& path, const TrainerState& s
       index.files[r].bytes = records[r].bytes;
       index.files[r].seal = static_cast<uint32_t>(records[r].seal);
     }
+    // Before the index makes a checkpoint of them.
+    require_shard_files(temp, index.files, kPatience);
     write_shard_index(temp, config_.model, index, state, config_json, tokenizer);
     folder->commit();
   });

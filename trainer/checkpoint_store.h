@@ -26,6 +26,9 @@ class CheckpointStore {
   /// if none is whole, ConfigError if there is none or it holds another model.
   Loaded load_newest(const std::string& dir,
                      const std::function<void(const std::string&)>& skipped);
+  /// With dist.checkpoint=parallel: that every rank can write to `dir` and rank 0 sees what it
+  /// wrote; a checkpoint would be the first to notice. Throws IoError on all ranks.
+  void require_shared_folder(const std::string& dir);
   /// Writes the checkpoint that config.dist.checkpoint asks for and returns its path. Throws
   /// IoError on all ranks; nothing is left then, and older checkpoints are as they were.
   std::string save(const std::string& dir, const TrainerState& state,

@@ -1,6 +1,7 @@
 #include "trainer/shard_checkpoint.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -8,6 +9,7 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <thread>
 
 #include "data/io/atomic_file.h"
 #include "data/io/hdf5_file.h"
@@ -19,6 +21,8 @@ namespace rwkv {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr const char* kReplaced = ".replaced";
 
 Shape shape_of(const TensorSpec& spec) {
   return Shape(spec.dim.begin(), spec.dim.begin() + spec.rank);
@@ -54,19 +58,55 @@ CheckpointFolder::~CheckpointFolder() {
 
 void CheckpointFolder::commit() {
   sync_folder(temp_);
-  const std::string old = target_ + ".replaced";
+  const std::string parent = fs::path(target_).parent_path();
   std::error_code ec;
-  const bool replaces = fs::exists(target_, ec);
-  if (replaces) {
-    fs::remove_all(old, ec);
-    fs::rename(target_, old, ec);
-    RWKV_CHECK(!ec, IoError, "renaming ", target_, " to ", old, ": ", ec.message());
+  if (!fs::exists(fs::symlink_status(target_, ec))) {
+    fs::rename(temp_, target_, ec);
+    RWKV_CHECK(!ec, IoError, "renaming ", temp_, " to ", target_, ": ", ec.message());
+    done_ = true;
+    sync_folder(parent);
+    return;
   }
-  fs::rename(temp_, target_, ec);
-  RWKV_CHECK(!ec, IoError, "renaming ", temp_, " to ", target_, ": ", ec.message());
+  const bool exchanged =
+      ::renameat2(AT_FDCWD, temp_.c_str(), AT_FDCWD, target_.c_str(), RENAME_EXCHANGE) == 0;
+  if (!exchanged) replace();
   done_ = true;
-  sync_folder(fs::path(target_).parent_path());
-  if (replaces) fs::remove_all(old, ec);
+  sync_folder(parent);
+  fs::remove_all(exchanged ? temp_ : target_ + kReplaced, ec);
+}
+
+void CheckpointFolder::replace() {
+  const std::string old = target_ + kReplaced;
+  std::error_code ec;
+  fs::remove_all(old, ec);
+  fs::rename(target_, old, ec);
+  RWKV_CHECK(!ec, IoError, "renaming ", target_, " to ", old, ": ", ec.message());
+  fs::rename(temp_, target_, ec);
+  if (!ec) return;
+  std::error_code back;
+  fs::rename(old, target_, back);
+  throw IoError(str("renaming ", temp_, " to ", target_, ": ", ec.message()));
+}
+
+size_t recover_replaced_checkpoints(const std::string& dir) {
+  std::vector<std::string> left;
+  std::error_code ec;
+  for (const auto& entry : fs::directory_iterator(dir, ec)) {
+    const std::string path = entry.path();
+    if (path.ends_with(std::string(kShardSuffix) + kReplaced)) left.push_back(path);
+  }
+  size_t recovered = 0;
+  for (const std::string& path : left) {
+    const std::string name = path.substr(0, path.size() - std::strlen(kReplaced));
+    if (fs::exists(fs::symlink_status(name, ec))) {
+      fs::remove_all(path, ec);
+      continue;
+    }
+    fs::rename(path, name, ec);
+    RWKV_CHECK(!ec, IoError, "renaming ", path, " to ", name, ": ", ec.message());
+    ++recovered;
+  }
+  return recovered;
 }
 
 ShardIndex plan_shards(const ParamRegistry& params, const ShardLayout& layout) {
@@ -92,6 +132,23 @@ void ShardWriter::write(StatePart part, std::span<const float> shard) {
   RWKV_ASSERT(part == kStateParts.at(parts_), "parts come in order");
   ++parts_;
   file_.write(shard, at_);
+}
+
+void require_shard_files(const std::string& folder, std::span<const ShardIndex::File> files,
+                         std::chrono::milliseconds patience) {
+  const auto end = std::chrono::steady_clock::now() + patience;
+  for (size_t r = 0; r < files.size(); ++r) {
+    const fs::path path = fs::path(folder) / files[r].name;
+    while (true) {
+      std::error_code ec;
+      const uint64_t bytes = fs::file_size(path, ec);
+      if (!ec && bytes == files[r].bytes) break;
+      RWKV_CHECK(std::chrono::steady_clock::now() < end, IoError, "rank ", r, " wrote ",
+                 files[r].bytes, " bytes to ", path.string(), ", rank 0 finds ",
+                 ec ? "no such file" : str(bytes, " bytes"), "; ", kSharedFolderAdvice);
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+  }
 }
 
 void write_shard_index(const std::string& folder, const ModelConfig& model, const ShardIndex& index,

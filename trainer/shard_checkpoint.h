@@ -7,6 +7,7 @@
 /// The folder has another name until the index, its last file, is written and everything is on the
 /// disk; then it is renamed. Equal runs write equal bytes.
 
+#include <chrono>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -34,13 +35,22 @@ class CheckpointFolder {
   CheckpointFolder& operator=(const CheckpointFolder&) = delete;
   const std::string& temp_path() const { return temp_; }
   static std::string temp_path_of(const std::string& target) { return target + ".tmp"; }
-  /// fsync, rename, fsync. One that has the name already is removed after that. Throws IoError.
+  /// fsync, rename, fsync. One that has the name already changes places with this one, and is then
+  /// removed. File systems that cannot do so (NFS, say) have a moment in which nothing has the
+  /// name: see recover_replaced_checkpoints. Throws IoError; the old one has its name then.
   void commit();
 
  private:
+  void replace();
+
   std::string target_, temp_;
   bool done_ = false;
 };
+
+/// Gives checkpoints of `dir` their name back that lost it because their run was killed while
+/// another took their place; returns how many. Removes those whose place is taken. Only for the
+/// holder of the folder's RunLock. Throws IoError.
+size_t recover_replaced_checkpoints(const std::string& dir);
 
 /// Groups, tensors and, of each rank's file, the pieces: all of the index but sizes and checksums.
 ShardIndex plan_shards(const ParamRegistry& params, const ShardLayout& layout);
@@ -60,6 +70,15 @@ class ShardWriter {
   ShardFileWriter file_;
   size_t parts_ = 0;
 };
+
+inline constexpr const char* kSharedFolderAdvice =
+    "dist.checkpoint=parallel wants a run folder that all ranks share (on several machines: a "
+    "network file system under the same name), dist.checkpoint=gathered does not";
+
+/// That `folder` holds what the ranks say they wrote, files[r] by rank r: names and sizes. Waits so
+/// long for network file systems. Throws IoError that names the rank.
+void require_shard_files(const std::string& folder, std::span<const ShardIndex::File> files,
+                         std::chrono::milliseconds patience);
 
 /// Writes the index of a folder; `index` with the sizes and checksums of all files. Throws IoError.
 void write_shard_index(const std::string& folder, const ModelConfig& model, const ShardIndex& index,

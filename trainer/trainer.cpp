@@ -23,6 +23,7 @@
 #include "trainer/memory.h"
 #include "trainer/metrics.h"
 #include "trainer/recompute.h"
+#include "trainer/shard_checkpoint.h"
 #include "trainer/signals.h"
 #include "trainer/trace_file.h"
 
@@ -81,6 +82,7 @@ class Run {
       check_folder();
       check_trace_file();
     });
+    checkpoints_.require_shared_folder(dir_);
     together([&] {
       open_validation();
       step_.allocate();
@@ -149,6 +151,9 @@ class Run {
   }
 
   void check_folder() {
+    const size_t replaced = recover_replaced_checkpoints(dir_);
+    if (replaced > 0)
+      line_.message(str("restored ", replaced, " checkpoints that a killed run was replacing"));
     const auto found = list_checkpoints(dir_);
     RWKV_CHECK(found.empty() || options_.resume, ConfigError, "starting a run in ", dir_,
                ": it already holds checkpoints up to step ", found.empty() ? 0 : found.back().step,
@@ -560,6 +565,8 @@ void require_same_start(HostGroup* group, const TrainConfig& config,
   require_same(*group, "the build (--version)", code_version());
   require_same(*group, "the device (--device)", std::string(device_name(options.device)));
   require_same(*group, "the configuration (--print-config shows it)", config_json(config));
+  require_same(*group, "the run folder (checkpoint.dir)", config.run_dir());
+  require_same(*group, "the use of --resume", options.resume ? "yes" : "no");
   require_same(*group, "the file of --init", options.init_file);
   require_same(*group, "the file of --trace", options.trace);
   require_same(*group, "the range of --trace-steps",

@@ -65,8 +65,8 @@ struct RunResult {
 RunResult run_training(const TrainConfig& config, const TrainerOptions& options);
 
 /// Throws on all ranks, naming what differs, unless they were started alike: build, device, config,
-/// --init and --trace. Programs call it before they connect devices; run_training does so again.
-/// `group` null: nothing.
+/// run folder, --resume, --init and --trace. Programs call it before they connect devices;
+/// run_training does so again. `group` null: nothing.
 void require_same_start(HostGroup* group, const TrainConfig& config, const TrainerOptions& options);
 
 /// How a config becomes a step: shared by training, smoke runs, --find-lr and --dry-run.

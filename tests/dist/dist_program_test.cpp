@@ -39,6 +39,7 @@ TEST_F(Mpi, RanksThatWereStartedOtherwiseAreNamedBeforeTheyExchangeAnything) {
   std::vector<Case> cases = {
       {{"--set", "train.grad_checkpointing=auto"}, {}, config},
       {{}, {"--set", "train.grad_checkpointing=auto"}, config},
+      {{}, {"--resume"}, "the use of --resume"},
       {{}, {"--init", "weights.h5"}, "the file of --init"},
       {{"--trace", "trace.json"}, {}, "the file of --trace"},
       {{}, {"--trace-steps", "1:2"}, "the range of --trace-steps"},
@@ -55,6 +56,16 @@ TEST_F(Mpi, RanksThatWereStartedOtherwiseAreNamedBeforeTheyExchangeAnything) {
     EXPECT_TRUE(says(c.what + " of rank 1 differs")) << c.what << "\n" << output();
   }
   EXPECT_FALSE(fs::exists(dir_ / "run"));
+  // Without checkpoint.dir the folder has the name of the config's file.
+  fs::copy_file(dir_ / "tiny.json", dir_ / "copy.json");
+  const auto named = [](const char* file) {
+    return Words{"/bin/sh", "rank.sh", RWKV_BINARY_DIR "/bin/rwkv-train", "--config", file};
+  };
+  Words second = {":", RWKV_MPIEXEC_COUNT, "1"};
+  for (const std::string& word : named("copy.json")) second.push_back(word);
+  EXPECT_EQ(wait_at_most(start(1, named("tiny.json"), second), 60), 2) << output();
+  EXPECT_TRUE(says("the run folder (checkpoint.dir) of rank 1 differs")) << output();
+  EXPECT_FALSE(fs::exists(dir_ / "runs"));
 }
 
 TEST_F(Mpi, DifferencesBetweenRanksAreOneClearError) {

@@ -124,6 +124,37 @@ TEST_P(ParallelCheckpoint, AFullDiskOfOneRankIsOneErrorAndLeavesTheOldOne) {
   EXPECT_FALSE(fs::exists(folder("run", 5) + ".tmp"));
 }
 
+TEST_P(ParallelCheckpoint, ARunFolderThatIsNotSharedIsRefusedBeforeTheFirstStep) {
+  if (GetParam() != Launcher::kMpi) GTEST_SKIP() << "the ranks of --gpus share their folder";
+  fs::create_directory(dir_ / "other");
+  for (const char* name : {"train.h5", "valid.h5", "tiny.json"})
+    fs::copy_file(dir_ / name, dir_ / (std::string("other/") + name));
+  // Rank 1 writes to a folder of the same name; the second time it finds there what was left.
+  write_bytes(dir_ / "rank.sh",
+              "[ \"${OMPI_COMM_WORLD_RANK:-$PMI_RANK}\" = 1 ] && cd other\nexec \"$@\"\n");
+  for (const bool leftover : {false, true}) {
+    if (leftover) fs::create_directories(dir_ / "other/run/step_ranks.tmp");
+    EXPECT_EQ(run(2, program("run", until(5, 2, "parallel"))), 3) << output();
+    EXPECT_TRUE(says(leftover ? "rank 1 wrote" : "writing the part of rank 1")) << output();
+    EXPECT_TRUE(says("a run folder that all ranks share")) << output();
+    EXPECT_EQ(count("rwkv-train: error:"), 1u) << output();
+    EXPECT_FALSE(fs::exists(dir_ / "run/log.jsonl")) << "no step was made";
+    EXPECT_FALSE(fs::exists(dir_ / "run/step_ranks.tmp"));
+  }
+  run_until(5, "run", 2, "gathered");
+}
+
+TEST_P(ParallelCheckpoint, AReplacementThatWasInterruptedIsUndone) {
+  run_until(4, "run", 2, "parallel");
+  fs::rename(folder("run", 4), folder("run", 4) + ".replaced");
+  EXPECT_EQ(run(2, program("run", until(6, 2, "parallel"))), 2) << "without --resume";
+  EXPECT_TRUE(says("already holds checkpoints up to step 4")) << output();
+  fs::rename(folder("run", 4), folder("run", 4) + ".replaced");
+  run_until(6, "run", 2, "parallel", {"--resume"});
+  EXPECT_TRUE(says("restored 1 checkpoints that a killed run was replacing")) << output();
+  EXPECT_TRUE(says("resuming from run/step_00000004.shards")) << output();
+}
+
 TEST_P(ParallelCheckpoint, AKillWhileOneIsWrittenLeavesTheOneBefore) {
   for (int attempt = 0; attempt < 30; ++attempt) {
     const std::string name = str("cut", attempt);

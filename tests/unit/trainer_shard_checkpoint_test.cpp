@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 
 #include <filesystem>
+#include <thread>
 
 #include "data/io/hdf5_shards.h"
 #include "kernels/core/error.h"
@@ -294,6 +295,37 @@ TEST(ShardCheckpoint, AFullDiskLeavesTheOldOneAndNoHalfFolder) {
     EXPECT_EQ(entries, 1u);
   }
   signal(SIGXFSZ, old_handler);
+}
+
+TEST(ShardCheckpoint, FilesThatRankZeroDoesNotSeeNameTheirRank) {
+  const ScratchDir dir("shards");
+  using std::chrono::milliseconds;
+  std::vector<ShardIndex::File> files;
+  for (int r = 0; r < 3; ++r) {
+    files.push_back({shard_file_name(r), static_cast<uint64_t>(100 + r), 0, {}});
+    write_bytes(dir / shard_file_name(r), std::string(static_cast<size_t>(100 + r), 'x'));
+  }
+  EXPECT_NO_THROW(require_shard_files(dir.str(), files, milliseconds(0)));
+  const auto refusal = [&](milliseconds patience) {
+    return message_of([&] { require_shard_files(dir.str(), files, patience); });
+  };
+  write_bytes(dir / shard_file_name(2), std::string(99, 'x'));
+  std::string text = refusal(milliseconds(0));
+  EXPECT_NE(text.find("rank 2 wrote 102 bytes"), std::string::npos) << text;
+  EXPECT_NE(text.find("rank_0002.h5, rank 0 finds 99 bytes"), std::string::npos) << text;
+  EXPECT_NE(text.find("a run folder that all ranks share"), std::string::npos) << text;
+  fs::remove(dir / shard_file_name(1));
+  text = refusal(milliseconds(150));
+  EXPECT_NE(text.find("rank 1 wrote 101 bytes"), std::string::npos) << text;
+  EXPECT_NE(text.find("rank 0 finds no such file"), std::string::npos) << text;
+  // They are seen a little later.
+  std::thread other([&] {
+    std::this_thread::sleep_for(milliseconds(50));
+    for (const size_t r : {1, 2})
+      write_bytes(dir / files[r].name, std::string(static_cast<size_t>(files[r].bytes), 'x'));
+  });
+  EXPECT_NO_THROW(require_shard_files(dir.str(), files, milliseconds(20000)));
+  other.join();
 }
 
 TEST(ShardCheckpoint, IsAModelFileForEveryProgram) {
