@@ -4,7 +4,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <optional>
@@ -22,6 +24,10 @@ constexpr const char* kLanesAdvice = " On the GPU kernels.lanes=1 saves memory, 
 constexpr const char* kAdvice =
     "Lower train.batch or train.context (more train.micro_batches keep the tokens per step), set "
     "train.grad_checkpointing=block or train.loss_chunk_tokens, or take a smaller model";
+
+constexpr const char* kNoCopiesAdvice =
+    "dist.checkpoint=parallel and sample.every=0, so that rank 0 keeps no copies of what all ranks "
+    "hold";
 
 std::optional<size_t> read_number(const fs::path& file) {
   std::ifstream in(file);
@@ -52,9 +58,27 @@ std::optional<size_t> group_room(const fs::path& dir, const char* limit, const c
   return *max > taken ? *max - taken : 0;
 }
 
+bool keeps_copies(const TrainStep& step) {
+  const TrainStepOptions& o = step.options();
+  return o.planned_ranks > 1 && o.collects && (o.comm == nullptr || o.comm->rank() == 0);
+}
+
+/// Machines of equal names differ in the number that the kernel drew at its start; containers on
+/// one machine differ in their names.
+using MachineName = std::array<char, 192>;
+MachineName this_machine() {
+  std::array<char, 80> name{};
+  ::gethostname(name.data(), name.size() - 1);
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  MachineName out{};
+  std::snprintf(out.data(), out.size(), "%s:%.80s", name.data(), boot.c_str());
+  return out;
+}
+
 }  // namespace
 
-size_t available_memory() {
+size_t available_machine_memory() {
   size_t room = SIZE_MAX;
   if (const auto kib = read_field("/proc/meminfo", "MemAvailable:")) room = *kib * 1024;
   const auto consider = [&](std::optional<size_t> r) { room = std::min(room, r.value_or(room)); };
@@ -78,10 +102,15 @@ size_t available_memory() {
       relative = relative.parent_path();
     }
   }
-  rlimit limit{};
-  if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
-    consider(static_cast<size_t>(limit.rlim_cur));
   return room == SIZE_MAX ? 0 : room;
+}
+
+size_t available_memory() {
+  const size_t machine = available_machine_memory();
+  rlimit limit{};
+  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return machine;
+  const auto mine = static_cast<size_t>(limit.rlim_cur);
+  return machine == 0 ? mine : std::min(machine, mine);
 }
 
 size_t resident_memory() {
@@ -130,8 +159,7 @@ void require_host_memory(std::span<const MemoryItem> items, size_t limit, bool c
   RWKV_CHECK(limit == 0 || total_bytes(items) <= limit, ConfigError,
              "on the host (not on the GPU) the run ", describe_memory(items, 3), "; only ",
              format_bytes(limit), " are available. ",
-             collects ? "Set dist.checkpoint=parallel and sample.every=0, so that rank 0 keeps no "
-                        "copies of what all ranks hold, free memory there, or take a smaller model"
+             collects ? str("Set ", kNoCopiesAdvice, ", free memory there, or take a smaller model")
                       : "Free memory there, spread the model over more ranks with "
                         "dist.checkpoint=parallel and sample.every=0, or take a smaller model");
 }
@@ -171,9 +199,10 @@ void require_memory(const TrainStep& step, int64_t limit_mib) {
   if (step.options().device == Device::kCpu) {
     const auto items = step.memory();
     const size_t limit = memory_limit(limit_mib);
-    const bool fits = limit == 0 || total_bytes(items) <= limit;
-    require_memory(items, limit, fits ? "" : "." + smaller_batch_advice(step, limit));
-    return;
+    if (limit == 0 || total_bytes(items) <= limit) return;
+    require_memory(items, limit,
+                   str(keeps_copies(step) ? str(", or set ", kNoCopiesAdvice) : "", ".",
+                       smaller_batch_advice(step, limit)));
   }
   const auto items = step.memory();
   const backend::DeviceMemory device = backend::cuda_memory();
@@ -181,8 +210,72 @@ void require_memory(const TrainStep& step, int64_t limit_mib) {
       limit_mib > 0 ? std::min(device.free, static_cast<size_t>(limit_mib) << 20) : device.free;
   require_device_memory(items, device, limit_mib,
                         total_bytes(items) <= limit ? "" : smaller_batch_advice(step, limit));
-  require_host_memory(step.host_memory(), available_memory(),
-                      step.options().collects && step.options().planned_ranks > 1);
+  require_host_memory(step.host_memory(), available_memory(), keeps_copies(step));
+}
+
+std::optional<HostExcess> find_host_excess(std::span<const HostShare> ranks) {
+  std::vector<std::string> seen;
+  for (const HostShare& first : ranks) {
+    if (std::ranges::find(seen, first.machine) != seen.end()) continue;
+    seen.push_back(first.machine);
+    std::vector<int> there;
+    size_t needs = 0, available = SIZE_MAX, largest = 0;
+    for (size_t r = 0; r < ranks.size(); ++r) {
+      if (ranks[r].machine != first.machine) continue;
+      there.push_back(static_cast<int>(r));
+      needs += ranks[r].needs;
+      if (ranks[r].available > 0) available = std::min(available, ranks[r].available);
+      if (ranks[r].needs > ranks[largest].needs || there.size() == 1) largest = r;
+    }
+    if (needs <= available) continue;
+    const std::string name = first.machine.substr(0, first.machine.find(':'));
+    return HostExcess{there, needs - available,
+                      str(ranks_text(there), " on ", name,
+                          there.size() == 1 ? " needs " : " together need ", format_bytes(needs),
+                          " of its memory (rank ", largest, " ", format_bytes(ranks[largest].needs),
+                          "); only ", format_bytes(available), " are available")};
+  }
+  return std::nullopt;
+}
+
+std::vector<int> ranks_of_machines(HostGroup& group) {
+  const MachineName mine = this_machine();
+  std::vector<MachineName> all(static_cast<size_t>(group.size()));
+  group.all_gather(&mine, sizeof mine, all.data());
+  std::vector<int> counts;
+  for (const MachineName& m : all) counts.push_back(static_cast<int>(std::ranges::count(all, m)));
+  return counts;
+}
+
+void require_machine_memory(HostGroup& group, const TrainStep& step, int64_t limit_mib) {
+  const bool cpu = step.options().device == Device::kCpu;
+  if (cpu && limit_mib > 0) return;
+  struct Mine {
+    MachineName machine;
+    uint64_t needs, available;
+  };
+  const Mine mine = {this_machine(), total_bytes(cpu ? step.memory() : step.host_memory()),
+                     available_machine_memory()};
+  std::vector<Mine> all(static_cast<size_t>(group.size()));
+  group.all_gather(&mine, sizeof mine, all.data());
+  std::vector<HostShare> shares;
+  for (const Mine& m : all) shares.push_back({m.machine.data(), m.needs, m.available});
+  const auto excess = find_host_excess(shares);
+  if (!excess) return;
+  // Rank 0 knows best what to do; its words are everybody's.
+  std::string text;
+  if (group.rank() == 0) {
+    text =
+        str(excess->words, ". ", cpu ? kAdvice : "Free memory there",
+            ", spread the ranks over more machines",
+            excess->ranks.front() == 0 && keeps_copies(step) ? str(", set ", kNoCopiesAdvice) : "",
+            cpu ? "." : ", or take a smaller model");
+    // What grows with the batch does so on every rank alike.
+    const size_t each = (excess->bytes + excess->ranks.size() - 1) / excess->ranks.size();
+    if (cpu) text += smaller_batch_advice(step, mine.needs > each ? mine.needs - each : 0);
+  }
+  text = group.broadcast(text);
+  agree(&group, [&] { throw ConfigError(text); });
 }
 
 }  // namespace rwkv

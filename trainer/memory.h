@@ -2,16 +2,21 @@
 /// Memory: what a run needs, what the machine has.
 
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "kernels/core/backend.h"
+#include "trainer/comm/comm.h"
 #include "trainer/train_step.h"
 
 namespace rwkv {
 
-/// Bytes that this process could still take: the kernel's MemAvailable, and what the control
-/// groups and the address-space limit of the process leave. 0 if nothing can be told.
+/// Bytes that are left to this process and others like it: the kernel's MemAvailable, and what the
+/// control groups leave. 0 if nothing can be told.
+size_t available_machine_memory();
+/// The same for this process alone: its address-space limit counts, too.
 size_t available_memory();
 /// Resident bytes of this process now; 0 if that cannot be told.
 size_t resident_memory();
@@ -40,6 +45,29 @@ std::string smaller_batch_advice(const TrainStep& step, size_t limit);
 /// the host keeps against what the host has. limit_mib as in limits.memory_mib: it replaces what a
 /// host says is available; on CUDA it limits the device's memory. Throws ConfigError, DeviceError.
 void require_memory(const TrainStep& step, int64_t limit_mib);
+/// The same for what ranks keep in the memory of the machine that they share (limit_mib, which
+/// counts for each rank, as in require_memory: on the CPU it replaces what the machine says).
+/// All ranks call; throws ConfigError on all of them, with the same message.
+void require_machine_memory(HostGroup& group, const TrainStep& step, int64_t limit_mib);
+
+/// What a rank keeps in its machine's memory.
+struct HostShare {
+  std::string machine;  ///< "node1:..." is what messages call node1; the same on all its ranks
+  size_t needs = 0;
+  size_t available = 0;  ///< as this rank sees it; 0: unknown
+};
+/// Bytes by which the ranks of a machine exceed what it has, and words that name it, them and both
+/// sizes.
+struct HostExcess {
+  std::vector<int> ranks;
+  size_t bytes;
+  std::string words;
+};
+/// Of the machine with the lowest rank whose ranks do not fit together, if there is one.
+std::optional<HostExcess> find_host_excess(std::span<const HostShare> ranks);
+/// How many ranks share the machine of each. All ranks call.
+std::vector<int> ranks_of_machines(HostGroup& group);
+
 /// Bytes that a run may take on the device; 0: unknown.
 size_t memory_limit(Device device, int64_t limit_mib);
 

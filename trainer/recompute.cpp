@@ -31,6 +31,10 @@ TrainConfig with_recomputation(const TrainConfig& config, Device device, Communi
   if (config.train.grad_checkpointing != "auto") return config;
   size_t limit = memory_limit(device, config.limits.memory_mib);
   if (comm != nullptr) {
+    // CPU ranks share what their machine has.
+    const std::vector<int> sharing = ranks_of_machines(comm->group());
+    if (device == Device::kCpu && config.limits.memory_mib == 0)
+      limit /= static_cast<size_t>(sharing[static_cast<size_t>(comm->rank())]);
     std::vector<size_t> all(static_cast<size_t>(comm->size()));
     comm->group().all_gather(&limit, sizeof limit, all.data());
     limit = std::ranges::min(all);

@@ -77,6 +77,7 @@ class Run {
       describe_needs();
       require_memory(step_, config_.limits.memory_mib);
     });
+    if (comm_ != nullptr) require_machine_memory(*group(), step_, config_.limits.memory_mib);
     on_rank_0([&] {
       lock_.emplace(dir_);
       check_folder();

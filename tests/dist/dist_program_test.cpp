@@ -5,6 +5,8 @@
 
 #include "kernels/core/backend.h"
 #include "tests/dist/rank_programs.h"
+#include "trainer/memory.h"
+#include "trainer/trainer.h"
 
 namespace rwkv {
 namespace {
@@ -112,6 +114,42 @@ TEST_F(Mpi, AutomaticRecomputationIsThatOfTheRankThatNeedsMost) {
     some += says("of 4 blocks is computed twice") ? 1 : 0;
   }
   EXPECT_GT(some, 0);
+}
+
+TEST_F(Mpi, RanksThatDoNotFitTogetherAreRefusedAndNamed) {
+  // Each rank alone needs 0.7 of what the machine has.
+  const size_t available = available_machine_memory();
+  ASSERT_GT(available, 0u);
+  const auto config = [&](int64_t batch) {
+    TrainConfig c = parse_config(test::file_bytes(dir_ / "tiny.json"), "tiny.json",
+                                 {str("train.batch=", batch), "train.context=128"});
+    c.ranks = 2;
+    return c;
+  };
+  const auto needs = [&](int64_t batch) {
+    const TrainConfig c = config(batch);
+    return static_cast<double>(
+        total_bytes(TrainStep(c.model, step_options(c, Device::kCpu)).memory()));
+  };
+  const double each = (needs(2000) - needs(1000)) / 1000;
+  const auto batch = static_cast<int64_t>(0.7 * static_cast<double>(available) / each);
+  // Were it taken, the trace would end the run before any memory is.
+  const Words words = {"--set", str("train.batch=", batch), "--set",   "train.context=128",
+                       "--set", "data.sampler=sequential",  "--trace", "nowhere/t.json"};
+  EXPECT_EQ(run(2, program("large", words)), 2) << output();
+  EXPECT_EQ(count("rwkv-train: error:"), 1u) << output();
+  EXPECT_TRUE(says("error: ranks 0, 1 on ")) << output();
+  EXPECT_TRUE(says(" together need ")) << output();
+  EXPECT_TRUE(says("dist.checkpoint=parallel")) << output();
+  EXPECT_FALSE(fs::exists(dir_ / "large"));
+  // The batch that is named fits by the same rule.
+  const std::string text = output(), before = "fits here is ";
+  const size_t at = text.find(before);
+  ASSERT_NE(at, std::string::npos) << text;
+  const int64_t named = std::stoll(text.substr(at + before.size()));
+  EXPECT_LT(named, batch);
+  EXPECT_GT(2 * needs(named), 0.8 * static_cast<double>(available));
+  EXPECT_LT(2 * needs(named), 1.1 * static_cast<double>(available));
 }
 
 /// Spans by process of a trace, which must be valid.

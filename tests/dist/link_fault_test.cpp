@@ -79,6 +79,8 @@ TEST(LinkFault, EndsBothRanksWithNcclsMessage) {
   std::printf("%s", child.text.c_str());
   EXPECT_EQ(code, kExitLostRank);
   EXPECT_NE(child.text.find("NCCL"), std::string::npos) << child.text;
+  EXPECT_NE(child.text.find("--resume continues from the last checkpoint"), std::string::npos)
+      << child.text;
   EXPECT_EQ(child.text.find("wrong sums"), std::string::npos) << child.text;
   EXPECT_EQ(child.text.find("is gone"), std::string::npos) << "nobody died\n" << child.text;
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(60));

@@ -81,6 +81,32 @@ TEST(HostMemory, RefusesAsConfiguration) {
   }
 }
 
+TEST(HostMemory, RanksOfOneMachineAreJudgedTogether) {
+  // Each fits alone; on node1 they do not fit together.
+  std::vector<HostShare> ranks = {{"node0:1", 40 * kGiB, 100 * kGiB},
+                                  {"node1:2", 30 * kGiB, 64 * kGiB},
+                                  {"node0:1", 50 * kGiB, 101 * kGiB},
+                                  {"node1:2", 35 * kGiB, 66 * kGiB}};
+  const auto excess = find_host_excess(ranks);
+  ASSERT_TRUE(excess.has_value());
+  EXPECT_EQ(excess->ranks, (std::vector<int>{1, 3}));
+  EXPECT_EQ(excess->bytes, kGiB);
+  expect_parts(excess->words, {"ranks 1, 3 on node1 together need 65.00 GiB", "rank 3 35.00 GiB",
+                               "only 64.00 GiB are available"});
+  ranks[3].needs = 34 * kGiB;
+  EXPECT_FALSE(find_host_excess(ranks).has_value());
+  // A machine of the same name is another one; what is unknown limits nothing.
+  ranks[3] = {"node1:3", 60 * kGiB, 64 * kGiB};
+  EXPECT_FALSE(find_host_excess(ranks).has_value());
+  for (HostShare& r : ranks) r = {"node0:1", 60 * kGiB, 0};
+  EXPECT_FALSE(find_host_excess(ranks).has_value());
+  ranks[2].available = 100 * kGiB;
+  EXPECT_EQ(find_host_excess(ranks)->ranks.size(), 4u);
+  const auto alone = find_host_excess(std::vector<HostShare>{{"node0:1", 2 * kGiB, kGiB}});
+  ASSERT_TRUE(alone.has_value());
+  expect_parts(alone->words, {"rank 0 on node0 needs 2.00 GiB", "only 1.00 GiB"});
+}
+
 TrainConfig config(std::vector<std::string> settings = {}) {
   return parse_config(R"({"model": {"n_layer": 2, "n_embd": 128, "vocab_size": 300},
                           "train": {"context": 64, "batch": 4, "steps": 1}})",
@@ -104,6 +130,16 @@ TEST(StepMemory, NamesWhatTheCpuHolds) {
   EXPECT_TRUE(std::ranges::is_sorted(items, std::greater<>{}, &MemoryItem::bytes));
   EXPECT_THROW(require_memory(step, 1), ConfigError);
   EXPECT_NO_THROW(require_memory(step, 0));
+  // Of several ranks the one that collects for a checkpoint of one file is told how to do without.
+  for (const char* form : {"gathered", "parallel"}) {
+    TrainConfig ranks = config({str("dist.checkpoint=", form)});
+    ranks.ranks = 2;
+    const std::string text = refusal<ConfigError>(
+        2, [&] { require_memory(TrainStep(ranks.model, step_options(ranks, Device::kCpu)), 1); });
+    expect_parts(text, {"only 1.0 MiB are available", "train.batch", "Not even train.batch=1"});
+    EXPECT_EQ(text.find("dist.checkpoint=parallel") != text.npos, form == std::string("gathered"))
+        << text;
+  }
 }
 
 // Planning for a GPU needs CUDA kernels in the build, but no device.

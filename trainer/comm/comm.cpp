@@ -15,7 +15,8 @@ struct Verdict {
   std::array<char, 1020> message{};
 };
 
-/// "rank 1", "ranks 1, 3"; the first few of many.
+}  // namespace
+
 std::string ranks_text(const std::vector<int>& ranks) {
   constexpr size_t kMost = 8;
   std::string out = ranks.size() == 1 ? "rank " : "ranks ";
@@ -23,8 +24,6 @@ std::string ranks_text(const std::vector<int>& ranks) {
     out += str(i == 0 ? "" : ", ", ranks[i]);
   return ranks.size() > kMost ? str(out, " and ", ranks.size() - kMost, " more") : out;
 }
-
-}  // namespace
 
 void HostGroup::barrier() {
   const char nothing = 0;

@@ -105,6 +105,9 @@ void agree(HostGroup* group, const std::function<void()>& work);
 /// and ReportedError, which all ranks throw, go up. `group` null: just runs it.
 void abort_on_error(HostGroup* group, const std::function<void()>& work);
 
+/// "rank 1", "ranks 1, 3"; the first few of many.
+std::string ranks_text(const std::vector<int>& ranks);
+
 /// Throws AgreedError on rank 0 (ReportedError elsewhere) unless `value` is the same on all ranks,
 /// naming `what` and the ranks that differ from rank 0.
 void require_same(HostGroup& group, std::string_view what, const std::string& value);
