@@ -1,7 +1,10 @@
 #include "inference/serving.h"
 
+#include <unistd.h>
+
 #include "inference/decode_weights.h"
 #include "kernels/core/arena.h"
+#include "kernels/core/backend.h"
 #include "kernels/core/error.h"
 #include "kernels/decode/batch.h"
 #include "kernels/decode/layout.h"
@@ -83,14 +86,37 @@ std::string to_string(const ServingSize& s, int64_t slots) {
                     " and activations");
 }
 
+void check_room(const ServingSize& size, int64_t slots, size_t room, std::string_view memory) {
+  if (size.all() <= room) return;
+  const size_t each = size.state + size.logits / static_cast<size_t>(slots);
+  const size_t rest = size.all() - each * static_cast<size_t>(slots);
+  const std::string what =
+      str("serving takes more ", memory, " than there is: ", to_string(size, slots),
+          "; there is room for ", format_bytes(room), ". ");
+  RWKV_CHECK(rest + each <= room, DeviceError, what,
+             "Not even one slot fits: use a smaller model, ", "or --weights with fewer bytes");
+  throw DeviceError(str(what, "About ", (room - rest) / each, " slots fit (--slots)"));
+}
+
 std::unique_ptr<Serving> make_serving(const Model& model, const ParamStore& weights,
                                       const ServingOptions& options) {
-  if (!options.decode_kernels) return std::make_unique<EngineServing>(model, weights, options);
-  RWKV_CHECK(decode_kernels_take(model.config()), ConfigError,
-             "decoding kernels take RWKV-7 with heads of 64 and a width of up to 4096; this model "
-             "is ",
-             model.config().architecture, ", ", model.config().n_embd, " wide");
-  return make_decode_serving(model, weights, options);
+  const bool cuda = options.decode_kernels || options.engine.device == Device::kCuda;
+  if (options.decode_kernels)
+    RWKV_CHECK(decode_kernels_take(model.config()), ConfigError,
+               "decoding kernels take RWKV-7 with heads of 64 and a width of up to 4096; this "
+               "model is ",
+               model.config().architecture, ", ", model.config().n_embd, " wide");
+  const ServingSize size = serving_size(model.config(), options);
+  if (cuda && backend::has_cuda())
+    check_room(size, options.runner.slots, backend::cuda_memory().free, "GPU memory");
+  // The model's own weights are among it already.
+  if (!cuda)
+    check_room(size, options.runner.slots,
+               static_cast<size_t>(::sysconf(_SC_PHYS_PAGES)) *
+                   static_cast<size_t>(::sysconf(_SC_PAGESIZE)),
+               "memory");
+  if (options.decode_kernels) return make_decode_serving(model, weights, options);
+  return std::make_unique<EngineServing>(model, weights, options);
 }
 
 }  // namespace rwkv

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "inference/engine.h"
 #include "inference/sequence_runner.h"
@@ -39,6 +40,9 @@ struct ServingSize {
 /// Without activations: those of a piece of a prompt, of a batch, and what libraries take.
 ServingSize serving_size(const ModelConfig& config, const ServingOptions& options);
 std::string to_string(const ServingSize& size, int64_t slots);
+/// Throws DeviceError if `size` does not go into `room` bytes of `memory` ("GPU memory"), and says
+/// about how many slots do.
+void check_room(const ServingSize& size, int64_t slots, size_t room, std::string_view memory);
 
 /// Owns a runner and what it works with.
 class Serving {
@@ -47,7 +51,8 @@ class Serving {
   virtual SequenceRunner& runner() = 0;
 };
 
-/// Model and weights must outlive what is made. Throws ConfigError, DeviceError.
+/// Model and weights must outlive what is made. Throws ConfigError, DeviceError, also for more
+/// slots than there is memory for.
 std::unique_ptr<Serving> make_serving(const Model& model, const ParamStore& weights,
                                       const ServingOptions& options);
 /// The part with kernels/decode. Throws DeviceError in builds without CUDA.

@@ -1,22 +1,20 @@
 // rwkv-serve: a trained model behind an OpenAI-compatible HTTP API. docs/serving.md explains it.
 
-#include <pthread.h>
-#include <signal.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-#include <thread>
 
 #include "data/io/atomic_file.h"
 #include "data/tokenizer/world_tokenizer.h"
 #include "inference/load.h"
 #include "inference/random_model.h"
 #include "inference/server/http_server.h"
+#include "inference/server/sockets.h"
 #include "model/public_sizes.h"
 #include "tools/cli_common.h"
 #include "tools/device_flags.h"
 #include "tools/serve_flags.h"
+#include "tools/stop_signals.h"
 
 namespace {
 
@@ -60,13 +58,7 @@ LoadedModel load(const Flags& f, const std::string& path, const ModelConfig& con
 }
 
 int run(Flags& f) {
-  // Every thread that is made from now on leaves these signals to the one that waits for them.
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-
+  StopSignals signals;
   use_threads(f.threads);
   f.scheduler.cache_bytes = static_cast<size_t>(f.cache_mib) << 20;
   f.api.chat = parse_chat_template(f.chat);
@@ -84,6 +76,12 @@ int run(Flags& f) {
     std::printf("%s\n", to_string(serving_size(config, options), f.slots).c_str());
     return 0;
   }
+  if (const int64_t n = allow_connections(f.http.max_connections); n < f.http.max_connections)
+    std::fprintf(stderr,
+                 "rwkv-serve: the limit on open files (ulimit -Hn) has room for %lld connections, "
+                 "not for %lld\n",
+                 static_cast<long long>(n), static_cast<long long>(f.http.max_connections));
+  check_address(f.http.host, f.http.port);  // before the weights are read, which takes a while
   const LoadedModel loaded = load(f, path, config);
   const Tokenizer& tokenizer = loaded.need_tokenizer();
   if (f.api.model.empty())
@@ -96,22 +94,20 @@ int run(Flags& f) {
   Scheduler scheduler(*runner, tokenizer, f.scheduler);
   HttpServer server(scheduler, *runner, tokenizer, f.api, f.http);
   const int port = server.bind();
-  std::printf("serving %s on http://%s:%d with %lld slots of %.2f MiB\n", f.api.model.c_str(),
-              f.http.host.c_str(), port, static_cast<long long>(runner->slots()),
-              static_cast<double>(runner->state_bytes()) / (1 << 20));
-  std::fflush(stdout);
-
-  std::thread waiter([&] {
-    int signal = 0;
-    sigwait(&signals, &signal);
+  bool asked = false;
+  const auto serve = [&] {
+    std::printf("serving %s on http://%s:%d with %lld slots of %.2f MiB\n", f.api.model.c_str(),
+                f.http.host.c_str(), port, static_cast<long long>(runner->slots()),
+                static_cast<double>(runner->state_bytes()) / (1 << 20));
+    std::fflush(stdout);
+    asked = server.serve();
+  };
+  signals.run(serve, [&] {
     std::fprintf(stderr, "rwkv-serve: no new requests; running answers have %lld s\n",
                  static_cast<long long>(f.drain_seconds));
     if (const int64_t n = server.drain_and_stop(static_cast<double>(f.drain_seconds)); n > 0)
       std::fprintf(stderr, "rwkv-serve: %lld answers were cut off\n", static_cast<long long>(n));
   });
-  const bool asked = server.serve();
-  if (!asked) pthread_kill(waiter.native_handle(), SIGTERM);
-  waiter.join();
   RWKV_CHECK(asked, IoError, "serving on port ", port, ": the socket accepts no more connections");
   return 0;
 }

@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <netdb.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 
 #include <cerrno>
@@ -10,25 +11,31 @@
 namespace rwkv {
 namespace {
 
-bool leads_to(int fd, const std::string& address, const std::string& port) {
+int port_of(const sockaddr_storage& a) {
+  if (a.ss_family == AF_INET) return ntohs(reinterpret_cast<const sockaddr_in&>(a).sin_port);
+  if (a.ss_family == AF_INET6) return ntohs(reinterpret_cast<const sockaddr_in6&>(a).sin6_port);
+  return -1;
+}
+
+bool leads_to(int fd, const std::string& address, int port) {
   sockaddr_storage peer{};
   socklen_t length = sizeof peer;
-  if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &length) != 0) return false;
-  char host[NI_MAXHOST], service[NI_MAXSERV];
-  return ::getnameinfo(reinterpret_cast<sockaddr*>(&peer), length, host, sizeof host, service,
-                       sizeof service, NI_NUMERICHOST | NI_NUMERICSERV) == 0 &&
-         address == host && port == service;
+  if (::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &length) != 0 || port_of(peer) != port)
+    return false;
+  char host[NI_MAXHOST];
+  return ::getnameinfo(reinterpret_cast<sockaddr*>(&peer), length, host, sizeof host, nullptr, 0,
+                       NI_NUMERICHOST) == 0 &&
+         address == host;
 }
 
 }  // namespace
 
 ClientSocket::ClientSocket(const std::string& address, int port) {
-  const std::string service = std::to_string(port);
   DIR* open_files = ::opendir("/proc/self/fd");
   if (open_files == nullptr) return;
   while (const dirent* entry = ::readdir(open_files)) {
     const int fd = std::atoi(entry->d_name);
-    if (fd > 2 && leads_to(fd, address, service)) {
+    if (fd > 2 && leads_to(fd, address, port)) {
       fd_ = fd;
       break;
     }

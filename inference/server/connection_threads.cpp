@@ -42,7 +42,7 @@ void ConnectionThreads::enqueue(std::function<void()> connection) {
       }
     }
   }
-  wake_.notify_all();
+  pool.wake.notify_one();
 }
 
 void ConnectionThreads::work(Pool& pool, bool refusing) {
@@ -50,7 +50,7 @@ void ConnectionThreads::work(Pool& pool, bool refusing) {
   std::unique_lock lock(mutex_);
   while (true) {
     ++pool.idle;
-    wake_.wait(lock, [&] { return stopping_ || !pool.jobs.empty(); });
+    pool.wake.wait(lock, [&] { return stopping_ || !pool.jobs.empty(); });
     --pool.idle;
     if (pool.jobs.empty()) return;
     const auto job = std::move(pool.jobs.front());
@@ -71,7 +71,8 @@ void ConnectionThreads::shutdown() {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
-  wake_.notify_all();
+  serving_.wake.notify_all();
+  refusals_.wake.notify_all();
   for (std::thread& t : threads_) t.join();
 }
 

@@ -30,12 +30,12 @@ class ConnectionThreads : public httplib::TaskQueue {
   struct Pool {
     std::deque<std::function<void()>> jobs;
     int64_t threads = 0, idle = 0;
+    std::condition_variable wake;
   };
   void work(Pool& pool, bool refusing);
 
   const int64_t limit_, refusing_;
   mutable std::mutex mutex_;
-  std::condition_variable wake_;
   Pool serving_, refusals_;
   int64_t open_ = 0;
   bool stopping_ = false;

@@ -14,6 +14,7 @@
 #include "inference/server/client_socket.h"
 #include "inference/server/connection_threads.h"
 #include "inference/server/metrics.h"
+#include "inference/server/sockets.h"
 #include "inference/server/state_view.h"
 #include "kernels/core/trace.h"
 
@@ -26,10 +27,12 @@ using httplib::Response;
 
 constexpr const char* kJson = "application/json";
 constexpr const char* kEvents = "text/event-stream";
-constexpr double kPoll = 0.25;     ///< seconds between looks at a silent client
-constexpr double kKeepAlive = 15;  ///< seconds of silence after which a stream gets a comment
-constexpr int kBacklog = 1024;     ///< connections that wait to be accepted
-constexpr int kIdleSeconds = 5;    ///< that an idle connection is kept
+constexpr double kPoll = 0.25;      ///< seconds between looks at a silent client
+constexpr double kLook = 0.2;       ///< seconds between looks at any client
+constexpr double kKeepAlive = 15;   ///< seconds of silence after which a stream gets a comment
+constexpr double kLastSeconds = 5;  ///< that answers may take to reach clients at the end
+constexpr int kBacklog = 1024;      ///< connections that wait to be accepted
+constexpr int kIdleSeconds = 5;     ///< that an idle connection is kept
 constexpr size_t kRequestsPerConnection = 1000;
 /// Of the page: nothing comes from elsewhere.
 constexpr const char* kPagePolicy =
@@ -65,12 +68,23 @@ struct Exchange {
   ApiRequest request;
   std::vector<std::shared_ptr<Generation>> running;
   std::optional<ApiAnswer> answer;
+  std::string address;  ///< of the client
+  int port = 0;
   std::optional<ClientSocket> client;
-  double last_sent = now_seconds();
+  double last_sent = now_seconds(), last_look = last_sent;
   bool begun = false;
 
   ~Exchange() {
     for (const auto& g : running) g->cancel();
+  }
+  /// Whether the client has left, as far as somebody has looked lately: to find its socket takes
+  /// time, which most answers do not need.
+  bool client_gone() {
+    const double now = now_seconds();
+    if (now - last_look < kLook) return false;
+    last_look = now;
+    if (!client) client.emplace(address, port);
+    return client->gone();
   }
   int64_t cached() const {
     int64_t sum = 0;
@@ -117,8 +131,15 @@ class HttpServer::Impl {
     http_.set_write_timeout(options_.client_seconds);
     http_.set_payload_max_length(static_cast<size_t>(options_.max_body_bytes));
     http_.set_tcp_nodelay(true);
+    // Not the library's SO_REUSEPORT: two servers would share a port, and neither would know.
+    http_.set_socket_options([](socket_t sock) {
+      const int yes = 1;
+      ::setsockopt(sock, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    });
     // Before a body is read: the library's limit is on Content-Length alone.
     http_.set_pre_routing_handler([this](const Request& req, Response& res) {
+      // Ranges are of files: the library would repeat an answer for each of a thousand.
+      const_cast<Request&>(req).ranges.clear();
       return refuse_body(req, res) ? httplib::Server::HandlerResponse::Handled
                                    : httplib::Server::HandlerResponse::Unhandled;
     });
@@ -134,13 +155,14 @@ class HttpServer::Impl {
   }
 
   int bind() {
-    const int port = options_.port == 0
-                         ? http_.bind_to_any_port(options_.host)
-                         : (http_.bind_to_port(options_.host, options_.port) ? options_.port : -1);
-    RWKV_CHECK(port > 0, IoError, "listening on ", options_.host, " port ", options_.port,
-               ": the address is in use or not of this machine; choose another --port or --host");
+    check_address(options_.host, options_.port);
+    port_ = options_.port == 0
+                ? http_.bind_to_any_port(options_.host)
+                : (http_.bind_to_port(options_.host, options_.port) ? options_.port : -1);
+    RWKV_CHECK(port_ > 0, IoError, "listening on ", options_.host, " port ", options_.port,
+               ": somebody else was faster; choose another --port");
     http_.widen();
-    return port;
+    return port_;
   }
 
   bool serve() {
@@ -154,12 +176,14 @@ class HttpServer::Impl {
     draining_ = true;
     const int64_t cancelled = scheduler_.drain(seconds);
     // The last answers are on their way to their clients.
-    const double limit = now_seconds() + 5;
+    const double limit = now_seconds() + kLastSeconds;
     while (exchanges_ > 0 && now_seconds() < limit)
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    // A server that has not begun to listen yet does not hear the first call.
+    // A server that has not begun to listen yet does not hear the first call. Nobody waits for
+    // clients that are silent or slow: their threads would go on reading.
     while (!served_) {
       http_.stop();
+      end_connections(port_, now_seconds() > limit);
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
     return cancelled;
@@ -394,7 +418,8 @@ class HttpServer::Impl {
       --exchanges_;
     });
     exchange->request = parse_api_request(req.body, chat, settings_, tokenizer_, fresh_seed());
-    exchange->client.emplace(req.remote_addr, req.remote_port);
+    exchange->address = req.remote_addr;
+    exchange->port = req.remote_port;
     for (GenerationRequest& r : exchange->request.prompts) {
       r.deadline = deadline;
       exchange->running.push_back(scheduler_.submit(r));
@@ -404,7 +429,7 @@ class HttpServer::Impl {
     if (exchange->request.stream) return stream(exchange, res);
     while (!exchange->answer->complete()) {
       exchange->take();
-      if (exchange->client->gone()) return;  // nobody reads what is sent now
+      if (exchange->client_gone()) return;  // nobody reads what is sent now
     }
     res.set_content(exchange->answer->whole(exchange->cached()), kJson);
   }
@@ -427,7 +452,7 @@ class HttpServer::Impl {
         out += str("data: ", api_error_json(ApiError(500, error.what())), "\n\n");
         over = true;
       }
-      if (e.client->gone()) return false;
+      if (e.client_gone()) return false;
       if (out.empty() && now_seconds() - e.last_sent > kKeepAlive) out = ": waiting\n\n";
       if (!out.empty()) {
         if (!sink.write(out.data(), out.size())) return false;
@@ -447,6 +472,7 @@ class HttpServer::Impl {
   std::vector<std::regex> known_;
   std::atomic<bool> draining_ = false, served_ = false;
   std::atomic<int64_t> exchanges_ = 0;  ///< requests that generate and their answers
+  std::atomic<int> port_ = 0;
   std::mutex mutex_;
   std::map<int, uint64_t> answers_;
   std::random_device entropy_;

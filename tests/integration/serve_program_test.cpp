@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 #include <httplib.h>
+#include <netinet/in.h>
 #include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -477,6 +480,83 @@ TEST_F(Serve, WhatDoesNotEndInTimeIsCutOff) {
   client.join();
   expect_error(answer, 503, "unavailable_error", "", "shutting down");
   EXPECT_EQ(program.wait(), 0);
+}
+
+/// What a shell command prints, and its exit code.
+std::pair<std::string, int> shell(const std::string& command) {
+  FILE* out = ::popen((command + " 2>&1").c_str(), "r");
+  std::string text;
+  for (int c; (c = std::fgetc(out)) != EOF;) text.push_back(static_cast<char>(c));
+  const int status = ::pclose(out);
+  return {text, WIFEXITED(status) ? WEXITSTATUS(status) : -1};
+}
+
+TEST_F(Serve, APortInUseAndTooFewFilesAreNamedAtOnce) {
+  const auto [said, code] =
+      shell(str("ulimit -n 140; timeout 30 ", RWKV_BINARY_DIR, "/bin/rwkv-serve --random 13.3B ",
+                "--port ", alphabet_->port()));
+  EXPECT_EQ(code, 3);
+  EXPECT_NE(said.find("the port is in use"), std::string::npos) << said;
+  EXPECT_NE(said.find("has room for 12 connections, not for 256"), std::string::npos) << said;
+  const auto [elsewhere, other] = shell(str("timeout 30 ", RWKV_BINARY_DIR, "/bin/rwkv-serve ",
+                                            "--random 13.3B --host 192.0.2.1 --port 0"));
+  EXPECT_EQ(other, 3);
+  EXPECT_NE(elsewhere.find("not one of this machine"), std::string::npos) << elsewhere;
+}
+
+/// The soft limit is what most shells start with.
+TEST_F(Serve, ManyConnectionsHaveFiles) {
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit few = before;
+  few.rlim_cur = 64;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+  const Program program(path("random.h5"), {"--max-connections", "100"});
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  std::vector<httplib::Client> clients;
+  const double start = now_seconds();
+  while (clients.size() < 90) {
+    clients.push_back(program.client());
+    clients.back().set_keep_alive(true);
+    ASSERT_TRUE(clients.back().Get("/health"));
+  }
+  EXPECT_LE(now_seconds() - start, 4);  // idle connections end after 5 s and leave their files
+}
+
+/// Before it serves there is nothing to end: the key is a pipe that nobody writes to.
+TEST_F(Serve, ASignalEndsAProgramThatStarts) {
+  ASSERT_EQ(::mkfifo(path("slow").c_str(), 0600), 0);
+  const auto [said, code] =
+      shell(str("timeout -k 20 1 ", RWKV_BINARY_DIR, "/bin/rwkv-serve --model ", path("random.h5"),
+                " --api-key-file ", path("slow"), " --port 0; echo code $?"));
+  EXPECT_NE(said.find("code 124"), std::string::npos) << said;
+}
+
+TEST_F(Serve, SilentClientsDoNotHoldUpTheEnd) {
+  Program program(path("random.h5"), {});
+  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in to{};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(static_cast<uint16_t>(program.port()));
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  ASSERT_EQ(::connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
+  const std::string half = "POST /v1/completions HTTP/1.1\r\nContent-Length: 100\r\n\r\n{";
+  ASSERT_EQ(::send(fd, half.data(), half.size(), 0), std::ssize(half));
+  program.wait_for_metric("rwkv_http_connections", 2);
+  const double start = now_seconds();
+  program.terminate();
+  EXPECT_EQ(program.wait(), 0);
+  EXPECT_LE(now_seconds() - start, 15);  // such a client has 30 s to go on
+  ::close(fd);
+}
+
+/// The library would send a part for every range.
+TEST_F(Serve, RangesAreLeftAlone) {
+  std::string ranges = "bytes=0-";
+  for (int i = 0; i < 500; ++i) ranges += ",0-";
+  const auto page = alphabet_->get("/", {{"Range", ranges}});
+  EXPECT_EQ(page.status, 200);
+  EXPECT_EQ(page.text.size(), alphabet_->get("/").text.size());
 }
 
 TEST_F(Serve, ThePageAndTheState) {

@@ -75,6 +75,36 @@ TEST(ServingSize, FollowsTheFormulas) {
   }
 }
 
+std::string refusal(const ServingSize& size, int64_t slots, size_t room) {
+  try {
+    check_room(size, slots, room, "GPU memory");
+    return "";
+  } catch (const DeviceError& e) {
+    return e.what();
+  }
+}
+
+TEST(ServingSize, SaysHowManySlotsFit) {
+  // 1000 bytes of weights; 10 and 4 for a slot, and a state more.
+  const ServingSize size{.weights = 1000, .state = 10, .states = 101 * 10, .logits = 400};
+  EXPECT_EQ(refusal(size, 100, size.all()), "");
+  EXPECT_NE(refusal(size, 100, size.all() - 1).find("About 99 slots fit"), std::string::npos);
+  EXPECT_NE(refusal(size, 100, 1010 + 14).find("About 1 slots fit"), std::string::npos);
+  EXPECT_NE(refusal(size, 100, 1010 + 13).find("Not even one slot"), std::string::npos);
+}
+
+TEST(Serving, MoreSlotsThanThereIsMemoryFor) {
+  const test::TestModel m = test::random_model(3);
+  ServingOptions o;
+  o.runner.slots = int64_t{1} << 36;
+  try {
+    make_serving(*m.model, *m.weights, o);
+    ADD_FAILURE() << "2^36 slots";
+  } catch (const DeviceError& e) {
+    EXPECT_NE(std::string(e.what()).find("slots fit (--slots)"), std::string::npos) << e.what();
+  }
+}
+
 TEST(Serving, WithoutAGpuTheDecodingKernelsSaySo) {
   const test::TestModel m = test::random_model(3, 2, 64, 100, 32);
   EXPECT_THROW(make_serving(*m.model, *m.weights, {.decode_kernels = true}), ConfigError);

@@ -1,0 +1,77 @@
+#include "tools/stop_signals.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <utility>
+
+namespace rwkv {
+namespace {
+
+sigset_t stop_set() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  return signals;
+}
+
+}  // namespace
+
+StopSignals::StopSignals() {
+  const sigset_t signals = stop_set();
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  waiter_ = std::thread([this] { wait(); });
+}
+
+StopSignals::~StopSignals() {
+  {
+    const std::lock_guard lock(mutex_);
+    over_ = true;
+  }
+  pthread_kill(waiter_.native_handle(), SIGTERM);
+  waiter_.join();
+}
+
+void StopSignals::wait() {
+  const sigset_t signals = stop_set();
+  while (true) {
+    int signal = 0;
+    sigwait(&signals, &signal);
+    std::unique_lock lock(mutex_);
+    if (over_) return;
+    if (stopping_) continue;  // is at it
+    if (!stop_) {
+      pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+      ::raise(signal);
+    }
+    const auto stop = std::exchange(stop_, nullptr);
+    stopping_ = true;
+    lock.unlock();
+    stop();
+    lock.lock();
+    stopping_ = false;
+    ended_.notify_all();
+  }
+}
+
+void StopSignals::run(const std::function<void()>& body, std::function<void()> stop) {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = std::move(stop);
+  }
+  const auto leave = [this] {
+    std::unique_lock lock(mutex_);
+    stop_ = nullptr;
+    ended_.wait(lock, [&] { return !stopping_; });
+  };
+  try {
+    body();
+  } catch (...) {
+    leave();
+    throw;
+  }
+  leave();
+}
+
+}  // namespace rwkv

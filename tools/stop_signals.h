@@ -1,0 +1,34 @@
+#pragma once
+/// SIGTERM and SIGINT of a program that has something to end before it goes.
+
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+
+namespace rwkv {
+
+/// Make it before any other thread: those that are made afterwards leave the signals to it. Outside
+/// of run() a signal ends the program, as it would without this.
+class StopSignals {
+ public:
+  StopSignals();
+  ~StopSignals();
+  StopSignals(const StopSignals&) = delete;
+  StopSignals& operator=(const StopSignals&) = delete;
+
+  /// Calls body(). The first signal meanwhile calls stop() in another thread, once; returns when
+  /// both have.
+  void run(const std::function<void()>& body, std::function<void()> stop);
+
+ private:
+  void wait();
+
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  std::function<void()> stop_;  ///< empty outside of run()
+  bool stopping_ = false, over_ = false;
+  std::thread waiter_;
+};
+
+}  // namespace rwkv
