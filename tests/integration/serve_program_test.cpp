@@ -508,8 +508,7 @@ TEST_F(Serve, APortInUseAndTooFewFilesAreNamedAtOnce) {
 TEST_F(Serve, ManyConnectionsHaveFiles) {
   rlimit before{};
   ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
-  rlimit few = before;
-  few.rlim_cur = 64;
+  const rlimit few{64, before.rlim_max};
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
   const Program program(path("random.h5"), {"--max-connections", "100"});
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
@@ -540,8 +539,7 @@ TEST_F(Serve, SilentClientsDoNotHoldUpTheEnd) {
   to.sin_port = htons(static_cast<uint16_t>(program.port()));
   to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   ASSERT_EQ(::connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
-  const std::string half = "POST /v1/completions HTTP/1.1\r\nContent-Length: 100\r\n\r\n{";
-  ASSERT_EQ(::send(fd, half.data(), half.size(), 0), std::ssize(half));
+  ASSERT_EQ(::send(fd, "POST /tokenize HTTP/1.1\r\nContent-Length: 9\r\n\r\n{", 47, 0), 47);
   program.wait_for_metric("rwkv_http_connections", 2);
   const double start = now_seconds();
   program.terminate();
