@@ -61,7 +61,13 @@ int chat(const CLI::App& app, const Flags& f) {
   ChatSession session(serving->runner(), tokenizer, std::move(chat));
   if (!f.state_in.empty()) session.load(f.state_in);
   run_chat(session, {.stats = f.stats});
-  if (!f.state_out.empty()) session.save(f.state_out);
+  if (f.state_out.empty()) return 0;
+  // Nobody wants an empty state, least of all in place of an older one.
+  if (session.tokens() > 0)
+    session.save(f.state_out);
+  else
+    std::fprintf(stderr, "rwkv-generate: nothing was said, so %s is not written\n",
+                 f.state_out.c_str());
   return 0;
 }
 

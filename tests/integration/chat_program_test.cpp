@@ -153,6 +153,13 @@ TEST_F(Chat, Commands) {
     EXPECT_EQ(chat(model, greedy + "--state-in s", "you\n").out, second);
     EXPECT_EQ(chat(model, greedy + "--state-out t", "hello\n").code, 0);
     EXPECT_EQ(slurp(path("t")), slurp(path("s")));
+    // Nothing said: no state, and an older one stays.
+    for (const char* said : {"", "x\n/reset\n"}) {
+      const Output nothing = chat(model, greedy + "--state-out t", said);
+      EXPECT_EQ(nothing.code, 0) << nothing.err;
+      EXPECT_NE(nothing.err.find("t is not written"), std::string::npos) << nothing.err;
+      EXPECT_EQ(slurp(path("t")), slurp(path("s")));
+    }
   }
   const std::string drawn = "--max-tokens 20 --top-p 1 --seed 4 ";
   const std::string a = chat("random.h5", drawn, "hello\n").out;
