@@ -50,5 +50,8 @@ rwkv_test(server_request_test LABEL unit SOURCES unit/server_request_test.cpp DE
 if(RWKV_HAVE_HTTPLIB)
   rwkv_test(serve_program_test LABEL integration SOURCES integration/serve_program_test.cpp
     DEPS rwkv_inference rwkv_httplib nlohmann_json::nlohmann_json)
+  rwkv_test(serve_hostile_test LABEL integration SOURCES integration/serve_hostile_test.cpp
+    DEPS rwkv_inference rwkv_httplib)
   add_dependencies(serve_program_test rwkv-serve)
+  add_dependencies(serve_hostile_test rwkv-serve)
 endif()

@@ -2,13 +2,18 @@
 
 #include <exception>
 #include <iostream>
-#include <system_error>
+#include <memory>
 #include <utility>
 
 namespace rwkv {
 namespace {
 
 thread_local bool refusing_thread = false;
+
+/// The library matches headers of up to 8 KiB by regular expressions that recurse for every
+/// character: that took more than 4 MiB, and the default is 2 MiB where stacks are unlimited. Only
+/// what is used takes memory.
+constexpr size_t kStack = size_t{32} << 20;
 
 }  // namespace
 
@@ -30,19 +35,40 @@ void ConnectionThreads::enqueue(std::function<void()> connection) {
   pool.jobs.push_back(std::move(connection));
   const auto waiting = static_cast<int64_t>(pool.jobs.size());
   if (waiting > pool.idle && pool.threads < (refuse ? refusing_ : limit_)) {
-    try {
-      threads_.emplace_back([this, &pool, refuse] { work(pool, refuse); });
+    if (add_thread(pool, refuse)) {
       ++pool.threads;
-    } catch (const std::system_error&) {
-      // The machine gives no more threads: the connection waits for one, or is closed if there is
-      // none.
-      if (pool.threads == 0) {
-        pool.jobs.pop_back();
-        if (!refuse) --open_;
-      }
+    } else if (pool.threads == 0) {
+      // The connection would wait for a thread, but there is none.
+      pool.jobs.pop_back();
+      if (!refuse) --open_;
     }
   }
   pool.wake.notify_one();
+}
+
+struct ConnectionThreads::Start {
+  ConnectionThreads* self;
+  Pool* pool;
+  bool refusing;
+};
+
+bool ConnectionThreads::add_thread(Pool& pool, bool refusing) {
+  auto start = std::make_unique<Start>(Start{this, &pool, refusing});
+  const auto run = [](void* given) -> void* {
+    const std::unique_ptr<Start> s(static_cast<Start*>(given));
+    s->self->work(*s->pool, s->refusing);
+    return nullptr;
+  };
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, kStack);
+  pthread_t thread{};
+  const bool made = pthread_create(&thread, &attributes, run, start.get()) == 0;
+  pthread_attr_destroy(&attributes);
+  if (!made) return false;
+  start.release();
+  threads_.push_back(thread);
+  return true;
 }
 
 void ConnectionThreads::work(Pool& pool, bool refusing) {
@@ -73,7 +99,7 @@ void ConnectionThreads::shutdown() {
   }
   serving_.wake.notify_all();
   refusals_.wake.notify_all();
-  for (std::thread& t : threads_) t.join();
+  for (const pthread_t t : threads_) pthread_join(t, nullptr);
 }
 
 }  // namespace rwkv

@@ -4,13 +4,13 @@
 /// many.
 
 #include <httplib.h>
+#include <pthread.h>
 
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <mutex>
-#include <thread>
 #include <vector>
 
 namespace rwkv {
@@ -32,6 +32,9 @@ class ConnectionThreads : public httplib::TaskQueue {
     int64_t threads = 0, idle = 0;
     std::condition_variable wake;
   };
+  struct Start;
+  /// False if the machine gives no more threads.
+  bool add_thread(Pool& pool, bool refusing);
   void work(Pool& pool, bool refusing);
 
   const int64_t limit_, refusing_;
@@ -39,7 +42,7 @@ class ConnectionThreads : public httplib::TaskQueue {
   Pool serving_, refusals_;
   int64_t open_ = 0;
   bool stopping_ = false;
-  std::vector<std::thread> threads_;
+  std::vector<pthread_t> threads_;
 };
 
 }  // namespace rwkv

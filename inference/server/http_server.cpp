@@ -32,7 +32,8 @@ constexpr double kLook = 0.2;       ///< seconds between looks at any client
 constexpr double kKeepAlive = 15;   ///< seconds of silence after which a stream gets a comment
 constexpr double kLastSeconds = 5;  ///< that answers may take to reach clients at the end
 constexpr int kBacklog = 1024;      ///< connections that wait to be accepted
-constexpr int kIdleSeconds = 5;     ///< that an idle connection is kept
+constexpr size_t kLongestPath = 1024;
+constexpr int kIdleSeconds = 5;  ///< that an idle connection is kept
 constexpr size_t kRequestsPerConnection = 1000;
 /// Of the page: nothing comes from elsewhere.
 constexpr const char* kPagePolicy =
@@ -140,13 +141,15 @@ class HttpServer::Impl {
     http_.set_pre_routing_handler([this](const Request& req, Response& res) {
       // Ranges are of files: the library would repeat an answer for each of a thousand.
       const_cast<Request&>(req).ranges.clear();
-      return refuse_body(req, res) ? httplib::Server::HandlerResponse::Handled
-                                   : httplib::Server::HandlerResponse::Unhandled;
+      return refuse_path(req, res) || refuse_body(req, res)
+                 ? httplib::Server::HandlerResponse::Handled
+                 : httplib::Server::HandlerResponse::Unhandled;
     });
     http_.set_error_handler([this](const Request& req, Response& res) { shape_error(req, res); });
     // Called when an answer has been written.
     http_.set_logger([this](const Request& req, const Response& res) {
-      if (ConnectionThreads::is_refusing() || res.status == 411 || res.status == 415)
+      if (ConnectionThreads::is_refusing() || res.status == 411 || res.status == 414 ||
+          res.status == 415)
         ClientSocket(req.remote_addr, req.remote_port).end_reading();
       const std::lock_guard lock(mutex_);
       ++answers_[res.status];
@@ -229,9 +232,9 @@ class HttpServer::Impl {
             res.set_content(kChatPage, sizeof kChatPage - 1, "text/html; charset=utf-8");
           },
           false);
-      get("/state/([a-z]*-?[0-9]{1,18})", [this](auto& req, auto& res) { state(req, res); });
-      get("/state/([a-z]*-?[0-9]{1,18})/([0-9]{1,9})",
-          [this](auto& req, auto& res) { state(req, res); });
+      for (const char* path : {"/state/((?:[a-z]+-)?([0-9]{1,18}))",
+                               "/state/((?:[a-z]+-)?([0-9]{1,18}))/([0-9]{1,9})"})
+        get(path, [this](auto& req, auto& res) { state(req, res); });
     }
     if (!options_.cors_origin.empty())
       http_.Options(".*", [this](const Request&, Response& res) {
@@ -303,6 +306,15 @@ class HttpServer::Impl {
       throw ApiError(401, "the API key is not the right one", "", "invalid_api_key");
   }
 
+  /// Matching a path takes stack for every character of it.
+  bool refuse_path(const Request& req, Response& res) {
+    if (req.path.size() <= kLongestPath) return false;
+    allow_origin(res);
+    res.set_header("Connection", "close");  // a body is not read
+    fail(res, ApiError(414, str("the path has ", req.path.size(), " characters, expected at most ",
+                                kLongestPath)));
+    return true;
+  }
   /// Bodies whose length is not known before they are read or unpacked. True: the answer is made.
   bool refuse_body(const Request& req, Response& res) {
     const bool body = req.method == "POST" || req.method == "PUT" || req.method == "PATCH";
@@ -391,14 +403,14 @@ class HttpServer::Impl {
   /// /state/ID: what the layers hold; /state/ID/LAYER: its picture. ID as in the answer.
   void state(const Request& req, Response& res) {
     const std::string id = req.matches[1];
-    const auto snapshot = scheduler_.snapshot(std::stoull(id.substr(id.find('-') + 1)));
+    const auto snapshot = scheduler_.snapshot(std::stoull(req.matches[2]));
     if (!snapshot)
       throw ApiError(404, str("there is no state of ", id, ": states of requests are there while ",
                               "they run, and of the last four with keep_state"));
     const auto layers = wkv_layers(layout_, *snapshot);
-    if (req.matches.size() < 3)
+    if (req.matches.size() < 4)
       return res.set_content(state_summary_json(layers, snapshot->tokens), kJson);
-    const auto layer = std::stoull(req.matches[2]);
+    const auto layer = std::stoull(req.matches[3]);
     if (layer >= layers.size())
       throw ApiError(404, str("there is no layer ", layer, ", the state has ", layers.size()));
     res.set_content(state_picture(layers[layer]), "application/octet-stream");

@@ -2,11 +2,6 @@
 
 #include <gtest/gtest.h>
 #include <httplib.h>
-#include <netinet/in.h>
-#include <signal.h>
-#include <sys/resource.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -15,11 +10,8 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "data/io/hdf5_file.h"
 #include "kernels/core/trace.h"
-#include "model/weights.h"
-#include "tests/integration/program.h"
-#include "tests/unit/inference_model.h"
+#include "tests/integration/serve_process.h"
 
 namespace rwkv {
 namespace {
@@ -27,56 +19,11 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-constexpr double kPatience = 60;  // seconds
+using test::kPatience;
 
-/// A server of its own on a free port.
-class Program {
+class Program : public test::ServeProcess {
  public:
-  Program(const std::string& model, std::vector<std::string> arguments) {
-    int out[2];
-    if (::pipe(out) != 0) throw IoError("pipe");
-    pid_ = ::fork();
-    if (pid_ == 0) {
-      ::dup2(out[1], STDOUT_FILENO);
-      ::close(out[0]);
-      ::close(out[1]);
-      std::vector<std::string> all = {str(RWKV_BINARY_DIR, "/bin/rwkv-serve"),
-                                      "--model",
-                                      model,
-                                      "--port",
-                                      "0",
-                                      "--threads",
-                                      "1"};
-      all.insert(all.end(), arguments.begin(), arguments.end());
-      test::become(all);
-    }
-    ::close(out[1]);
-    FILE* text = ::fdopen(out[0], "r");
-    char line[512] = {};
-    if (std::fgets(line, sizeof line, text) != nullptr) {
-      const std::string s = line;
-      const size_t at = s.find("127.0.0.1:");
-      if (at != std::string::npos) port_ = std::atoi(s.c_str() + at + 10);
-    }
-    std::fclose(text);
-    if (port_ == 0) throw IoError(str("rwkv-serve did not start: ", line));
-  }
-  ~Program() {
-    if (pid_ > 0) {
-      ::kill(pid_, SIGKILL);
-      test::wait_for(pid_);
-    }
-  }
-  int port() const { return port_; }
-  pid_t pid() const { return pid_; }
-  void terminate() const { ::kill(pid_, SIGTERM); }
-  /// Exit code.
-  int wait() { return test::wait_for(std::exchange(pid_, -1)); }
-  httplib::Client client() const {
-    httplib::Client c("127.0.0.1", port_);
-    c.set_read_timeout(static_cast<time_t>(kPatience));
-    return c;
-  }
+  using ServeProcess::ServeProcess;
 
   struct Answer {
     int status = 0;
@@ -131,10 +78,6 @@ class Program {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
   }
-
- private:
-  pid_t pid_ = -1;
-  int port_ = 0;
 };
 
 class Serve : public testing::Test {
@@ -142,8 +85,8 @@ class Serve : public testing::Test {
   static void SetUpTestSuite() {
     dir_ = fs::temp_directory_path() / str("greylag-serve-", static_cast<long>(getpid()));
     fs::create_directories(dir_);
-    write("alphabet.h5", test::bigram_model(test::alphabet));
-    write("random.h5", test::random_model(30, 2, 64, 257));
+    test::write_byte_model(path("alphabet.h5"), test::bigram_model(test::alphabet));
+    test::write_byte_model(path("random.h5"), test::random_model(30, 2, 64, 257));
     alphabet_ = new Program(path("alphabet.h5"), {"--slots", "4", "--max-body-bytes", "20000",
                                                   "--max-tokens", "100000"});
     random_ = new Program(path("random.h5"), {"--slots", "8"});
@@ -152,12 +95,6 @@ class Serve : public testing::Test {
     delete alphabet_;
     delete random_;
     fs::remove_all(dir_);
-  }
-  static void write(const std::string& name, const test::TestModel& m) {
-    Hdf5File file = Hdf5File::create(path(name));
-    write_model(file, m.model->config(), m.model->params(), *m.weights,
-                {.name = "bytes", .hash = ByteTokenizer().hash()});
-    file.close();
   }
   static std::string path(const std::string& name) { return (dir_ / name).string(); }
 
@@ -356,7 +293,8 @@ TEST_F(Serve, ErrorsHaveTheShapeThatClientsKnow) {
   expect_error(alphabet_->get("/v1/nowhere"), 404, "not_found_error", "", "/v1/nowhere");
   expect_error(alphabet_->get("/v1/completions"), 405, bad, "", "GET");
   expect_error(alphabet_->get("/v1/models/other"), 404, "not_found_error", "model", "other");
-  expect_error(alphabet_->get("/state/cmpl-999999"), 404, "not_found_error", "", "cmpl-999999");
+  for (const char* id : {"cmpl-999999", "cmpl99", "99999"})
+    expect_error(alphabet_->get(str("/state/", id)), 404, "not_found_error", "", id);
   // It still works.
   EXPECT_EQ(alphabet_->get("/health").body["status"], "ok");
   EXPECT_EQ(alphabet_->get("/v1/models").body["data"][0]["id"], "alphabet");
@@ -480,81 +418,6 @@ TEST_F(Serve, WhatDoesNotEndInTimeIsCutOff) {
   client.join();
   expect_error(answer, 503, "unavailable_error", "", "shutting down");
   EXPECT_EQ(program.wait(), 0);
-}
-
-/// What a shell command prints, and its exit code.
-std::pair<std::string, int> shell(const std::string& command) {
-  FILE* out = ::popen((command + " 2>&1").c_str(), "r");
-  std::string text;
-  for (int c; (c = std::fgetc(out)) != EOF;) text.push_back(static_cast<char>(c));
-  const int status = ::pclose(out);
-  return {text, WIFEXITED(status) ? WEXITSTATUS(status) : -1};
-}
-
-TEST_F(Serve, APortInUseAndTooFewFilesAreNamedAtOnce) {
-  const auto [said, code] =
-      shell(str("ulimit -n 140; timeout 30 ", RWKV_BINARY_DIR, "/bin/rwkv-serve --random 13.3B ",
-                "--port ", alphabet_->port()));
-  EXPECT_EQ(code, 3);
-  EXPECT_NE(said.find("the port is in use"), std::string::npos) << said;
-  EXPECT_NE(said.find("has room for 12 connections, not for 256"), std::string::npos) << said;
-  const auto [elsewhere, other] = shell(str("timeout 30 ", RWKV_BINARY_DIR, "/bin/rwkv-serve ",
-                                            "--random 13.3B --host 192.0.2.1 --port 0"));
-  EXPECT_EQ(other, 3);
-  EXPECT_NE(elsewhere.find("not one of this machine"), std::string::npos) << elsewhere;
-}
-
-/// The soft limit is what most shells start with.
-TEST_F(Serve, ManyConnectionsHaveFiles) {
-  rlimit before{};
-  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
-  const rlimit few{64, before.rlim_max};
-  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
-  const Program program(path("random.h5"), {"--max-connections", "100"});
-  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
-  std::vector<httplib::Client> clients;
-  const double start = now_seconds();
-  while (clients.size() < 90) {
-    clients.push_back(program.client());
-    clients.back().set_keep_alive(true);
-    ASSERT_TRUE(clients.back().Get("/health"));
-  }
-  EXPECT_LE(now_seconds() - start, 4);  // idle connections end after 5 s and leave their files
-}
-
-/// Before it serves there is nothing to end: the key is a pipe that nobody writes to.
-TEST_F(Serve, ASignalEndsAProgramThatStarts) {
-  ASSERT_EQ(::mkfifo(path("slow").c_str(), 0600), 0);
-  const auto [said, code] =
-      shell(str("timeout -k 20 1 ", RWKV_BINARY_DIR, "/bin/rwkv-serve --model ", path("random.h5"),
-                " --api-key-file ", path("slow"), " --port 0; echo code $?"));
-  EXPECT_NE(said.find("code 124"), std::string::npos) << said;
-}
-
-TEST_F(Serve, SilentClientsDoNotHoldUpTheEnd) {
-  Program program(path("random.h5"), {});
-  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in to{};
-  to.sin_family = AF_INET;
-  to.sin_port = htons(static_cast<uint16_t>(program.port()));
-  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  ASSERT_EQ(::connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
-  ASSERT_EQ(::send(fd, "POST /tokenize HTTP/1.1\r\nContent-Length: 9\r\n\r\n{", 47, 0), 47);
-  program.wait_for_metric("rwkv_http_connections", 2);
-  const double start = now_seconds();
-  program.terminate();
-  EXPECT_EQ(program.wait(), 0);
-  EXPECT_LE(now_seconds() - start, 15);  // such a client has 30 s to go on
-  ::close(fd);
-}
-
-/// The library would send a part for every range.
-TEST_F(Serve, RangesAreLeftAlone) {
-  std::string ranges = "bytes=0-";
-  for (int i = 0; i < 500; ++i) ranges += ",0-";
-  const auto page = alphabet_->get("/", {{"Range", ranges}});
-  EXPECT_EQ(page.status, 200);
-  EXPECT_EQ(page.text.size(), alphabet_->get("/").text.size());
 }
 
 TEST_F(Serve, ThePageAndTheState) {
