@@ -480,8 +480,8 @@ std::string api_error_json(const ApiError& error) {
 }
 
 void check_nesting(std::string_view body) {
-  constexpr int kDeepest = 64;
-  int depth = 0;
+  constexpr int kDeepest = 64, kMost = 1 << 16;
+  int depth = 0, brackets = 0;
   bool text = false;
   for (size_t i = 0; i < body.size(); ++i) {
     const char c = body[i];
@@ -493,6 +493,8 @@ void check_nesting(std::string_view body) {
     } else if (c == '[' || c == '{') {
       if (++depth > kDeepest)
         throw ApiError(400, str("the body is nested more than ", kDeepest, " levels deep"));
+      if (++brackets > kMost)
+        throw ApiError(400, str("the body has more than ", kMost, " lists and objects"));
     } else if (c == ']' || c == '}') {
       --depth;
     }

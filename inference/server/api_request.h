@@ -43,7 +43,8 @@ struct ApiRequest {
   int64_t choices() const { return prompts.empty() ? 0 : std::ssize(prompts) * prompts[0].samples; }
 };
 
-/// ApiError 400 if brackets are nested too deeply for what copies and prints JSON by recursion.
+/// ApiError 400 if brackets are nested too deeply for what copies and prints JSON by recursion, or
+/// so many that the parsed body takes many times the memory of its text.
 void check_nesting(std::string_view body);
 
 /// `seed`: for requests without one. Throws ApiError, naming the member.

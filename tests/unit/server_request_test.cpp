@@ -192,6 +192,18 @@ TEST(ApiRequest, TokenListsAreOfTheVocabulary) {
   refused("logit_bias", biases + "}");
 }
 
+/// A list of nothing takes three bytes of text, and twenty times that when it is parsed.
+TEST(ApiRequest, BracketsAreCounted) {
+  const auto lists = [](int n) {
+    std::string text = "[";
+    for (int i = 0; i < n; ++i) text += "[],";
+    return text + "0]";
+  };
+  EXPECT_NO_THROW(check_nesting(lists(65000)));
+  EXPECT_NO_THROW(check_nesting("{\"prompt\": \"" + lists(70000) + "\"}"));
+  EXPECT_THROW(check_nesting(lists(70000)), ApiError);
+}
+
 TEST(ApiRequest, ChatsBecomePrompts) {
   const Reader read;
   const ApiRequest r = read(R"({"messages": [{"role": "system", "content": "s"},
