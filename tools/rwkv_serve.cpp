@@ -14,7 +14,7 @@
 #include "tools/cli_common.h"
 #include "tools/device_flags.h"
 #include "tools/serve_flags.h"
-#include "tools/stop_signals.h"
+#include "tools/stop_waiter.h"
 
 namespace {
 
@@ -58,7 +58,7 @@ LoadedModel load(const Flags& f, const std::string& path, const ModelConfig& con
 }
 
 int run(Flags& f) {
-  StopSignals signals;
+  StopWaiter waiter;
   use_threads(f.threads);
   f.scheduler.cache_bytes = static_cast<size_t>(f.cache_mib) << 20;
   f.api.chat = parse_chat_template(f.chat);
@@ -102,7 +102,7 @@ int run(Flags& f) {
     std::fflush(stdout);
     asked = server.serve();
   };
-  signals.run(serve, [&] {
+  waiter.run(serve, [&] {
     std::fprintf(stderr, "rwkv-serve: no new requests; running answers have %lld s\n",
                  static_cast<long long>(f.drain_seconds));
     if (const int64_t n = server.drain_and_stop(static_cast<double>(f.drain_seconds)); n > 0)

@@ -1,4 +1,4 @@
-#include "tools/stop_signals.h"
+#include "tools/stop_waiter.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -18,13 +18,13 @@ sigset_t stop_set() {
 
 }  // namespace
 
-StopSignals::StopSignals() {
+StopWaiter::StopWaiter() {
   const sigset_t signals = stop_set();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   waiter_ = std::thread([this] { wait(); });
 }
 
-StopSignals::~StopSignals() {
+StopWaiter::~StopWaiter() {
   {
     const std::lock_guard lock(mutex_);
     over_ = true;
@@ -33,7 +33,7 @@ StopSignals::~StopSignals() {
   waiter_.join();
 }
 
-void StopSignals::wait() {
+void StopWaiter::wait() {
   const sigset_t signals = stop_set();
   while (true) {
     int signal = 0;
@@ -55,7 +55,7 @@ void StopSignals::wait() {
   }
 }
 
-void StopSignals::run(const std::function<void()>& body, std::function<void()> stop) {
+void StopWaiter::run(const std::function<void()>& body, std::function<void()> stop) {
   {
     const std::lock_guard lock(mutex_);
     stop_ = std::move(stop);

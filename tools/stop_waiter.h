@@ -10,12 +10,12 @@ namespace rwkv {
 
 /// Make it before any other thread: those that are made afterwards leave the signals to it. Outside
 /// of run() a signal ends the program, as it would without this.
-class StopSignals {
+class StopWaiter {
  public:
-  StopSignals();
-  ~StopSignals();
-  StopSignals(const StopSignals&) = delete;
-  StopSignals& operator=(const StopSignals&) = delete;
+  StopWaiter();
+  ~StopWaiter();
+  StopWaiter(const StopWaiter&) = delete;
+  StopWaiter& operator=(const StopWaiter&) = delete;
 
   /// Calls body(). The first signal meanwhile calls stop() in another thread, once; returns when
   /// both have.
