@@ -78,7 +78,7 @@ struct TrainConfig {
     int64_t zero = 1;
     std::string exchange = "f32";
     bool overlap = true;
-    int64_t parcel = 16 << 20;  ///< elements, see ShardLayout
+    int64_t parcel = -1;  ///< elements, see ShardLayout
     std::string checkpoint = "gathered";
   } dist;
   struct Limits {

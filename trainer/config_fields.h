@@ -112,8 +112,8 @@ void visit_fields(Config& c, F&& f) {
     "what several ranks divide: 0 nothing, 1 moments and f32 parameters, 2 gradients, too");
   f("dist.exchange", c.dist.exchange, FieldRules{0, 0, {"f32", "bf16"}},
     "type of gradients on their way between ranks");
-  f("dist.parcel", c.dist.parcel, from(0),
-    "neighbouring blocks with fewer parameters than this travel together");
+  f("dist.parcel", c.dist.parcel, from(-1),
+    "neighbouring blocks with fewer parameters than this travel together; -1: by the model's size");
   f("dist.overlap", c.dist.overlap, any,
     "CUDA: gradients travel while the backward runs; false: after it");
   f("dist.checkpoint", c.dist.checkpoint, FieldRules{0, 0, {"gathered", "parallel"}},

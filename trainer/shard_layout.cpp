@@ -18,6 +18,7 @@ int64_t round_up(int64_t n, int64_t multiple) {
 ShardLayout::ShardLayout(const ParamRegistry& params, int ranks, int64_t parcel_elements)
     : params_(&params),
       ranks_(ranks),
+      parcel_elements_(parcel_elements),
       offsets_(params.size()),
       segment_of_param_(params.size()),
       group_of_param_(params.size()) {
@@ -47,7 +48,9 @@ ShardLayout::ShardLayout(const ParamRegistry& params, int ranks, int64_t parcel_
     ++groups_;
   }
   first_segment_.push_back(static_cast<int32_t>(segments_.size()));
-  make_parcels(parcel_elements);
+  if (parcel_elements < 0)
+    parcel_elements_ = std::clamp(elements_ / 12, int64_t{64} << 20, int64_t{128} << 20);
+  make_parcels();
 }
 
 std::span<const ShardLayout::Segment> ShardLayout::segments_of(int32_t first, int32_t last) const {
@@ -56,14 +59,14 @@ std::span<const ShardLayout::Segment> ShardLayout::segments_of(int32_t first, in
   return std::span(segments_).subspan(begin, end - begin);
 }
 
-void ShardLayout::make_parcels(int64_t least) {
+void ShardLayout::make_parcels() {
   constexpr int32_t kAlone = 3;
   parcel_of_group_.resize(static_cast<size_t>(groups_));
   Parcel open{groups_, groups_, 0};
   for (int32_t g = groups_; g-- > 0;) {
     open.begin = g;
     for (const Segment& s : group(g)) open.elements += s.elements;
-    if (open.elements < least && g > kAlone) continue;
+    if (open.elements < parcel_elements_ && g > kAlone) continue;
     parcels_.push_back(open);
     open = {g, g, 0};
   }

@@ -11,8 +11,9 @@
 
 namespace rwkv {
 
-/// Neighbouring buckets with fewer elements than this travel together.
-inline constexpr int64_t kParcelElements = int64_t{16} << 20;
+/// Neighbouring buckets travel together while they have fewer elements than a twelfth of all,
+/// within [64M, 128M]: of what docs/multi-gpu.md measured, the best for each size of model.
+inline constexpr int64_t kChosenParcels = -1;
 
 /// One flat memory of all parameters in segments: for every bucket of the registry (the embedding,
 /// a block, the head) its matrices, then its vectors. Every segment is padded so that it divides
@@ -31,7 +32,7 @@ class ShardLayout {
   };
 
   /// The registry must outlive this.
-  ShardLayout(const ParamRegistry& params, int ranks, int64_t parcel_elements = kParcelElements);
+  ShardLayout(const ParamRegistry& params, int ranks, int64_t parcel_elements = kChosenParcels);
 
   std::span<const Segment> segments() const { return segments_; }
   int32_t groups() const { return groups_; }
@@ -41,6 +42,8 @@ class ShardLayout {
   int64_t shard_elements() const { return elements_ / ranks_; }
   int64_t vector_elements() const { return vector_elements_; }
   int64_t largest_parcel() const;
+  /// Buckets with fewer elements than this travel together: what was given or chosen.
+  int64_t parcel_elements() const { return parcel_elements_; }
   int64_t offset(ParamId id) const { return offsets_[static_cast<size_t>(id)]; }
   const Segment& segment_of(ParamId id) const {
     return segments_[static_cast<size_t>(segment_of_param_[static_cast<size_t>(id)])];
@@ -88,9 +91,10 @@ class ShardLayout {
                                  const std::vector<bool>& trained, bool sharded) const;
 
  private:
-  void make_parcels(int64_t least);
+  void make_parcels();
   const ParamRegistry* params_;
   int ranks_;
+  int64_t parcel_elements_;
   int32_t groups_ = 0;
   int64_t elements_ = 0, vector_elements_ = 0;
   std::vector<Segment> segments_;

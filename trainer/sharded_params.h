@@ -32,7 +32,7 @@ struct ShardOptions {
   DType activations = DType::kF32;
   bool overlap = true;       ///< exchanges run beside the kernels (CUDA), not after them
   bool accumulates = false;  ///< several micro-batches: ZeRO-2 keeps whole gradients meanwhile
-  int64_t parcel_elements = kParcelElements;
+  int64_t parcel_elements = kChosenParcels;
   int32_t early_parcels = -1;  ///< CUDA, for tests: sent by update(); -1: by the number of ranks
   AdamWOptions optimizer;
 };

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 
 #include "kernels/core/error.h"
 #include "tools/bench/scale_simulate.h"
@@ -159,6 +160,36 @@ TEST(Prediction, FitsWhatTwoGpusMeasured) {
     }
   EXPECT_EQ(rows, 5);
   EXPECT_LE(sum / rows, 0.01);
+}
+
+// What was fitted to parcels of 16M says what other sizes do.
+TEST(Prediction, ForeseesParcelsOfOtherSizes) {
+  const std::string folder = RWKV_SOURCE_DIR "/tools/records/h200-scale-2";
+  const ScaleFit fit =
+      fit_records({read_scale_record(folder + ".json"), read_scale_record(folder + "-1b5.json")});
+  std::map<std::string, std::map<std::string, double>> predicted, measured;  // by shape and parcel
+  double sum = 0;
+  int rows = 0;
+  for (const std::string file : {"-parcel0", "-parcel16m", "-parcel64m", "-1b5-parcel0",
+                                 "-1b5-parcel128m", "-1b5-parcel256m"}) {
+    const ScaleRecord r = read_scale_record(folder + file + ".json");
+    for (const ScaleRow& row : r.rows) {
+      const auto p = predict_step(row.profile, fit.cluster, case_of(r, row, fit, r.ranks, 1));
+      EXPECT_NEAR(p.efficiency, row.efficiency, 0.03) << file << " " << row.shape;
+      predicted[row.shape][file] = p.efficiency;
+      measured[row.shape][file] = row.efficiency;
+      sum += std::fabs(p.efficiency - row.efficiency);
+      ++rows;
+    }
+  }
+  EXPECT_EQ(rows, 9);
+  EXPECT_LE(sum / rows, 0.015);
+  for (auto* of : {&predicted, &measured}) {
+    auto& small = (*of)["512x16"];
+    EXPECT_GT(small["-parcel64m"], small["-parcel16m"] + 0.01);
+    EXPECT_GT(small["-parcel16m"], small["-parcel0"]);
+    EXPECT_GT((*of)["4096x4"]["-1b5-parcel256m"], (*of)["4096x4"]["-1b5-parcel0"] + 0.01);
+  }
 }
 
 }  // namespace

@@ -23,14 +23,30 @@ ModelConfig config() {
 }
 
 TEST(ShardLayout, SmallBucketsTravelTogetherButForTheLastToBeComplete) {
+  const auto begins = [](int64_t layers, int64_t width, int64_t vocab, int64_t parcel) {
+    ModelConfig c;
+    c.n_layer = layers, c.n_embd = width, c.vocab_size = vocab;
+    const auto model = make_model(c);
+    const ShardLayout layout(model->params(), 2, parcel);
+    std::vector<int32_t> out;
+    for (const auto& p : layout.parcels()) out.push_back(p.begin);
+    return out;
+  };
+  constexpr int64_t kM = int64_t{1} << 20;
+  // The embedding, twelve blocks of 7 million elements, the head of 39 million.
+  EXPECT_EQ(begins(12, 768, 50304, 0).size(), 14u);
+  EXPECT_EQ(begins(12, 768, 50304, 16 * kM), (std::vector<int32_t>{0, 1, 2, 3, 4, 7, 10, 13}));
+  EXPECT_EQ(begins(12, 768, 50304, 64 * kM), (std::vector<int32_t>{0, 1, 2, 3, 9}));
+  // Chosen: what docs/multi-gpu.md measured best.
+  EXPECT_EQ(begins(12, 768, 50304, kChosenParcels), begins(12, 768, 50304, 64 * kM));
+  EXPECT_EQ(begins(24, 2048, 65536, kChosenParcels), begins(24, 2048, 65536, 128 * kM));
+  EXPECT_EQ(begins(24, 2048, 65536, kChosenParcels).size(), 12u) << "three blocks in each";
+  EXPECT_EQ(begins(32, 4096, 65536, kChosenParcels), begins(32, 4096, 65536, 0));
+
   ModelConfig c;
   c.n_layer = 12, c.n_embd = 768, c.vocab_size = 50304;
   const auto model = make_model(c);
-  const ShardLayout layout(model->params(), 2);
-  std::vector<int32_t> begins;
-  for (const auto& p : layout.parcels()) begins.push_back(p.begin);
-  // The embedding, twelve blocks of 7 million elements, the head.
-  EXPECT_EQ(begins, (std::vector<int32_t>{0, 1, 2, 3, 4, 7, 10, 13}));
+  const ShardLayout layout(model->params(), 2, 16 * kM);
   EXPECT_EQ(layout.segments_of(4, 7).size(), 6u);
   EXPECT_EQ(layout.segments_of(4, 7)[0].group, 4);
 }
@@ -130,13 +146,13 @@ TEST(ShardLayout, UpdatesAreDividedAlikeOnAllRanks) {
   struct Case {
     int64_t layers, width, vocab;
     int ranks;
-    int64_t parcel = kParcelElements;
+    int64_t parcel = int64_t{16} << 20;
   };
   // On 4 ranks of the first two, pieces of the ranks differ in number just where a launch is large
   // enough.
-  for (const Case c :
-       {Case{24, 640, 8192, 4}, Case{32, 640, 8192, 4}, Case{12, 768, 50304, 2},
-        Case{12, 768, 65536, 3}, Case{24, 1024, 65536, 8, 1}, Case{3, 64, 257, 5, 1}}) {
+  for (const Case c : {Case{24, 640, 8192, 4}, Case{32, 640, 8192, 4}, Case{12, 768, 50304, 2},
+                       Case{12, 768, 65536, 3}, Case{24, 1024, 65536, 8, 1}, Case{3, 64, 257, 5, 1},
+                       Case{24, 1024, 65536, 4, kChosenParcels}}) {
     SCOPED_TRACE(testing::Message()
                  << "L" << c.layers << "-D" << c.width << "-V" << c.vocab << " on " << c.ranks);
     ModelConfig config;

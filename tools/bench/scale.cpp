@@ -11,6 +11,7 @@
 #include "tools/bench/scale_simulate.h"
 #include "tools/bench/scale_steps.h"
 #include "trainer/comm/launch.h"
+#include "trainer/shard_layout.h"
 
 namespace rwkv::bench {
 namespace {
@@ -47,7 +48,7 @@ TrainStepOptions step_options(const ScaleOptions& o, const Shape& shape) {
   t.optimizer = {.weight_decay = 0.1, .clip = 1.0};
   t.overlap = o.overlap;
   t.exchange = o.exchange == "bf16" ? DType::kBF16 : DType::kF32;
-  if (o.parcel >= 0) t.parcel_elements = o.parcel;
+  t.parcel_elements = o.parcel;
   return t;
 }
 
@@ -169,6 +170,11 @@ class ScaleRun {
       group.all_gather(&alone.time.median, sizeof alone.time.median, medians.data());
       if (leads_) report(text, shape, zero, alone, std::ranges::max(medians), all);
     }
+  }
+
+  /// What dist.parcel is, or was chosen to be.
+  int64_t parcel_elements() const {
+    return ShardLayout(make_model(model_)->params(), comm_.size(), o_.parcel).parcel_elements();
   }
 
   Json head_ = Json::object(), rows_ = Json::array();
@@ -334,7 +340,7 @@ int run_on_ranks(const ScaleOptions& o, RankSession& session) {
             {"vocab", model.vocab_size},
             {"exchange", o.exchange},
             {"overlap", o.overlap},
-            {"parcel", step_options(o, {1, 1}).parcel_elements},
+            {"parcel", run.parcel_elements()},
             {"grad_checkpointing", o.grad_checkpointing},
             {"peak_flops", kPeakFlops}};
   j.update(run.head_);
@@ -365,8 +371,9 @@ void add_scale_flags(CLI::App* app, ScaleOptions& o) {
   app->add_option("--exchange", o.exchange, "dist.exchange: f32 or bf16")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
-  app->add_option("--parcel", o.parcel, "dist.parcel (default: that of rwkv-train)")
-      ->check(CLI::NonNegativeNumber);
+  app->add_option("--parcel", o.parcel,
+                  "dist.parcel, also of --simulate; -1 (default): by the model's size")
+      ->check(CLI::Range(int64_t{-1}, int64_t{1} << 40));
   app->add_flag("!--no-overlap", o.overlap, "exchange gradients after the backward");
   app->add_flag("!--no-alone", o.alone, "do not time ranks without the others");
   app->add_option("--grad-checkpointing", o.grad_checkpointing,
@@ -392,7 +399,8 @@ void add_scale_flags(CLI::App* app, ScaleOptions& o) {
 }
 
 int run_scale(const ScaleOptions& o) {
-  if (!o.simulate.empty()) return run_simulation({.records = o.simulate, .json = o.json});
+  if (!o.simulate.empty())
+    return run_simulation({.records = o.simulate, .json = o.json, .parcel = o.parcel});
   for (const std::string& s : o.shapes) parse_shape(s);
   return run_ranks(o.gpus, "rwkv-bench",
                    [&](RankSession& session) { return run_on_ranks(o, session); });

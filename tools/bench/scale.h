@@ -21,7 +21,7 @@ struct ScaleOptions : CommonOptions {
   std::vector<std::string> shapes;  ///< "TOKENSxBATCH" of one rank; empty: 4096x8 and 512x16
   std::vector<int> zero;            ///< stages; empty: 1
   std::string exchange = "f32", grad_checkpointing = "none";
-  int64_t recompute_blocks = 0, parcel = -1;  ///< parcel: -1: the default
+  int64_t recompute_blocks = 0, parcel = -1;  ///< parcel: see dist.parcel
   bool overlap = true, alone = true, collectives = false;
   int traced = 4;                     ///< steps whose timeline is taken
   std::string trace, svg;             ///< files; empty: none

@@ -17,6 +17,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+constexpr int64_t kFirstParcelElements = int64_t{16} << 20;  // of records that do not say it
+
 StepProfile profile_of(const Json& j, const StepProfile& buckets) {
   StepProfile p = buckets;
   p.forward = j.at("forward_ms").get<double>() * 1e-3;
@@ -52,7 +54,7 @@ ScaleRow row_of(const Json& j, const Json& head, const StepProfile& buckets) {
   row.options.tokens = tokens;
   row.options.batch = batch;
   row.options.zero = static_cast<ZeroStage>(j.at("zero").get<int>());
-  row.options.parcel_elements = head.value("parcel", kParcelElements);
+  row.options.parcel_elements = head.value("parcel", kFirstParcelElements);
   row.options.exchange = head.at("exchange") == "bf16" ? DType::kBF16 : DType::kF32;
   row.options.recompute_blocks = j.value("recompute_blocks", int64_t{0});
   row.options.grad_checkpointing =
@@ -100,7 +102,7 @@ ScaleRecord read_scale_record(const std::string& path) {
       if (c.at("name") == "reduce-scatter") out.reduce_scatter.push_back(m);
       if (c.at("name") == "all-gather") out.all_gather.push_back(m);
     }
-    const StepProfile buckets = buckets_of(out.model, j.value("parcel", kParcelElements));
+    const StepProfile buckets = buckets_of(out.model, j.value("parcel", kFirstParcelElements));
     for (const Json& r : j.at("rows"))
       if (r.contains("profile") || r.contains("rank_profile"))
         out.rows.push_back(row_of(r, j, buckets));
@@ -187,20 +189,24 @@ int run_simulation(const SimulateOptions& o) {
     for (const int n : o.ranks) std::printf(" %14d", n);
     std::printf("\n");
     for (const ScaleRecord& r : records) {
+      const std::vector<int> parcels = buckets_of(r.model, o.parcel).parcels;
       std::set<std::string> seen;
       for (const ScaleRow& row : r.rows) {
         if (!r.overlap || !seen.insert(str(row.shape, row.options.recompute_blocks)).second)
           continue;
         for (const int zero : {0, 1, 2}) {
           ScaleFit here = fit;
+          StepProfile profile = row.profile;
+          profile.parcels = parcels;
           here.cluster.cards_per_node = cards;
           // What already had exchanges beside it is not slowed down twice.
           if (!row.alone) here.slowdown = here.stall = 0;
           std::printf("%-10s %-8s %4d", model_name(r.model).c_str(), row.shape.c_str(), zero);
           for (const int ranks : o.ranks) {
             const ScalePrediction p =
-                predict_step(row.profile, here.cluster, case_of(r, row, here, ranks, zero));
+                predict_step(profile, here.cluster, case_of(r, row, here, ranks, zero));
             TrainStepOptions planned = row.options;
+            planned.parcel_elements = o.parcel;
             planned.planned_ranks = ranks;
             planned.zero = static_cast<ZeroStage>(zero);
             const auto bytes =
@@ -216,6 +222,7 @@ int run_simulation(const SimulateOptions& o) {
                                  {"zero", zero},
                                  {"ranks", ranks},
                                  {"cards_per_node", cards},
+                                 {"parcels", parcels.size()},
                                  {"step_ms", p.step * 1e3},
                                  {"waiting_ms", p.waiting * 1e3},
                                  {"exchange_ms", p.exchange * 1e3},

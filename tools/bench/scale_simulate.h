@@ -45,6 +45,7 @@ struct SimulateOptions {
   std::vector<int> ranks = {4, 8, 16, 32, 64, 128, 256, 512, 1024};
   std::vector<int> cards = {8, 1};  ///< network cards per node of eight
   std::string json;
+  int64_t parcel = -1;  ///< dist.parcel, that predictions are for
 };
 /// Prints the fit, predictions beside what was measured, and efficiencies. Returns the exit code.
 int run_simulation(const SimulateOptions& options);
