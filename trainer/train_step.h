@@ -40,11 +40,11 @@ struct TrainStepOptions {
   /// those of one rank, gradients and losses are means over all of them.
   Communicator* comm = nullptr;
   int planned_ranks = 1;  ///< without comm: what sizes are planned for; allocate() wants 1
-  ZeroStage zero = ZeroStage::kOptimizer;     ///< what several ranks divide among them
-  bool overlap = true;                        ///< exchanges beside the kernels, not after them
-  DType exchange = DType::kF32;               ///< type of gradients on their way between ranks
+  ZeroStage zero = ZeroStage::kOptimizer;    ///< what several ranks divide among them
+  bool overlap = true;                       ///< exchanges beside the kernels, not after them
+  DType exchange = DType::kF32;              ///< type of gradients on their way between ranks
   int64_t parcel_elements = kChosenParcels;  ///< smaller neighbouring buckets travel together
-  int32_t early_parcels = -1;                 ///< see ShardOptions
+  int32_t early_parcels = -1;                ///< see ShardOptions
   /// Several ranks: rank 0 collects parameters and moments on the host (checkpoints of one file,
   /// samples), so that sizes count them.
   bool collects = true;
