@@ -98,15 +98,14 @@ void check_room(const ServingSize& size, int64_t slots, size_t room, std::string
   throw DeviceError(str(what, "About ", (room - rest) / each, " slots fit (--slots)"));
 }
 
-std::unique_ptr<Serving> make_serving(const Model& model, const ParamStore& weights,
-                                      const ServingOptions& options) {
-  const bool cuda = options.decode_kernels || options.engine.device == Device::kCuda;
+void check_serving(const ModelConfig& config, const ServingOptions& options) {
   if (options.decode_kernels)
-    RWKV_CHECK(decode_kernels_take(model.config()), ConfigError,
+    RWKV_CHECK(decode_kernels_take(config), ConfigError,
                "decoding kernels take RWKV-7 with heads of 64 and a width of up to 4096; this "
                "model is ",
-               model.config().architecture, ", ", model.config().n_embd, " wide");
-  const ServingSize size = serving_size(model.config(), options);
+               config.architecture, ", ", config.n_embd, " wide");
+  const bool cuda = options.decode_kernels || options.engine.device == Device::kCuda;
+  const ServingSize size = serving_size(config, options);
   if (cuda && backend::has_cuda())
     check_room(size, options.runner.slots, backend::cuda_memory().free, "GPU memory");
   // The model's own weights are among it already.
@@ -115,6 +114,11 @@ std::unique_ptr<Serving> make_serving(const Model& model, const ParamStore& weig
                static_cast<size_t>(::sysconf(_SC_PHYS_PAGES)) *
                    static_cast<size_t>(::sysconf(_SC_PAGESIZE)),
                "memory");
+}
+
+std::unique_ptr<Serving> make_serving(const Model& model, const ParamStore& weights,
+                                      const ServingOptions& options) {
+  check_serving(model.config(), options);
   if (options.decode_kernels) return make_decode_serving(model, weights, options);
   return std::make_unique<EngineServing>(model, weights, options);
 }

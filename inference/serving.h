@@ -44,6 +44,10 @@ std::string to_string(const ServingSize& size, int64_t slots);
 /// about how many slots do.
 void check_room(const ServingSize& size, int64_t slots, size_t room, std::string_view memory);
 
+/// Throws ConfigError for what the kernels cannot do, DeviceError for more slots than there is
+/// memory for: before weights are read, which may take long.
+void check_serving(const ModelConfig& config, const ServingOptions& options);
+
 /// Owns a runner and what it works with.
 class Serving {
  public:
@@ -51,8 +55,8 @@ class Serving {
   virtual SequenceRunner& runner() = 0;
 };
 
-/// Model and weights must outlive what is made. Throws ConfigError, DeviceError, also for more
-/// slots than there is memory for.
+/// Model and weights must outlive what is made. Throws what check_serving throws, and DeviceError
+/// when memory ends.
 std::unique_ptr<Serving> make_serving(const Model& model, const ParamStore& weights,
                                       const ServingOptions& options);
 /// The part with kernels/decode. Throws DeviceError in builds without CUDA.

@@ -81,7 +81,9 @@ int run(Flags& f) {
                  "rwkv-serve: the limit on open files (ulimit -Hn) has room for %lld connections, "
                  "not for %lld\n",
                  static_cast<long long>(n), static_cast<long long>(f.http.max_connections));
-  check_address(f.http.host, f.http.port);  // before the weights are read, which takes a while
+  // Before the weights are read, which takes a while.
+  check_address(f.http.host, f.http.port);
+  check_serving(config, options);
   const LoadedModel loaded = load(f, path, config);
   const Tokenizer& tokenizer = loaded.need_tokenizer();
   if (f.api.model.empty())

@@ -59,14 +59,22 @@ std::pair<std::string, int> shell(const std::string& command) {
 TEST_F(ServeProgram, APortInUseAndTooFewFilesAreNamedAtOnce) {
   const Program other(path("random.h5"), {});
   const auto [said, code] = shell(str("ulimit -n 140; timeout 30 ", RWKV_BINARY_DIR,
-                                      "/bin/rwkv-serve --random 13.3B ", "--port ", other.port()));
+                                      "/bin/rwkv-serve --random 0.1B ", "--port ", other.port()));
   EXPECT_EQ(code, 3);
   EXPECT_NE(said.find("the port is in use"), std::string::npos) << said;
   EXPECT_NE(said.find("has room for 12 connections, not for 256"), std::string::npos) << said;
   const auto [elsewhere, second] = shell(str("timeout 30 ", RWKV_BINARY_DIR, "/bin/rwkv-serve ",
-                                             "--random 13.3B --host 192.0.2.1 --port 0"));
+                                             "--random 0.1B --host 192.0.2.1 --port 0"));
   EXPECT_EQ(second, 3);
   EXPECT_NE(elsewhere.find("not one of this machine"), std::string::npos) << elsewhere;
+}
+
+TEST_F(ServeProgram, TooManySlotsAreNamedBeforeTheModelIsRead) {
+  const auto [said, code] =
+      shell(str("timeout 30 ", RWKV_BINARY_DIR, "/bin/rwkv-serve --random 13.3B --port 0 --slots ",
+                int64_t{1} << 30));
+  EXPECT_EQ(code, 4);
+  EXPECT_NE(said.find("serving takes more memory than there is"), std::string::npos) << said;
 }
 
 /// The soft limit is what most shells start with.
