@@ -5,6 +5,8 @@
 
 #include <utility>
 
+#include "data/io/interrupt.h"
+
 namespace rwkv {
 namespace {
 
@@ -13,6 +15,7 @@ sigset_t stop_set() {
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
+  if (hangup_ends()) sigaddset(&signals, SIGHUP);
   return signals;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
-/// SIGTERM and SIGINT of a program that has something to end before it goes.
+/// SIGTERM, SIGINT and SIGHUP (unless ignored) of a program that has something to end before it
+/// goes.
 
 #include <condition_variable>
 #include <functional>

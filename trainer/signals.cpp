@@ -42,7 +42,7 @@ void on_stop(int signal) {
 }  // namespace
 
 struct StopSignals::Saved {
-  struct sigaction term, interrupt, file_size, pipe;
+  struct sigaction term, interrupt, hangup, file_size, pipe;
 };
 
 StopSignals::StopSignals() : saved_(new Saved) {
@@ -54,6 +54,7 @@ StopSignals::StopSignals() : saved_(new Saved) {
   stop.sa_flags = SA_RESTART;
   sigaction(SIGTERM, &stop, &saved_->term);
   sigaction(SIGINT, &stop, &saved_->interrupt);
+  sigaction(SIGHUP, hangup_ends() ? &stop : nullptr, &saved_->hangup);
   struct sigaction ignore = {};
   ignore.sa_handler = SIG_IGN;
   sigemptyset(&ignore.sa_mask);
@@ -64,6 +65,7 @@ StopSignals::StopSignals() : saved_(new Saved) {
 StopSignals::~StopSignals() {
   sigaction(SIGTERM, &saved_->term, nullptr);
   sigaction(SIGINT, &saved_->interrupt, nullptr);
+  sigaction(SIGHUP, &saved_->hangup, nullptr);
   sigaction(SIGXFSZ, &saved_->file_size, nullptr);
   sigaction(SIGPIPE, &saved_->pipe, nullptr);
   delete saved_;
@@ -74,7 +76,8 @@ int StopSignals::received() const {
 }
 
 const char* StopSignals::name() const {
-  return g_received == SIGINT ? "SIGINT" : "SIGTERM";
+  const int received = g_received;
+  return received == SIGINT ? "SIGINT" : received == SIGHUP ? "SIGHUP" : "SIGTERM";
 }
 
 }  // namespace rwkv

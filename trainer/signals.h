@@ -1,13 +1,13 @@
 #pragma once
-/// SIGTERM and SIGINT as a request to stop at the next good moment.
+/// SIGTERM, SIGINT and SIGHUP as a request to stop at the next good moment.
 
 namespace rwkv {
 
-/// While it lives, the first SIGTERM or SIGINT is only noted and a second one ends the process at
-/// once (exit code 128 + signal); within 2 s of the first the same signal counts as the same
-/// request, since launchers signal ranks directly and through their parent. Writing beyond a
-/// file-size limit (SIGXFSZ) or into a closed pipe (SIGPIPE) becomes an error of the write instead
-/// of a silent death. One at a time.
+/// While it lives, the first SIGTERM, SIGINT or SIGHUP (unless ignored: nohup) is only noted and a
+/// second one ends the process at once (exit code 128 + signal); within 2 s of the first the same
+/// signal counts as the same request, since launchers signal ranks directly and through their
+/// parent. Writing beyond a file-size limit (SIGXFSZ) or into a closed pipe (SIGPIPE) becomes an
+/// error of the write instead of a silent death. One at a time.
 class StopSignals {
  public:
   StopSignals();
@@ -17,7 +17,7 @@ class StopSignals {
 
   /// The signal that came, or 0.
   int received() const;
-  const char* name() const;  ///< "SIGTERM" or "SIGINT"
+  const char* name() const;  ///< "SIGTERM", "SIGINT" or "SIGHUP"; "SIGTERM" if none came
 
  private:
   struct Saved;

@@ -98,11 +98,16 @@ void end_interrupted(int signal) {
   ::_exit(128 + signal);
 }
 
+bool hangup_ends() {
+  struct sigaction now = {};
+  return sigaction(SIGHUP, nullptr, &now) != 0 || now.sa_handler != SIG_IGN;
+}
+
 void end_cleanly_on_signals(const std::string& program) {
   g_any = g_kept = false;
   g_owner = ::getpid();
   std::snprintf(g_program, sizeof g_program, "%s: ", program.c_str());
-  for (const int number : {SIGINT, SIGTERM}) {
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
     struct sigaction before = {};
     if (sigaction(number, nullptr, &before) == 0 && before.sa_handler == SIG_IGN) continue;
     struct sigaction action = {};

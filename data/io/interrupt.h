@@ -1,5 +1,5 @@
 #pragma once
-/// What becomes of half-written files when SIGINT or SIGTERM ends a program.
+/// What becomes of half-written files when SIGINT, SIGTERM or SIGHUP ends a program.
 
 #include <string>
 
@@ -24,9 +24,13 @@ class Unfinished {
   int slot_ = -1;
 };
 
-/// From here on SIGINT and SIGTERM end the process as `end_interrupted` does; each stays ignored
-/// if it was (nohup, background jobs). Writing beyond a file-size limit becomes an error of the
-/// write instead of a silent death (SIGXFSZ).
+/// Whether the end of a terminal or a connection (SIGHUP) is to end the program: not if the signal
+/// was ignored when it started (nohup).
+bool hangup_ends();
+
+/// From here on SIGINT, SIGTERM and SIGHUP end the process as `end_interrupted` does; each stays
+/// ignored if it was (nohup, background jobs). Writing beyond a file-size limit becomes an error of
+/// the write instead of a silent death (SIGXFSZ).
 void end_cleanly_on_signals(const std::string& program);
 
 /// Removes what is unfinished, says so in one line on stderr and ends the process with 128 +

@@ -423,7 +423,7 @@ class HttpServer::Impl {
 
   void generate(const Request& req, Response& res, bool chat) {
     const double deadline = now_seconds() + static_cast<double>(options_.request_seconds);
-    // The counter goes down when the exchange goes: with the content provider of a stream.
+    // The counter goes down when the exchange goes: with the provider of what is sent, once it is.
     ++exchanges_;
     const auto exchange = std::shared_ptr<Exchange>(new Exchange, [this](Exchange* e) {
       delete e;
@@ -443,7 +443,13 @@ class HttpServer::Impl {
       exchange->take();
       if (exchange->client_gone()) return;  // nobody reads what is sent now
     }
-    res.set_content(exchange->answer->whole(exchange->cached()), kJson);
+    const auto body =
+        std::make_shared<const std::string>(exchange->answer->whole(exchange->cached()));
+    res.set_content_provider(
+        body->size(), kJson,
+        [exchange, body](size_t offset, size_t length, httplib::DataSink& sink) {
+          return sink.write(body->data() + offset, length);
+        });
   }
 
   void stream(const std::shared_ptr<Exchange>& exchange, Response& res) {

@@ -118,7 +118,7 @@ TEST_F(DataProgram, FilesWithoutASealAreSealedOnRequest) {
 }
 
 TEST_F(DataProgram, OneSignalEndsWaitingForInput) {
-  for (const int signal : {SIGINT, SIGTERM}) {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
     int ends[2];
     ASSERT_EQ(pipe(ends), 0);
     fcntl(ends[1], F_SETFD, FD_CLOEXEC);  // else the program would hold its own input open

@@ -159,13 +159,13 @@ TEST_F(Program, PrintConfigDryRunAndDumpPlanStartNothing) {
 }
 
 TEST_F(Program, TerminationSignalsStopAfterACheckpoint) {
-  for (const int signal : {SIGTERM, SIGINT}) {
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
     fs::remove_all(dir_ / "run");
     const pid_t pid = start({"--config", "tiny.json", "--set", "train.steps=1000000"});
     ASSERT_TRUE(wait_for_log(4)) << out() << err();
     kill(pid, signal);
     EXPECT_EQ(wait(pid), 0) << err();
-    EXPECT_TRUE(out_has(signal == SIGTERM ? "stopped by SIGTERM" : "stopped by SIGINT")) << out();
+    EXPECT_TRUE(out_has(str("stopped by SIG", sigabbrev_np(signal)))) << out();
     const auto files = list_checkpoints(dir_ / "run");
     ASSERT_EQ(files.size(), 1u);
     const int64_t step = files[0].step;

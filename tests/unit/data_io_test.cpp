@@ -116,7 +116,7 @@ TEST(AtomicFile, WritesWhereALinkPoints) {
 }
 
 TEST(AtomicFile, SignalsLeaveNothingHalfWritten) {
-  for (const int signal : {SIGINT, SIGTERM})
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP})
     for (const bool finished_one : {false, true}) {
       TempDir dir;
       std::ofstream(dir.file("old")) << "old";

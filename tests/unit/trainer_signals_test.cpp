@@ -6,6 +6,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include "kernels/core/error.h"
+
 namespace rwkv {
 namespace {
 
@@ -17,7 +19,7 @@ int good_end(const StopSignals& stop, int signal) {
 }
 
 TEST(StopSignalsDeathTest, ARepeatIsTheSameRequest) {
-  for (const int signal : {SIGTERM, SIGINT}) {
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
     const auto twice = [signal] {
       const StopSignals stop;
       raise(signal);
@@ -49,13 +51,23 @@ TEST(StopSignalsDeathTest, ALaterOneOrAnotherOneEndsAtOnce) {
 }
 
 TEST(StopSignals, ANewOneStartsAfresh) {
-  for (const int signal : {SIGTERM, SIGINT}) {
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
     const StopSignals stop;
     EXPECT_EQ(stop.received(), 0);
     raise(signal);
     EXPECT_EQ(stop.received(), signal);
-    EXPECT_STREQ(stop.name(), signal == SIGINT ? "SIGINT" : "SIGTERM");
+    EXPECT_EQ(stop.name(), str("SIG", sigabbrev_np(signal)));
   }
+}
+
+TEST(StopSignals, AHangupThatIsIgnoredStaysIgnored) {
+  const auto before = ::signal(SIGHUP, SIG_IGN);
+  {
+    const StopSignals stop;
+    raise(SIGHUP);
+    EXPECT_EQ(stop.received(), 0);
+  }
+  EXPECT_EQ(::signal(SIGHUP, before), SIG_IGN);
 }
 
 }  // namespace

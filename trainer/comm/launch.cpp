@@ -222,7 +222,8 @@ Launch fork_local_ranks(int count, const std::string& program, int* exit_code) {
   struct sigaction action = {};
   action.sa_handler = note_signal;
   sigemptyset(&action.sa_mask);
-  for (const int signal : {SIGTERM, SIGINT}) sigaction(signal, &action, nullptr);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP})
+    if (signal != SIGHUP || hangup_ends()) sigaction(signal, &action, nullptr);
   *exit_code = watch_ranks(pids, program);
   l.kind = Launch::Kind::kSingle;
   l.rank = -1;
