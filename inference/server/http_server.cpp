@@ -27,11 +27,12 @@ using httplib::Response;
 
 constexpr const char* kJson = "application/json";
 constexpr const char* kEvents = "text/event-stream";
-constexpr double kPoll = 0.25;      ///< seconds between looks at a silent client
-constexpr double kLook = 0.2;       ///< seconds between looks at any client
-constexpr double kKeepAlive = 15;   ///< seconds of silence after which a stream gets a comment
-constexpr double kLastSeconds = 5;  ///< that answers may take to reach clients at the end
-constexpr int kBacklog = 1024;      ///< connections that wait to be accepted
+constexpr double kPoll = 0.25;       ///< seconds between looks at a silent client
+constexpr double kLook = 0.2;        ///< seconds between looks at any client
+constexpr double kKeepAlive = 15;    ///< seconds of silence after which a stream gets a comment
+constexpr double kLastSeconds = 5;   ///< that answers may take to reach clients at the end
+constexpr double kLastMoment = 0.5;  ///< the same, of answers that took no time to make
+constexpr int kBacklog = 1024;       ///< connections that wait to be accepted
 constexpr size_t kLongestPath = 1024;
 constexpr int kIdleSeconds = 5;  ///< that an idle connection is kept
 constexpr size_t kRequestsPerConnection = 1000;
@@ -183,10 +184,12 @@ class HttpServer::Impl {
     while (exchanges_ > 0 && now_seconds() < limit)
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     // A server that has not begun to listen yet does not hear the first call. Nobody waits for
-    // clients that are silent or slow: their threads would go on reading.
+    // clients that are silent or slow: their threads would go on reading. Small answers that are
+    // being written have a moment, since the library writes to nobody whom it cannot read from.
+    const double soon = now_seconds() + kLastMoment;
     while (!served_) {
       http_.stop();
-      end_connections(port_, now_seconds() > limit);
+      if (now_seconds() > soon) end_connections(port_, now_seconds() > limit);
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
     return cancelled;
