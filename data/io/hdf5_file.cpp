@@ -436,18 +436,26 @@ bool Hdf5File::has_attr(std::string_view object, std::string_view name) const {
   return H5Aexists(owner.get(), std::string(name).c_str()) > 0;
 }
 
+namespace {
+/// Reading fills memory for all elements of an attribute, however few bytes they have in the file.
+bool holds_one(hid_t attr) {
+  const Hid space(H5Aget_space(attr), H5Sclose);
+  return H5Sget_simple_extent_npoints(space.get()) == 1;
+}
+}  // namespace
+
 std::string Hdf5File::attr_string(std::string_view object, std::string_view name) const {
   LibraryLock lock;
   const std::string o = normal_name(object);
   const Hid attr = impl_->open_attr(o, name);
   const Hid type(H5Aget_type(attr.get()), H5Tclose);
   std::optional<std::string> text;
-  if (classify(type.get()) == H5Type::kString)
+  if (classify(type.get()) == H5Type::kString && holds_one(attr.get()))
     text = read_text(type.get(),
                      [&](hid_t memory, void* to) { return H5Aread(attr.get(), memory, to); });
   if (!text)
     impl_->fail(str("reading attribute ", name, " of"), o,
-                str("it is ", h5type_name(classify(type.get())), ", expected a string"));
+                str("it is ", h5type_name(classify(type.get())), ", expected one string"));
   return *text;
 }
 
@@ -457,7 +465,8 @@ T numeric_attr(hid_t attr, bool& ok) {
   T value{};
   const Hid type(H5Aget_type(attr), H5Tclose);
   const H5Type have = classify(type.get());
-  ok = is_integer(have) || (value_bits(have) > 0 && std::is_floating_point_v<T>);
+  ok = holds_one(attr) &&
+       (is_integer(have) || (value_bits(have) > 0 && std::is_floating_point_v<T>));
   const Hid memory = h5_type(type_of<T>());
   ok = ok && H5Aget_storage_size(attr) <= sizeof(T) && H5Aread(attr, memory.get(), &value) >= 0;
   return value;

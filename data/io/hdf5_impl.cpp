@@ -3,6 +3,7 @@
 #include "data/io/hdf5_impl.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 
 static_assert(std::endian::native == std::endian::little);
@@ -39,6 +40,9 @@ LibraryLock::LibraryLock() : lock_(library_mutex()) {
   static const bool once = (H5dont_atexit(), true);
   (void)once;
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+  // Links to other files lead nowhere: no name in a file is used as a path.
+  static const bool alone = (H5Lunregister(H5L_TYPE_EXTERNAL), true);
+  (void)alone;
 }
 
 std::string hdf5_says() {
@@ -226,6 +230,8 @@ Hid Hdf5File::Impl::open_dataset(std::string_view doing, const std::string& name
     // Random short reads: a chunk without filters is read in place, a filtered one has to be
     // decoded whole and is worth keeping.
     const Hid plist(H5Dget_create_plist(object.get()), H5Pclose);
+    if (H5Pget_layout(plist.get()) == H5D_VIRTUAL || H5Pget_external_count(plist.get()) > 0)
+      fail(doing, name, "its data would be in another file, which is not supported");
     const bool plain =
         H5Pget_layout(plist.get()) == H5D_CHUNKED && !writable && H5Pget_nfilters(plist.get()) == 0;
     if (!plain) return Hid(H5Dopen2(file.get(), name.c_str(), H5P_DEFAULT), H5Dclose);
@@ -249,13 +255,25 @@ void Hdf5File::Impl::drop_open(std::string_view doing) {
   if (!open_set.reset()) fail(doing, open_name, "cannot be written; disk full?" + hdf5_says());
 }
 
+std::string Hdf5File::Impl::name_of(hid_t object) const {
+  std::array<char, 256> name{};
+  return H5Iget_name(object, name.data(), name.size()) > 0 ? normal_name(name.data()) : "";
+}
+
 Shape Hdf5File::Impl::shape_of(hid_t set) const {
   const Hid space(H5Dget_space(set), H5Sclose);
   const int rank = H5Sget_simple_extent_ndims(space.get());
   std::vector<hsize_t> dims(static_cast<size_t>(std::max(rank, 0)));
   if (rank > 0) H5Sget_simple_extent_dims(space.get(), dims.data(), nullptr);
   Shape shape;
-  for (const hsize_t d : dims) shape.push_back(static_cast<int64_t>(d));
+  int64_t numel = 1;  // of the extents that are not 0: products of any of them fit 64 bits then
+  for (const hsize_t d : dims) {
+    shape.push_back(static_cast<int64_t>(d));
+    if (d > static_cast<hsize_t>(INT64_MAX) ||
+        __builtin_mul_overflow(numel, std::max<int64_t>(shape.back(), 1), &numel))
+      fail("reading the shape of", name_of(set),
+           "its number of elements does not fit 64 bits; the file is damaged");
+  }
   return shape;
 }
 

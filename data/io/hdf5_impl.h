@@ -150,6 +150,8 @@ struct Hdf5File::Impl {
   h5::Hid open_dataset(std::string_view doing, const std::string& name) const;
   hid_t keep_open(std::string_view doing, const std::string& name);
   void drop_open(std::string_view doing);
+  std::string name_of(hid_t object) const;
+  /// Throws IoError if the product of the extents that are not 0 does not fit 64 bits.
   Shape shape_of(hid_t set) const;
   H5Type type_of_set(hid_t set) const;
   /// Reads the selection (space may be H5S_ALL) of `count` elements as T, checking the conversion.
