@@ -8,6 +8,8 @@
 #include <numeric>
 #include <optional>
 
+#include "data/io/json_depth.h"
+
 namespace rwkv {
 namespace {
 
@@ -76,6 +78,7 @@ void read_jsonl(const std::string& path,
   for (int64_t n = 1; std::getline(in, line); ++n) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     const std::string where = str(path, ", line ", n);
+    RWKV_CHECK(!json_deeper_than(line), IoError, "reading ", where, ": nested too deep");
     const auto json = nlohmann::json::parse(line, nullptr, false);
     RWKV_CHECK(json.is_object(), IoError, "reading ", where, ": not a JSON object");
     use(json, where);

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "data/io/json_depth.h"
 #include "kernels/core/edit_distance.h"
 #include "kernels/core/error.h"
 
@@ -89,6 +90,8 @@ ParameterCount count_parameters(const ModelConfig& c) {
 }
 
 ModelConfig parse_model_config(const std::string& json_text, const std::string& where) {
+  RWKV_CHECK(!json_deeper_than(json_text), ConfigError, "reading the model of ", where,
+             ": its JSON is nested too deep; expected an object with n_layer, n_embd, vocab_size");
   nlohmann::json j;
   try {
     j = nlohmann::json::parse(json_text, nullptr, true, true);

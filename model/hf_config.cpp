@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "data/io/atomic_file.h"
+#include "data/io/json_depth.h"
 #include "kernels/core/error.h"
 
 namespace rwkv {
@@ -37,8 +38,11 @@ std::optional<HfConfig> read_hf_config(const std::string& path) {
   if (!fs::is_regular_file(file, ec)) return std::nullopt;
   RWKV_CHECK(fs::file_size(file, ec) <= kMaxBytes, IoError, "reading ", file.string(),
              ": it is too large for a config.json");
+  const std::string text = read_file(file.string());
+  RWKV_CHECK(!json_deeper_than(text), IoError, "reading ", file.string(),
+             ": it is nested too deep");
   try {
-    const Json j = Json::parse(read_file(file.string()));
+    const Json j = Json::parse(text);
     // A config.json of something else may lie beside a single file.
     if (!j.is_object() || !j.contains("model_type")) return std::nullopt;
     HfConfig c;

@@ -9,6 +9,7 @@
 
 #include "data/binidx.h"
 #include "data/dataset.h"
+#include "data/io/json_depth.h"
 #include "inference/load.h"
 #include "tools/bench/report.h"
 #include "tools/cli_common.h"
@@ -127,6 +128,7 @@ void run_tasks(const Flags& f) {
 
 /// The token ids of a JSON array; IoError, begun with `where`, for anything else.
 std::vector<int32_t> parse_ids(const std::string& line, const std::string& where, int64_t vocab) {
+  RWKV_CHECK(!json_deeper_than(line), IoError, where, ": nested too deep");
   const auto json = nlohmann::json::parse(line, nullptr, false);
   RWKV_CHECK(json.is_array() && !json.empty(), IoError, where,
              ": expected a JSON array of at least one token id, like [1,2,3]; found ",

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "data/io/atomic_file.h"
+#include "data/io/json_depth.h"
 #include "kernels/core/edit_distance.h"
 #include "kernels/core/error.h"
 #include "trainer/config_fields.h"
@@ -102,6 +103,8 @@ struct Assign {
 };
 
 Json parse_json(const std::string& text, const std::string& where) {
+  RWKV_CHECK(!json_deeper_than(text), ConfigError, "reading ", where,
+             ": its JSON is nested too deep; expected sections model, data, train, ...");
   try {
     return Json::parse(text, nullptr, true, /*ignore_comments=*/true);
   } catch (const nlohmann::json::exception& e) {

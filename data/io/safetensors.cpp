@@ -9,6 +9,7 @@
 
 #include "data/io/atomic_file.h"
 #include "data/io/byte_file.h"
+#include "data/io/json_depth.h"
 #include "data/io/tensor_file.h"
 
 namespace rwkv {
@@ -180,8 +181,11 @@ class SafetensorsFile final : public TensorFile {
     RWKV_CHECK(fs::file_size(index, ec) <= kMaxHeaderBytes, IoError, "opening ", index.string(),
                ": it is too large for an index");
     std::set<std::string> names;
+    const std::string text = read_file(index.string());
+    RWKV_CHECK(!json_deeper_than(text), IoError, "reading ", index.string(),
+               ": it is nested too deep");
     try {
-      const Json j = Json::parse(read_file(index.string()));
+      const Json j = Json::parse(text);
       for (const auto& [tensor, file] : j.at("weight_map").items())
         names.insert(file.get<std::string>());
     } catch (const Json::exception& e) {

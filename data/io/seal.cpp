@@ -11,6 +11,7 @@
 
 #include "data/io/crc32.h"
 #include "data/io/hdf5_file.h"
+#include "data/io/json_depth.h"
 #include "data/io/posix_file.h"
 #include "kernels/core/error.h"
 
@@ -116,6 +117,7 @@ std::optional<Seal> read_seal(Reader& in, const std::string& path) {
   in.seek(body);
   in.read(text.data(), text.size());
   RWKV_CHECK(crc32_of(std::span<const char>(text)) == json_crc, IoError, damaged);
+  RWKV_CHECK(!json_deeper_than(text), IoError, damaged);
   try {
     const auto j = nlohmann::json::parse(text);
     Seal seal{body, {}, j.at("rest_crc32").get<uint32_t>(), json_crc};

@@ -1,0 +1,17 @@
+#pragma once
+/// How deep JSON nests, found before a parser builds what a hostile text describes.
+
+#include <cstddef>
+#include <string_view>
+
+namespace rwkv {
+
+/// Far more than any file that is read here has.
+inline constexpr size_t kMaxJsonDepth = 64;
+
+/// Whether arrays and objects of `json` nest more than `depth` levels deep. A parsed value is
+/// copied, printed and compared by recursion, and a level costs a hundred times the byte that makes
+/// it. Texts that are no JSON have some answer; the parser refuses them.
+bool json_deeper_than(std::string_view json, size_t depth = kMaxJsonDepth);
+
+}  // namespace rwkv
