@@ -6,12 +6,16 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "data/io/json_depth.h"
 #include "kernels/core/error.h"
 
 namespace fs = std::filesystem;
 
 namespace rwkv {
 namespace {
+
+/// Of JSON: compressed, a line can be longer than any memory. Far more than any document has.
+constexpr size_t kMaxLineBytes = size_t{256} << 20;
 
 std::optional<TextFormat> format_by_name(std::string name) {
   if (name.ends_with(".zst")) name.resize(name.size() - 4);
@@ -107,6 +111,8 @@ std::vector<InputFile> find_inputs(const std::vector<std::string>& paths, TextFo
 std::string text_of_json_line(std::string_view line, const std::string& field) {
   const bool suspicious =
       line.find("\\ud") != std::string_view::npos || line.find("\\uD") != std::string_view::npos;
+  RWKV_CHECK(!json_deeper_than(line), IoError, "malformed JSON: nested more than ", kMaxJsonDepth,
+             " levels deep");
   nlohmann::json value;
   try {
     value =
@@ -183,6 +189,8 @@ bool WorkReader::next_lines(WorkItem& item) {
       cut = searched + found + 1;
     else
       searched = buffer_.size();
+    RWKV_CHECK(searched <= kMaxLineBytes, IoError, "reading ", item.source, ": line ", line_,
+               " has more than ", kMaxLineBytes, " bytes; expected a JSON object per line");
   }
   item.raw = buffer_.substr(0, cut);
   buffer_.erase(0, cut);

@@ -176,6 +176,10 @@ void stream(const ModelFile& model, const std::vector<ExportTensor>& plan,
       for (const float x : values)
         RWKV_CHECK(std::fabs(x) <= kMaxF16, ConfigError, "writing ", t.plan.name, " as fp16: ", x,
                    " is beyond its range of 65504; use bf16 or fp32");
+    if (t.plan.type == TensorType::kQ8_0)
+      for (const float x : values)
+        RWKV_CHECK(std::fabs(x) <= 127 * kMaxF16, ConfigError, "writing ", t.plan.name,
+                   " as q8_0: ", x, " is beyond the range of its scales; use bf16 or fp32");
     write(t, std::span<const float>(values));
     done += tensor_bytes(t.plan.type, values.size());
     if (options.progress) options.progress(static_cast<int64_t>(done), static_cast<int64_t>(total));

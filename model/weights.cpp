@@ -9,6 +9,7 @@ namespace rwkv {
 namespace {
 
 constexpr const char* kFormat = "greylag-model 1";
+constexpr int64_t kMaxVocabularyBytes = int64_t{32} << 20;  // many times the longest published one
 
 Shape shape_of(const TensorSpec& spec) {
   return Shape(spec.dim.begin(), spec.dim.begin() + spec.rank);
@@ -99,7 +100,13 @@ TokenizerBlob read_tokenizer(const Hdf5File& file) {
   if (!file.exists("tokenizer/name")) return t;
   t.name = file.read_string("tokenizer/name");
   t.hash = file.read_string("tokenizer/hash");
-  if (file.exists("tokenizer/blob")) t.blob = file.read<uint8_t>("tokenizer/blob");
+  if (file.exists("tokenizer/blob")) {
+    // Compressed, and so not bounded by the file.
+    const int64_t bytes = file.numel("tokenizer/blob");
+    RWKV_CHECK(bytes <= kMaxVocabularyBytes, IoError, "opening ", file.path(), ": ", bytes,
+               " bytes are no vocabulary; the file is damaged");
+    t.blob = file.read<uint8_t>("tokenizer/blob");
+  }
   return t;
 }
 

@@ -32,6 +32,7 @@ set_tests_properties(inference_engine_test inference_generate_test generate_prog
 rwkv_test(inference_files_test LABEL unit SOURCES unit/inference_files_test.cpp
   DEPS rwkv_inference nlohmann_json::nlohmann_json)
 rwkv_test(hostile_files_test LABEL unit SOURCES unit/hostile_files_test.cpp DEPS rwkv_inference)
+rwkv_test(hostile_cases_test LABEL unit SOURCES unit/hostile_cases_test.cpp DEPS rwkv_inference)
 rwkv_test(inference_state_test LABEL unit SOURCES unit/inference_state_test.cpp DEPS rwkv_inference)
 rwkv_test(inference_runner_test LABEL unit SOURCES unit/inference_runner_test.cpp
   DEPS rwkv_inference)

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "data/io/atomic_file.h"
+#include "data/io/json_depth.h"
 #include "data/io/seal.h"
 #include "kernels/core/error.h"
 
@@ -18,6 +19,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kIndexFile = "index.h5";
 constexpr const char* kIndexName = "shards/index";
+constexpr size_t kMaxGroups = 16;  // weights and two moments are what there is
 
 /// No name in a file leads to another folder.
 bool plain_name(const std::string& name) {
@@ -103,6 +105,8 @@ std::string ShardIndex::json() const {
 
 ShardIndex ShardIndex::parse(const std::string& text, const std::string& where) {
   ShardIndex index;
+  RWKV_CHECK(!json_deeper_than(text), IoError, "opening ", where,
+             ": the index is nested too deep; it is damaged");
   try {
     const Json j = Json::parse(text);
     j.at("groups").get_to(index.groups);
@@ -124,6 +128,9 @@ ShardIndex ShardIndex::parse(const std::string& text, const std::string& where) 
   } catch (const nlohmann::json::exception& e) {
     throw IoError(str("opening ", where, ": the index cannot be read: ", e.what()));
   }
+  // Tensors without elements need no place in any file, and groups of them none at all.
+  RWKV_CHECK(index.groups.size() <= kMaxGroups, IoError, "opening ", where, ": the index lists ",
+             index.groups.size(), " groups of tensors; it is damaged");
   check_complete(index, where);
   return index;
 }

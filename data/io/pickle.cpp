@@ -17,6 +17,7 @@ using Kind = PickledValue::Kind;
 constexpr size_t kMaxValues = size_t{1} << 20;
 constexpr int64_t kMaxElements = int64_t{1} << 48;  // of a storage; bytes then fit 64 bits
 constexpr size_t kMaxRank = 8;
+constexpr size_t kMaxArguments = 8;
 
 struct StorageClass {
   std::string_view name;
@@ -145,7 +146,10 @@ class Machine {
     total_items_ += items.size();
     v.items.insert(v.items.end(), items.begin(), items.end());
   }
-  void remember(uint64_t slot) { memo_[slot] = top(); }
+  void remember(uint64_t slot) {
+    memo_[slot] = top();
+    need(memo_.size() <= kMaxValues, "more values than any model file has");
+  }
   void recall(uint64_t slot) {
     const auto it = memo_.find(slot);
     need(it != memo_.end(), "a reference to nothing");
@@ -236,6 +240,8 @@ class Machine {
     const uint32_t args_at = pop(), callable = pop();
     need(value(args_at).kind == Kind::kTuple, "a call without a tuple of arguments");
     need(value(callable).kind == Kind::kGlobal, "a call of what is no function");
+    // Ahead of the copy, which a short loop of instructions could make again and again.
+    need(value(args_at).items.size() <= kMaxArguments, "a call with too many arguments");
     const std::vector<uint32_t> args = value(args_at).items;
     switch (value(callable).number) {
       case kOrderedDict:

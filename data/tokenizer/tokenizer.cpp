@@ -15,6 +15,9 @@
 namespace fs = std::filesystem;
 
 namespace rwkv {
+namespace {
+constexpr int64_t kMaxVocabularyBytes = int64_t{32} << 20;  // many times the longest published one
+}  // namespace
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
   std::vector<int32_t> ids;
@@ -149,6 +152,10 @@ std::shared_ptr<const Tokenizer> read_tokenizer(const Hdf5File& file, std::strin
   const std::string name = file.read_string(at + "name"), hash = file.read_string(at + "hash");
   std::string vocabulary;
   if (file.exists(at + "vocabulary")) {
+    // Compressed, and so not bounded by the file.
+    const int64_t size = file.numel(at + "vocabulary");
+    RWKV_CHECK(size <= kMaxVocabularyBytes, IoError, "reading ", at, " from ", file.path(), ": ",
+               size, " bytes are no vocabulary; the file is damaged");
     const auto bytes = file.read<uint8_t>(at + "vocabulary");
     vocabulary.assign(bytes.begin(), bytes.end());
   }

@@ -5,6 +5,7 @@
 #include <optional>
 #include <unordered_map>
 
+#include "data/io/json_depth.h"
 #include "data/tokenizer/utf8.h"
 #include "kernels/core/error.h"
 
@@ -14,6 +15,8 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr int64_t kMaxId = 1 << 20;  // far above any vocabulary: catches damaged files
+/// Of all added tokens: finding them in texts takes a kilobyte for each byte.
+constexpr size_t kMaxAddedBytes = 1 << 17;
 
 /// A value for a message, cut short.
 std::string show(const Json& value) {
@@ -53,6 +56,8 @@ class ByteAlphabet {
 class Reader {
  public:
   Reader(std::string_view text, std::string origin) : origin_(std::move(origin)) {
+    RWKV_CHECK(!json_deeper_than(text), IoError, "reading the tokenizer ", origin_,
+               ": its JSON is nested too deep; expected a file like 20B_tokenizer.json");
     try {
       root_ = Json::parse(text);
     } catch (const Json::exception& e) {
@@ -161,6 +166,7 @@ class Reader {
   /// Adds the added tokens, then turns the strings of all others into bytes.
   void read_added() {
     std::vector<bool> is_added;
+    size_t added_bytes = 0;
     const Json& list = need(root_, "", "added_tokens", Json::value_t::array);
     for (size_t i = 0; i < list.size(); ++i) {
       const std::string path = str("added_tokens[", i, "]");
@@ -172,6 +178,10 @@ class Reader {
       t.content = need(list[i], path + ".", "content", Json::value_t::string).get<std::string>();
       if (t.content.empty()) bad(path + ".content", "an empty string", "at least one character");
       if (!list[i].contains("id")) bad(path + ".id", "nothing", "an id");
+      added_bytes += t.content.size();
+      if (added_bytes > kMaxAddedBytes)
+        bad(path, str("content that makes ", added_bytes, " bytes with those before it"),
+            str("at most ", kMaxAddedBytes));
       t.id = id_of(list[i]["id"], path + ".id");
       t.special = flag("special");
       t.normalized = flag("normalized");

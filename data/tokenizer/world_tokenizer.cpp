@@ -13,6 +13,8 @@ namespace rwkv {
 namespace {
 
 constexpr int32_t kMaxId = 1 << 20;  // far above any vocabulary: catches damaged files
+/// Of all entries: the tree takes up to a hundred bytes for each. The World vocabulary has 0.5 MB.
+constexpr size_t kMaxBytes = size_t{8} << 20;
 
 std::optional<uint32_t> hex_number(std::string_view digits) {
   uint32_t value = 0;
@@ -106,7 +108,7 @@ WorldTokenizer::WorldTokenizer(std::string text, const std::string& origin)
 
 void WorldTokenizer::parse(const std::string& origin) {
   std::vector<std::pair<int32_t, std::string>> entries;
-  size_t line_number = 0;
+  size_t line_number = 0, total = 0;
   for (size_t at = 0; at < text_.size();) {
     const size_t end = std::min(text_.find('\n', at), text_.size());
     const std::string_view line(text_.data() + at, end - at);
@@ -131,6 +133,8 @@ void WorldTokenizer::parse(const std::string& origin) {
     if (bytes->empty()) bad("empty entry");
     if (static_cast<int32_t>(bytes->size()) != length)
       bad(str("the literal has ", bytes->size(), " bytes, the line says ", length));
+    total += bytes->size();
+    if (total > kMaxBytes) bad(str("more than ", kMaxBytes, " bytes in all entries"));
     entries.emplace_back(id, std::move(*bytes));
   }
   std::sort(entries.begin(), entries.end());
