@@ -19,7 +19,8 @@
 namespace rwkv {
 namespace {
 
-/// Line ends with the blanks around them become one blank.
+/// Line ends with the blanks around them become one blank. Messages quote files: what would
+/// command a terminal is not shown, and no more than a few lines of it.
 std::string one_line(std::string_view text) {
   std::string line;
   for (size_t at = 0; at < text.size();) {
@@ -30,6 +31,10 @@ std::string one_line(std::string_view text) {
     while (line.ends_with(' ')) line.pop_back();
     line += ' ';
   }
+  constexpr size_t kMost = 4000;
+  if (line.size() > kMost) line = str(line.substr(0, kMost), "... (", line.size(), " bytes)");
+  for (char& c : line)
+    if (static_cast<unsigned char>(c) < 32 || c == 127) c = '?';
   return line;
 }
 

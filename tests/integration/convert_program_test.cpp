@@ -348,6 +348,19 @@ TEST_F(Convert, MistakesHaveTheirExitCodes) {
     EXPECT_EQ(entry.path().string().find(".tmp"), std::string::npos) << entry.path();
 }
 
+// What a file calls its tensors goes to the terminal as text, and not all of it.
+TEST_F(Convert, NamesCommandNoTerminal) {
+  const std::string name = "\x1b[2J\x07" + std::string(4000, 'n');
+  const auto out = create_safetensors(dir_.file("m.safetensors"), {{name, {1}, TensorType::kF32}});
+  out->write(std::vector<float>{1});
+  out->finish();
+  const Output o = convert("m.safetensors m.h5");
+  expect_failure(o, 3, "?[2J?nnn");
+  EXPECT_LT(o.err.size(), 4200u);
+  for (const char c : convert("--inspect m.safetensors").out)
+    EXPECT_TRUE(static_cast<unsigned char>(c) >= 32 || c == '\n') << static_cast<int>(c);
+}
+
 TEST_F(Convert, APickleThatRunsCodeIsRefusedByEveryProgram) {
   {
     ByteWriter out(dir_.file("evil.pth"));
