@@ -20,6 +20,8 @@ constexpr const char* kFormat = "greylag-tokens";
 constexpr int64_t kVersion = 1;
 constexpr int64_t kBlock = 1 << 18;  // tokens per chunk and checksum
 constexpr int64_t kOffsetsBlock = 1 << 13;
+// Far above what any writer makes; memory is taken for a block and for a count of every id.
+constexpr int64_t kMaxBlock = 1 << 26, kMaxVocabulary = 1 << 24;
 
 void check_range(const TokenSource& source, int64_t offset, size_t count) {
   const auto n = static_cast<int64_t>(count);
@@ -109,8 +111,11 @@ std::shared_ptr<const TokenFile> TokenFile::open_trusted(const std::string& path
   t->text_bytes_ = f.attr_int("", "text_bytes");
   t->block_ = f.attr_int("", "block");
   const int64_t vocab = f.attr_int("", "vocab_size");
-  RWKV_CHECK(vocab > 0 && vocab <= INT32_MAX && t->block_ > 0, IoError, "opening ", path,
-             ": vocab_size ", vocab, " or block ", t->block_, " is out of range; damaged file");
+  RWKV_CHECK(vocab > 0 && vocab <= kMaxVocabulary && t->block_ > 0 && t->block_ <= kMaxBlock,
+             IoError, "opening ", path, ": vocab_size ", vocab, " or block ", t->block_,
+             " is out of range; damaged file");
+  RWKV_CHECK(t->documents_ >= 0 && t->documents_ < INT64_MAX, IoError, "opening ", path, ": ",
+             t->documents_, " documents; damaged file");
   t->vocab_size_ = static_cast<int32_t>(vocab);
   const auto expect = [&](const char* name, int64_t length) {
     const Shape found = f.shape(name);
@@ -119,7 +124,7 @@ std::shared_ptr<const TokenFile> TokenFile::open_trusted(const std::string& path
   };
   expect("tokens", t->size_);
   expect("documents", t->documents_ + 1);
-  expect("block_crc32", (t->size_ + t->block_ - 1) / t->block_);
+  expect("block_crc32", t->size_ / t->block_ + (t->size_ % t->block_ != 0 ? 1 : 0));
   expect("histogram", t->vocab_size_);
   t->tokenizer_name_ = f.read_string("tokenizer/name");
   t->tokenizer_hash_ = f.read_string("tokenizer/hash");

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -250,6 +251,41 @@ TEST(TokenFile, SplitsInsideAndBetweenDocuments) {
                ConfigError);
   EXPECT_THROW(split_token_file(dir.file("t.h5"), 10, dir.file("a.h5"), dir.file("b.h5")),
                ConfigError);
+}
+
+// Sealed on purpose, with attributes that fit their datasets: no size may overflow or take memory.
+TEST(TokenFile, AttributesOutOfRange) {
+  TempDir dir;
+  const auto open = [&](int64_t block, int64_t documents, int64_t vocab) {
+    auto file = Hdf5File::create(dir.file("t.h5"));
+    file.write_attr("", "format", "greylag-tokens");
+    file.write_attr("", "version", 1);
+    file.write_attr("", "token_count", 4);
+    file.write_attr("", "document_count", documents);
+    file.write_attr("", "text_bytes", 4);
+    file.write_attr("", "block", block);
+    file.write_attr("", "vocab_size", vocab);
+    file.create_extendible<uint16_t>("tokens", {.chunk_rows = 16});
+    file.append<uint16_t>("tokens", std::vector<uint16_t>{1, 2, 3, 4});
+    file.create_extendible<int64_t>("documents", {.chunk_rows = 16});
+    file.append<int64_t>("documents", std::vector<int64_t>(documents < 0 ? 0 : 2));
+    file.write<uint32_t>("block_crc32", {1}, std::vector<uint32_t>{0});
+    const auto ids = static_cast<size_t>(std::min<int64_t>(vocab, 300));
+    file.write<int64_t>("histogram", {static_cast<int64_t>(ids)}, std::vector<int64_t>(ids));
+    file.write_string("tokenizer/name", "bytes");
+    file.write_string("tokenizer/hash", "");
+    file.close();
+    TokenFile::seal(dir.file("t.h5"));
+    TokenFile::open(dir.file("t.h5"));
+  };
+  open(1 << 18, 1, 257);
+  EXPECT_NE(error_of<IoError>([&] { open(int64_t{1} << 62, 1, 257); }).find("block"),
+            std::string::npos);
+  EXPECT_THROW(open(INT64_MAX, 1, 257), IoError);
+  EXPECT_THROW(open(1 << 18, -1, 257), IoError);
+  EXPECT_THROW(open(1 << 18, INT64_MAX, 257), IoError);
+  EXPECT_NE(error_of<IoError>([&] { open(1 << 18, 1, INT32_MAX); }).find("vocab_size"),
+            std::string::npos);
 }
 
 TEST(TokenSource, RandomAndMemory) {
