@@ -8,9 +8,11 @@
 #include <filesystem>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <system_error>
 #include <thread>
 
 #include "data/dataset.h"
+#include "data/io/atomic_file.h"
 #include "kernels/core/error.h"
 #include "kernels/core/parallel.h"
 #include "kernels/core/trace.h"
@@ -66,17 +68,16 @@ class Pipeline {
         options_(options),
         tokenizer_(tokenizer),
         limit_(static_cast<size_t>(threads) * 2 + 2) {
-    threads_.emplace_back([this] { read(); });
-    for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
-  }
-  ~Pipeline() {
-    {
-      const std::lock_guard lock(mutex_);
-      stop_ = true;
+    try {
+      threads_.emplace_back([this] { read(); });
+      for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+    } catch (const std::system_error& e) {
+      if (threads_.size() >= 2) return;  // fewer do the same
+      end();
+      throw DeviceError(str("tokenising: the system gives no threads: ", e.what()));
     }
-    changed_.notify_all();
-    for (auto& t : threads_) t.join();
   }
+  ~Pipeline() { end(); }
   Pipeline(const Pipeline&) = delete;
   Pipeline& operator=(const Pipeline&) = delete;
 
@@ -95,6 +96,14 @@ class Pipeline {
   }
 
  private:
+  void end() {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    changed_.notify_all();
+    for (auto& t : threads_) t.join();
+  }
   void read() {
     for (bool more = true; more;) {
       auto job = std::make_unique<Job>();
@@ -257,10 +266,17 @@ PrepareResult prepare_tokens(const PrepareOptions& given,
              options.valid_fraction);
   if (options.valid_fraction > 0 && options.valid_output.empty())
     options.valid_output = default_valid_path(options.output);
-  RWKV_CHECK(options.valid_fraction == 0 || options.valid_output != options.output, ConfigError,
-             "training and validation part have the same file name ", options.output);
+  RWKV_CHECK(options.valid_fraction > 0 || options.valid_output.empty(), ConfigError,
+             "writing a validation part to ", options.valid_output,
+             ": give the share of the documents that goes there with --valid-fraction");
+  RWKV_CHECK(options.valid_fraction == 0 || !same_file(options.valid_output, options.output),
+             ConfigError, "training and validation part have the same file name ", options.output);
   const int threads = options.threads > 0 ? options.threads : num_threads();
   auto inputs = find_inputs(options.inputs, options.format);
+  for (const auto& in : inputs)
+    for (const std::string& out : {options.output, options.valid_output})
+      RWKV_CHECK(out.empty() || !same_file(in.path, out), ConfigError, "tokenising ", in.path,
+                 ": the output ", out, " is the same file; give another name");
 
   PrepareProgress progress;
   progress.input_total = 0;
@@ -301,7 +317,7 @@ PrepareResult prepare_tokens(const PrepareOptions& given,
     progress.input_bytes = job->item.consumed;
     if (now_seconds() - reported > 0.2) report(false);
   }
-  RWKV_CHECK(out.tokens() > 0, IoError, "tokenising ", options.inputs[0],
+  RWKV_CHECK(out.text_bytes() > 0, IoError, "tokenising ", options.inputs[0],
              options.inputs.size() > 1 ? " and others" : "", ": the input holds no text");
   report(true);
   out.finish(result);

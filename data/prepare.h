@@ -50,7 +50,9 @@ struct PrepareResult {
 /// evenly. If that selects none (fewer than 1/F documents), the last share F of the tokens is cut
 /// off instead, in the middle of a document if need be.
 ///
-/// Throws IoError (unreadable or malformed input, full disk, no text at all), ConfigError.
+/// Throws IoError (unreadable or malformed input, full disk, no text at all), ConfigError (an
+/// output that is an input or the other output, a validation file without a fraction), DeviceError
+/// (no threads).
 PrepareResult prepare_tokens(const PrepareOptions& options,
                              std::shared_ptr<const Tokenizer> tokenizer);
 

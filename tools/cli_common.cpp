@@ -3,14 +3,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
-#include <filesystem>
 #include <new>
 
-#include "data/io/hdf5_shards.h"
 #include "data/io/interrupt.h"
-#include "data/io/tensor_file.h"
 #include "kernels/core/error.h"
 #include "kernels/core/parallel.h"
 #include "kernels/core/trace.h"
@@ -49,6 +48,27 @@ std::string unknown_command(const CLI::App& app) {
   return str("there is no command '", words[0], "'; there are ", known);
 }
 
+/// Numbers that do not fit: the parser takes the largest there is instead, and 2^64 - 1 for -1
+/// where a number has no sign.
+void check_numbers(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options()) {
+    const std::string type = option->get_type_name();
+    const bool natural = type.starts_with("UINT");
+    if (!natural && !type.starts_with("INT")) continue;
+    for (const std::string& text : option->results()) {
+      errno = 0;
+      if (natural)
+        std::strtoull(text.c_str(), nullptr, 0);
+      else
+        std::strtoll(text.c_str(), nullptr, 0);
+      RWKV_CHECK(errno != ERANGE && !(natural && text.starts_with('-')), ConfigError,
+                 option->get_name(), ": found ", text, ", expected a number from ",
+                 natural ? "0" : "-2^63", " to 2^6", natural ? "4" : "3", " - 1");
+    }
+  }
+  for (const CLI::App* sub : app.get_subcommands()) check_numbers(*sub);
+}
+
 }  // namespace
 
 int run_program(CLI::App& app, int argc, char** argv, const std::function<int()>& body) {
@@ -66,6 +86,7 @@ int run_program(CLI::App& app, int argc, char** argv, const std::function<int()>
   app.set_version_flag("--version", app.get_name() + " " + version_text());
   try {
     app.parse(argc, argv);
+    check_numbers(app);
     return finish(body());
   } catch (const CLI::Success& e) {  // --help, --version
     return finish(app.exit(e));
@@ -79,6 +100,17 @@ int run_program(CLI::App& app, int argc, char** argv, const std::function<int()>
   } catch (const std::exception& e) {
     return fail(e.what(), 1);
   }
+}
+
+CLI::Validator at_least(int64_t least) {
+  return CLI::Validator(
+      [least](std::string& text) {
+        char* end = nullptr;
+        const double number = std::strtod(text.c_str(), &end);
+        const bool good = end != text.c_str() && *end == '\0' && number >= double(least);
+        return good ? std::string() : str("found ", text, ", expected at least ", least);
+      },
+      "");
 }
 
 void add_threads_flag(CLI::App& app, int& threads) {
@@ -110,24 +142,9 @@ void ProgressLine::operator()(int64_t done, int64_t total) {
 }
 
 std::string resolve_model(const std::string& path) {
-  std::error_code ec;
-  if (!std::filesystem::is_directory(path, ec) || is_safetensors_folder(path) ||
-      is_shard_folder(path))
-    return path;
-  const std::vector<CheckpointFile> found = list_checkpoints(path);
-  RWKV_CHECK(
-      !found.empty(), ConfigError, "opening ", path,
-      ": there is no checkpoint in this folder and no model.safetensors; expected a run folder "
-      "of rwkv-train or a transformers folder");
-  for (auto file = found.rbegin(); file != found.rend(); ++file) {
-    try {
-      check_checkpoint_files(file->path);
-      return file->path;
-    } catch (const IoError& e) {
-      std::fprintf(stderr, "skipping a damaged checkpoint: %s\n", e.what());
-    }
-  }
-  throw IoError(str("opening ", path, ": none of its ", found.size(), " checkpoints is whole"));
+  return newest_model(path, [](const std::string& why) {
+    std::fprintf(stderr, "skipping a damaged checkpoint: %s\n", why.c_str());
+  });
 }
 
 std::string read_stdin() {

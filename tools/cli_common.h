@@ -21,6 +21,9 @@ std::string version_text();
 inline constexpr const char* kVocabHelp =
     "vocabulary file, for models that carry none; bytes: the model reads bytes";
 
+/// For ->check(): a number of at least `least`.
+CLI::Validator at_least(int64_t least);
+
 /// "--threads N": 0 leaves the choice to the environment and the machine.
 void add_threads_flag(CLI::App& app, int& threads);
 /// Applies it. Throws ConfigError.
@@ -42,9 +45,7 @@ class ProgressLine {
   bool shown_ = false;
 };
 
-/// A model file, checkpoint or transformers folder as it is; for a run folder its newest
-/// checkpoint. Throws ConfigError if the folder has none, IoError if none is whole; damaged ones
-/// are skipped with a line on stderr.
+/// newest_model() of trainer/checkpoint.h, with a line on stderr for every damaged checkpoint.
 std::string resolve_model(const std::string& path);
 
 /// Everything on standard input. Throws IoError.

@@ -147,7 +147,15 @@ void data_convert(const ConvertOptions& o) {
             << " documents, " << made->text_bytes() << " bytes of text\n";
 }
 
+namespace {
+void keep_input(const TextOptions& o) {
+  RWKV_CHECK(o.input == "-" || o.output.empty() || !same_file(o.input, o.output), ConfigError,
+             "writing ", o.output, ": that is the input; give another name");
+}
+}  // namespace
+
 void data_encode(const TextOptions& o) {
+  keep_input(o);
   const auto tokenizer = load_tokenizer(o.tokenizer, {.file = o.vocab});
   const std::string text = read_input(o.input);
   std::string out;
@@ -162,6 +170,7 @@ void data_encode(const TextOptions& o) {
 }
 
 void data_decode(const TextOptions& o) {
+  keep_input(o);
   const auto tokenizer = load_tokenizer(o.tokenizer, {.file = o.vocab});
   const std::string text = read_input(o.input);
   const std::string name = o.input == "-" ? "standard input" : o.input;

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <iostream>
 
+#include "data/io/atomic_file.h"
 #include "data/prepare.h"
 #include "data/tasks.h"
 #include "kernels/core/error.h"
@@ -40,7 +41,9 @@ void show_progress(const PrepareProgress& p) {
 int tokenize(PrepareOptions o, const std::string& tokenizer, const std::string& vocab) {
   o.progress = show_progress;
   o.report_bad_line = [](const std::string& line) {
-    std::fprintf(stderr, "\nskipped %s\n", line.c_str());
+    // On a terminal the line of progress is above.
+    const char* before = ::isatty(STDERR_FILENO) == 1 ? "\n" : "";
+    std::fprintf(stderr, "%sskipped %s\n", before, line.c_str());
   };
   const auto r = prepare_tokens(o, load_tokenizer(tokenizer, {.file = vocab, .beside = o.output}));
   std::cout << o.output << ": " << r.tokens << " tokens, " << r.documents << " documents, "
@@ -61,6 +64,10 @@ struct TaskOptions {
 void make_tasks(const TaskOptions& o) {
   RWKV_CHECK(!o.output.empty() || !o.valid.empty() || !o.problems.empty(), ConfigError,
              "making tasks: nothing to write; give -o, --valid or --problems");
+  for (const auto& [a, b] :
+       {std::pair{&o.output, &o.valid}, {&o.output, &o.problems}, {&o.valid, &o.problems}})
+    RWKV_CHECK(a->empty() || b->empty() || !same_file(*a, *b), ConfigError,
+               "making tasks: two of the outputs have the name ", *a, "; give each its own");
   const TaskMix mix = parse_task_mix(o.mix);
   const auto tokens = [&](const std::string& path, TaskSplit split, int64_t count) {
     if (path.empty()) return;
@@ -99,14 +106,12 @@ int main(int argc, char** argv) {
   t->add_option("--on-error", on_error, "Malformed lines: stop or skip")
       ->check(CLI::IsMember({"stop", "skip"}))
       ->capture_default_str();
-  t->add_option("--threads", prepare.threads, "Tokenising threads; 0: all cores")
-      ->capture_default_str();
+  add_threads_flag(*t, prepare.threads);
 
   int64_t ctx = 0;
   auto* i = app.add_subcommand("info", "What a token file or binidx data holds");
   i->add_option("file", path)->required();
-  i->add_option("--ctx", ctx, "Context length: also print the magic prime")
-      ->check(CLI::PositiveNumber);
+  i->add_option("--ctx", ctx, "Context length: also print the magic prime")->check(at_least(1));
   auto* v = app.add_subcommand("verify", "Read a token file or binidx data and check everything");
   v->add_option("file", path)->required();
   v->add_flag("--seal", seal, "Seal a good token file that has no seal (other programs' files)");

@@ -70,6 +70,10 @@ std::shared_ptr<const TokenSource> open_tokens(const Flags& f, const LoadedModel
              f.file, " was made with tokenizer ", tokens->tokenizer_name(), " (",
              tokens->tokenizer_hash(), "), ", f.model, " was trained with ", m.tokenizer->name(),
              " (", m.tokenizer->hash(), "); tokenize the text again with the model's");
+  RWKV_CHECK(m.model->config().vocab_size >= tokens->vocab_size(), IoError, f.file,
+             " was made with tokenizer ", tokens->tokenizer_name(), " of ", tokens->vocab_size(),
+             " ids, ", f.model, " has ", m.model->config().vocab_size,
+             "; tokenize the text with the model's tokenizer");
   return tokens;
 }
 
@@ -202,15 +206,15 @@ int main(int argc, char** argv) {
     s->add_option("--batch", f.batch,
                   "texts of equal length to run together (default: 16, on cuda 64)")
         ->check(CLI::Range(1, 4096));
-    s->add_option("--limit", f.limit, limit)->check(CLI::NonNegativeNumber);
+    s->add_option("--limit", f.limit, limit)->check(at_least(0));
   };
   auto* loss = declare(app, f, "loss", "Loss, perplexity, bits per byte of tokens",
                        "token file or binidx data");
   loss->add_option("--ctx", f.ctx, "tokens predicted from one fresh state")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   loss->add_option("--max-tokens", f.max_tokens, "stop after so many predictions (0: all)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   loss->add_option("--batch", f.batch,
                    "windows to run together (default: 1, on cuda so many as hold 16384 tokens)")
       ->check(CLI::Range(1, 4096));
@@ -225,9 +229,9 @@ int main(int argc, char** argv) {
       "fp16-plain fp16-dithered; RWKV-4: serial scan)");
   compare->add_option("--ctx", f.compare.contexts, "context lengths")->capture_default_str();
   compare->add_option("--max-tokens", f.max_tokens, "use so many predictions (0: all)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   compare->add_option("--batch-tokens", f.compare.batch_tokens, "about so many tokens together")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   compare->add_flag("--text", f.text, "FILE is plain text: one document");
   compare->add_option("--json-file", f.json_file, "also write the JSON object to this file");

@@ -17,7 +17,9 @@
 #include "data/io/atomic_file.h"
 #include "data/io/crc32.h"
 #include "data/io/hdf5_file.h"
+#include "data/io/hdf5_shards.h"
 #include "data/io/seal.h"
+#include "data/io/tensor_file.h"
 #include "kernels/core/error.h"
 #include "model/model_file.h"
 #include "trainer/checkpoint_header.h"
@@ -271,6 +273,29 @@ std::string load_newest(const std::string& dir, std::span<const CheckpointFile> 
   }
   throw IoError(str("resuming from ", dir, ": none of its ", files.size(),
                     " checkpoints can be loaded:", reasons));
+}
+
+std::string newest_model(const std::string& path,
+                         const std::function<void(const std::string&)>& skipped) {
+  std::error_code ec;
+  if (!fs::is_directory(path, ec) || is_safetensors_folder(path) || is_shard_folder(path))
+    return path;
+  fs::directory_iterator(path, ec);
+  RWKV_CHECK(!ec, IoError, "opening the folder ", path, ": ", ec.message());
+  const std::vector<CheckpointFile> found = list_checkpoints(path);
+  RWKV_CHECK(
+      !found.empty(), IoError, "opening ", path,
+      ": there is no checkpoint in this folder and no model.safetensors; expected a run folder "
+      "of rwkv-train or a transformers folder");
+  for (auto file = found.rbegin(); file != found.rend(); ++file) {
+    try {
+      check_checkpoint_files(file->path);
+      return file->path;
+    } catch (const IoError& e) {
+      skipped(e.what());
+    }
+  }
+  throw IoError(str("opening ", path, ": none of its ", found.size(), " checkpoints is whole"));
 }
 
 size_t set_aside_newer_checkpoints(const std::string& dir, const std::string& path) {

@@ -100,6 +100,12 @@ std::string load_newest(const std::string& dir, std::span<const CheckpointFile> 
                         const std::function<void(const std::string& path)>& load,
                         const std::function<void(const std::string&)>& skipped);
 
+/// The model to read where `path` is named: a model file, checkpoint or transformers folder as it
+/// is, for a run folder its newest checkpoint that is whole. `skipped` is told of those that are
+/// not. Throws IoError if a folder has none.
+std::string newest_model(const std::string& path,
+                         const std::function<void(const std::string&)>& skipped);
+
 /// Renames the checkpoints newer than `path`, the one that a run resumed from, to NAME.damaged:
 /// pruning counts by step and would keep them in place of good ones. Returns how many; throws
 /// IoError.

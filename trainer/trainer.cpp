@@ -240,8 +240,10 @@ class Run {
       step_.initialize(init_options(config_));
     } else {
       on_rank_0([&] {
-        read_initial_weights(options_.init_file, config_.model, step_.model().params(),
-                             step_.values());
+        const std::string file = newest_model(options_.init_file, [&](const std::string& why) {
+          line_.message("skipping a damaged checkpoint: " + why);
+        });
+        read_initial_weights(file, config_.model, step_.model().params(), step_.values());
       });
       step_.upload();
     }

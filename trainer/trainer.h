@@ -26,7 +26,7 @@ struct SampleRequest {
 struct TrainerOptions {
   /// Continue from the newest good checkpoint of the run folder; from the start if it has none.
   bool resume = false;
-  std::string init_file;  ///< weights to start from (a model file or checkpoint); empty: random
+  std::string init_file;  ///< weights to start from, as newest_model() takes them; empty: random
   Device device = Device::kCpu;
   /// The ranks of the run, or null for one process. All of them call run_training alike;
   /// config.ranks is their number. Rank 0 owns the run folder, reads and writes checkpoints, and

@@ -144,6 +144,14 @@ void write_file_atomic(const std::string& path, std::string_view content) {
   out.commit();
 }
 
+bool same_file(const std::string& a, const std::string& b) {
+  std::error_code ec;
+  if (fs::equivalent(a, b, ec) && !ec) return true;
+  const fs::path one = fs::weakly_canonical(fs::absolute(a, ec), ec),
+                 other = fs::weakly_canonical(fs::absolute(b, ec), ec);
+  return !one.empty() && one == other;
+}
+
 std::string read_file(const std::string& path) {
   Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (fd.get() < 0) fail("opening", path);

@@ -63,6 +63,10 @@ class NewFolder {
 /// Writes a whole small file by way of AtomicFile.
 void write_file_atomic(const std::string& path, std::string_view content);
 
+/// Whether two names are of one file, through links of either kind; of files that are not there
+/// yet, whether they would be.
+bool same_file(const std::string& a, const std::string& b);
+
 /// Reads a whole file. Throws IoError that says what is wrong with the path.
 std::string read_file(const std::string& path);
 

@@ -106,6 +106,50 @@ TEST_F(DataProgram, SaysWhatIsMissingOrSomethingElse) {
     expect({command, "a.txt", "--tokenizer", "bytes", "--vocab", "a.txt"}, 2, "leave --vocab");
 }
 
+TEST_F(DataProgram, NoOutputReplacesAnInputOrAnotherOutput) {
+  put(dir_.file("a.txt"), "some text");
+  std::filesystem::create_hard_link(dir_.file("a.txt"), dir_.file("hard"));
+  std::filesystem::create_symlink("a.txt", dir_.file("soft"));
+  for (const char* name : {"a.txt", "./a.txt", "hard", "soft"}) {
+    EXPECT_EQ(run({"tokenize", "a.txt", "-o", name, "--tokenizer", "bytes"}), 2) << name;
+    EXPECT_TRUE(err_has("is the same file")) << err();
+    EXPECT_EQ(run({"encode", "a.txt", "-o", name, "--tokenizer", "bytes"}), 2) << name;
+    EXPECT_EQ(run({"decode", "a.txt", "-o", name, "--tokenizer", "bytes"}), 2) << name;
+  }
+  EXPECT_EQ(run({"tokenize", ".", "-o", "b.h5", "--valid-fraction", "0.5", "--valid", "a.txt",
+                 "--tokenizer", "bytes"}),
+            2);
+  EXPECT_EQ(run({"tokenize", "a.txt", "-o", "b.h5", "--valid-fraction", "0.5", "--valid", "./b.h5",
+                 "--tokenizer", "bytes"}),
+            2);
+  EXPECT_EQ(run({"make-tasks", "-o", "t.h5", "--valid", "./t.h5", "--tokens", "100"}), 2);
+  EXPECT_EQ(run({"make-tasks", "-o", "t.h5", "--problems", "t.h5", "--tokens", "100"}), 2);
+  EXPECT_EQ(read_file(dir_.file("a.txt")), "some text");
+  for (const char* none : {"b.h5", "t.h5"}) EXPECT_FALSE(std::filesystem::exists(dir_.file(none)));
+}
+
+TEST_F(DataProgram, RefusesWhatMakesNoSense) {
+  put(dir_.file("a.txt"), "some text");
+  put(dir_.file("empty.txt"), "");
+  const auto tokenize = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), "tokenize");
+    for (const char* last : {"-o", "b.h5", "--tokenizer", "bytes"}) more.emplace_back(last);
+    return run(std::move(more));
+  };
+  EXPECT_EQ(tokenize({"a.txt", "--valid", "v.h5"}), 2);
+  EXPECT_TRUE(err_has("--valid-fraction")) << err();
+  EXPECT_EQ(tokenize({"empty.txt"}), 3);
+  EXPECT_TRUE(err_has("holds no text")) << err();
+  for (const char* threads : {"-1", "5000", "99999999999"})
+    EXPECT_EQ(tokenize({"a.txt", "--threads", threads}), 2) << threads;
+  EXPECT_FALSE(std::filesystem::exists(dir_.file("b.h5")));
+  EXPECT_EQ(tokenize({"a.txt", "--threads", "4096"}), 0) << err();
+  EXPECT_EQ(run({"info", "b.h5", "--ctx", "0"}), 2);
+  EXPECT_TRUE(err_has("--ctx: found 0, expected at least 1")) << err();
+  EXPECT_EQ(run({"info", "b.h5", "--ctx", "9223372036854775808"}), 2);
+  EXPECT_TRUE(err_has("to 2^63 - 1")) << err();
+}
+
 TEST_F(DataProgram, FilesWithoutASealAreSealedOnRequest) {
   put(dir_.file("a.txt"), "text");
   ASSERT_EQ(run({"tokenize", "a.txt", "-o", "a.h5", "--tokenizer", "bytes"}), 0) << err();

@@ -137,6 +137,9 @@ TEST_F(Programs, GenerateExplainsMistakes) {
   expect_failure(generate(model + "--temperature -1"), 2, "temperature is -1");
   expect_failure(generate(model + "--top-p 0"), 2, "top_p");
   expect_failure(generate(model + "--max-tokens -5"), 2, "max_tokens is -5");
+  expect_failure(generate(model + "--max-tokens 99999999999999999999"), 2, "expected a number");
+  expect_failure(generate(model + "--seed -1"), 2, "from 0 to 2^64 - 1");
+  expect_failure(generate(model + "--seed 18446744073709551616"), 2, "from 0 to 2^64 - 1");
   expect_failure(generate(model + "--stop ''"), 2, "stop string is empty");
   expect_failure(generate(model + "--wkv nonsense"), 2, "nonsense");
   expect_failure(generate("--model MODEL/alphabet.h5 --prompt-ids 1 257"), 2, "token id 257");
@@ -162,7 +165,7 @@ TEST_F(Programs, GenerateExplainsMistakes) {
   expect_failure(generate("--model MODEL/truncated.h5 --prompt a"), 3, "truncated.h5");
 
   fs::create_directories(dir_ / "empty_run");
-  expect_failure(generate("--model MODEL/empty_run --prompt a"), 2, "no checkpoint");
+  expect_failure(generate("--model MODEL/empty_run --prompt a"), 3, "no checkpoint");
   expect_failure(generate("--model MODEL/no_tokenizer.h5 --prompt a"), 2, "--vocab");
   expect_failure(generate("--model MODEL/small_rows.h5 --prompt a"), 3, "only 100 rows");
   expect_failure(generate(model + "--vocab MODEL/prompt"), 3, "trained on bytes");
@@ -247,6 +250,8 @@ TEST_F(Programs, ModelsCarryTheirVocabulary) {
   // hello, blank, hello, end of document: the three targets hold 6 bytes.
   EXPECT_NE(loss.out.find("3 tokens, 6 bytes"), std::string::npos) << loss.out;
   expect_failure(eval("loss --model MODEL/world.h5 MODEL/byte_tokens.h5"), 3, "was made with");
+  // Of a model without a tokenizer the rows count, here 100.
+  expect_failure(eval("loss --model MODEL/no_tokenizer.h5 MODEL/world_tokens.h5"), 3, " has 100;");
 }
 
 TEST_F(Programs, NeoxModelsCarryTheirTokenizer) {
