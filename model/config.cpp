@@ -113,8 +113,12 @@ ModelConfig parse_model_config(const std::string& json_text, const std::string& 
       std::string_view nearest = "architecture";
       for (const auto& f : kFields)
         if (edit_distance(key, f.first) < edit_distance(key, nearest)) nearest = f.first;
-      throw ConfigError(
-          str(where, ": unknown key 'model.", key, "'; did you mean '", nearest, "'?"));
+      std::string known = "architecture";
+      for (const auto& f : kFields) known += str(", ", f.first);
+      throw ConfigError(str(where, ": unknown key 'model.", key, "'; ",
+                            worth_suggesting(edit_distance(key, nearest), key)
+                                ? str("did you mean '", nearest, "'?")
+                                : str("there are ", known)));
     }
     RWKV_CHECK(value.is_number_integer(), ConfigError, where, ": model.", key, " is ", value.dump(),
                ", expected an integer");

@@ -34,21 +34,26 @@ std::vector<std::string> known_keys() {
   std::string nearest;
   size_t best = SIZE_MAX;
   const auto last_part = [](std::string_view s) { return s.substr(s.rfind('.') + 1); };
+  const bool section = key.find('.') == std::string::npos;
   const auto consider = [&](const std::string& k) {
-    // A right name in the wrong section is a likelier slip than its distance says.
-    const size_t d = last_part(k) == last_part(key) ? 1 : edit_distance(k, key);
+    // A right name in the wrong section, or in none, is a likelier slip than its distance says.
+    const size_t d = last_part(k) == last_part(key) ? 1
+                     : section
+                         ? std::min(edit_distance(k, key), 1 + edit_distance(last_part(k), key))
+                         : edit_distance(k, key);
     if (d < best) {
       best = d;
       nearest = k;
     }
   };
-  const bool section = key.find('.') == std::string::npos;
   for (const auto& k : known_keys()) {
     consider(k);
     if (section) consider(k.substr(0, k.find('.')));
   }
-  throw ConfigError(str(where, ": unknown key '", key, "'; did you mean '", nearest,
-                        "'? (--print-config lists all)"));
+  const bool close = worth_suggesting(best, last_part(key));
+  throw ConfigError(str(where, ": unknown key '", key, "'",
+                        close ? str("; did you mean '", nearest, "'?") : std::string(),
+                        " (--print-config lists all)"));
 }
 
 [[noreturn]] void bad_value(const std::string& where, std::string_view key,

@@ -105,8 +105,10 @@ class Mapper {
       if (known_.contains(name)) continue;
       const auto* nearest = &*std::ranges::min_element(
           known_, {}, [&](const std::string& k) { return edit_distance(k, name); });
-      fail(name, "is not a setting that is known here; did you mean ", *nearest,
-           "? Keys of our own are given with --set");
+      const bool close = worth_suggesting(edit_distance(*nearest, name), name);
+      fail(name, "is not a setting that is known here",
+           close ? str("; did you mean ", *nearest, "?") : std::string("."),
+           " Keys of our own are given with --set");
     }
   }
 

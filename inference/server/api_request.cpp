@@ -86,7 +86,8 @@ class Members {
       std::string nearest;
       size_t least = 4;
       for (const std::string& k : known_)
-        if (const size_t d = edit_distance(name, k); d < least) least = d, nearest = k;
+        if (const size_t d = edit_distance(name, k); d < least && worth_suggesting(d, name))
+          least = d, nearest = k;
       throw ApiError(400,
                      str("unrecognized request argument: ", full(name),
                          nearest.empty() ? "" : str("; did you mean ", nearest, "?")),

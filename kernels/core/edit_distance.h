@@ -24,4 +24,9 @@ inline size_t edit_distance(std::string_view a, std::string_view b) {
   return row.back();
 }
 
+/// Whether a known name at this distance is worth suggesting: at most half of the letters differ.
+inline bool worth_suggesting(size_t distance, std::string_view mistyped) {
+  return 2 * distance <= mistyped.size();
+}
+
 }  // namespace rwkv
