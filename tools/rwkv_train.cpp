@@ -1,7 +1,9 @@
 // rwkv-train: trains a model from a config. See docs/training.md.
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -37,7 +39,9 @@ void add_options(CLI::App& app, Flags& f) {
   app.add_option("--set", f.settings, "key=value, overrides the config; may be repeated")
       ->allow_extra_args(false);
   app.add_flag("--resume", f.resume, "continue from the newest good checkpoint of the run folder");
-  app.add_option("--init", f.init, "start from the weights of this model file of any format");
+  app.add_option(
+      "--init", f.init,
+      "start from the weights of this model file of any format, or run folder (its newest)");
   app.add_flag("--smoke", f.smoke,
                "2 epochs of 50 steps, batch 2, context 1024, timed; synthetic tokens without data");
   auto* find = app.add_flag("--find-lr", f.find_lr, "learning-rate range test instead of training");
@@ -93,6 +97,9 @@ rwkv::TrainConfig load(Flags& f, std::vector<std::string> extras) {
   if (f.preset.empty()) {
     RWKV_CHECK(extras.empty(), ConfigError, "the argument ", extras.front(),
                " was not expected; try --help");
+    RWKV_CHECK(!f.config.empty() || !f.settings.empty(), ConfigError,
+               "nothing says which model and what data: give --config PATH, or the name of a "
+               "preset, such as --config quickstart; try --help");
     return rwkv::load_config(f.config, f.settings);
   }
   RWKV_CHECK(f.config.empty(), ConfigError, "--preset and --config exclude each other; override ",
@@ -118,6 +125,18 @@ rwkv::TrainConfig load(Flags& f, std::vector<std::string> extras) {
   return config;
 }
 
+/// A process that srun started beside others, and that knows no way to them, would train alone
+/// where the user expects one run of all.
+void tell_lone_processes(const rwkv::RankSession& ranks) {
+  const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");
+  if (ranks.size() > 1 || tasks == nullptr || std::atoi(tasks) < 2) return;
+  std::fprintf(stderr,
+               "rwkv-train: note: srun started %s processes, but nothing says how they meet, so "
+               "each is a run of its own; set MASTER_ADDR and MASTER_PORT, or use srun --mpi=pmix "
+               "with an MPI built for it (docs/multi-gpu.md)\n",
+               tasks);
+}
+
 /// What this process does, as one of the ranks of the session.
 int run(Flags& f, const std::vector<std::string>& extras, rwkv::RankSession& ranks) {
   rwkv::use_threads(f.threads);
@@ -125,6 +144,7 @@ int run(Flags& f, const std::vector<std::string>& extras, rwkv::RankSession& ran
   if (!f.wkv.empty())
     for (const char* key : {"kernels.wkv7=", "kernels.wkv4="}) f.settings.push_back(key + f.wkv);
   if (ranks.rank() != 0) f.quiet = true;
+  tell_lone_processes(ranks);
   const bool only_print = f.print_config || f.dry_run || f.dump_plan;
   rwkv::TrainConfig config;
   rwkv::TrainerOptions options;
@@ -150,11 +170,12 @@ int run(Flags& f, const std::vector<std::string>& extras, rwkv::RankSession& ran
   options.sample = draw_sample;
   if (f.smoke) config = rwkv::smoke_config(config);
 
-  config.ranks = only_print ? f.gpus : ranks.size();
+  config.ranks = std::max(f.gpus, ranks.size());
   // One that only prints would leave the others to wait for it.
   if (ranks.group() != nullptr)
     rwkv::require_same(*ranks.group(), "the use of --print-config, --dry-run or --dump-plan",
                        only_print ? "yes" : "no");
+  if (only_print && ranks.rank() != 0) return 0;
   if (f.print_config) std::fputs(rwkv::print_config(config).c_str(), stdout);
   if (f.dry_run) std::fputs(rwkv::dry_run_report(config, options.device).c_str(), stdout);
   if (f.dump_plan) std::fputs(rwkv::dump_plan(config, options.device).c_str(), stdout);

@@ -70,11 +70,16 @@ std::string dry_run_report(const TrainConfig& config, Device device) {
                                          : c.model.n_layer,
             " of ", c.model.n_layer, " blocks",
             config.train.grad_checkpointing == "auto" ? ", as few as fit" : ""));
+  const bool cuda = device == Device::kCuda;
+  row("device", str(cuda ? "cuda" : "cpu", ", ",
+                    c.kernels.dtype != "auto" ? c.kernels.dtype
+                    : cuda                    ? "bf16"
+                                              : "f32"));
   row("threads", std::to_string(num_threads()));
   const auto items = step.memory();
   row(c.ranks > 1 ? "memory of each rank" : "memory", format_bytes(total_bytes(items)));
   for (const auto& item : items) row("  " + item.name, format_bytes(item.bytes));
-  if (device == Device::kCuda) {
+  if (cuda) {
     const auto host = step.host_memory();
     row(c.ranks > 1 ? "memory of rank 0 on the host" : "memory on the host",
         format_bytes(total_bytes(host)));

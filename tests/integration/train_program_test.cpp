@@ -117,12 +117,19 @@ TEST_F(Program, TakesTheReferencesSettingsOnBinidxData) {
 
 TEST_F(Program, ExitCodesAndMessages) {
   EXPECT_EQ(run({"--config", "tiny.json", "--set", "train.btch=2"}), 2);
-  EXPECT_TRUE(err_has("'train.batch'")) << err();
+  EXPECT_TRUE(err_has("did you mean 'train.batch'?")) << err();
+  EXPECT_EQ(run({"--config", "tiny.json", "--set", "stepz=2"}), 2);
+  EXPECT_TRUE(err_has("did you mean 'train.steps'?")) << err();
+  for (const char* far : {"foo=1", "model.foo=1", "name=x"}) {
+    EXPECT_EQ(run({"--config", "tiny.json", "--set", far}), 2);
+    EXPECT_TRUE(err_has("unknown key '")) << err();
+    EXPECT_FALSE(err_has("did you mean")) << err();
+  }
   EXPECT_EQ(run({"--config", "nowhere"}), 2);
   EXPECT_TRUE(err_has("pile169m")) << err();
   EXPECT_EQ(run({"--no-such-flag"}), 2);
   EXPECT_EQ(run({}), 2);
-  EXPECT_TRUE(err_has("model")) << err();
+  EXPECT_TRUE(err_has("--config")) << err();
   EXPECT_EQ(run({"--config", "tiny.json", "--wkv", "nonsense"}), 2);
   EXPECT_EQ(run({"--config", "tiny.json", "--set", "data.train=none.h5"}), 3);
   EXPECT_TRUE(err_has("none.h5")) << err();
@@ -143,6 +150,16 @@ TEST_F(Program, ExitCodesAndMessages) {
   EXPECT_TRUE(out_has("--resume")) << out();
 }
 
+TEST_F(Program, ProcessesOfSrunThatCannotMeetAreToldSo) {
+  setenv("SLURM_STEP_NUM_TASKS", "4", 1);
+  EXPECT_EQ(run({"--config", "tiny.json", "--set", "train.steps=1"}), 0) << err();
+  EXPECT_TRUE(err_has("srun started 4 processes")) << err();
+  setenv("SLURM_STEP_NUM_TASKS", "1", 1);
+  EXPECT_EQ(run({"--config", "tiny.json", "--resume", "--set", "train.steps=2"}), 0);
+  EXPECT_EQ(err(), "");
+  unsetenv("SLURM_STEP_NUM_TASKS");
+}
+
 TEST_F(Program, PrintConfigDryRunAndDumpPlanStartNothing) {
   EXPECT_EQ(run({"--config", "tiny.json", "--print-config", "--set", "train.batch=3"}), 0);
   EXPECT_TRUE(out_has("train.batch")) << out();
@@ -151,6 +168,7 @@ TEST_F(Program, PrintConfigDryRunAndDumpPlanStartNothing) {
   EXPECT_TRUE(out_has("167,638,272")) << out();
   EXPECT_TRUE(out_has("167,688,192")) << out();
   EXPECT_TRUE(out_has("983,040")) << out();
+  EXPECT_TRUE(out_has("cpu, f32")) << out();
   EXPECT_TRUE(out_has("NO: only 1000.0 MiB")) << out();
   EXPECT_EQ(run({"--config", "tiny.json", "--dump-plan"}), 0);
   EXPECT_TRUE(out_has("blocks.1")) << out();
