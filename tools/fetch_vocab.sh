@@ -7,6 +7,16 @@ set -eu
 
 name=rwkv_vocab_v20230424.txt
 sha256=e6dee3d4e31b4d5c40ac99508ac6c701ceef4bed681bf2167ce9a908552bca89  # with LF line ends
+case ${1:-} in
+-h | --help)
+  sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0"
+  exit 0
+  ;;
+-*)
+  echo "fetch_vocab.sh: there is no option $1; the only argument is a folder" >&2
+  exit 2
+  ;;
+esac
 folder=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/greylag}
 
 if [ -s "$folder/$name" ]; then

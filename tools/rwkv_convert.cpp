@@ -55,8 +55,8 @@ Target target_of(const Flags& f) {
 std::optional<TensorType> type_of(const std::string& dtype) {
   if (dtype.empty()) return std::nullopt;
   if (dtype == "bf16") return TensorType::kBF16;
-  if (dtype == "fp16") return TensorType::kF16;
-  return dtype == "fp32" ? TensorType::kF32 : TensorType::kQ8_0;
+  if (dtype == "fp16" || dtype == "f16") return TensorType::kF16;
+  return dtype == "fp32" || dtype == "f32" ? TensorType::kF32 : TensorType::kQ8_0;
 }
 
 TokenizerBlob blob_of(const Tokenizer& t) {
@@ -116,7 +116,7 @@ int main(int argc, char** argv) {
   app.add_option("--to", f.to, "the format, whatever the ending")
       ->check(CLI::IsMember({"h5", "pth", "safetensors", "hf", "gguf"}));
   app.add_option("--dtype", f.dtype, "type of the values (default: as they are stored)")
-      ->check(CLI::IsMember({"fp32", "bf16", "fp16", "q8_0"}));
+      ->check(CLI::IsMember({"fp32", "f32", "bf16", "fp16", "f16", "q8_0"}));
   app.add_option("--vocab", f.vocab, kVocabHelp);
   app.add_flag("--dry-run", f.dry_run, "print the table of tensors, write nothing");
   auto* inspect =

@@ -301,6 +301,12 @@ TEST_F(Convert, TrainingStartsFromAnyFile) {
   EXPECT_EQ(after("r2", "--init a.h5"), expected);
   EXPECT_EQ(after("r3", "--init folder"), expected);
   EXPECT_EQ(after("r4", "--init c.gguf"), expected);
+  std::filesystem::create_directory(dir_.file("run"));
+  std::filesystem::copy_file(dir_.file("a.h5"), dir_.file("run/other.h5"));
+  expect_failure(run("rwkv-train", "--config c.json --init run --set checkpoint.dir=r7"), 3,
+                 "no checkpoint in this folder");
+  // A run folder stands for its newest checkpoint.
+  EXPECT_EQ(after("r8", "--init r1"), after("r9", "--init r1/step_00000002.h5"));
   EXPECT_NE(after("r5", ""), expected);
   expect_failure(
       run("rwkv-train",
@@ -316,6 +322,10 @@ TEST_F(Convert, DryRunAndInspect) {
                            "blocks.1.att.w1, transposed", "zeros, unused by the model"})
     EXPECT_NE(table.out.find(part), std::string::npos) << part;
   EXPECT_FALSE(std::filesystem::exists(dir_.file("x.gguf")));
+  for (const char* pair : {"fp16 f16", "fp32 f32"}) {  // both names of a type
+    const std::string names = pair, dry = "seven.pth x.pth --dry-run --dtype ";
+    EXPECT_EQ(convert(dry + names.substr(0, 4)).out, convert(dry + names.substr(5)).out);
+  }
   for (const char* way : {"seven.pth a.h5", "seven.pth b/", "seven.pth c.gguf"})
     ASSERT_EQ(convert(way).code, 0);
   for (const char* file : {"seven.pth", "a.h5", "b", "c.gguf"}) {
@@ -340,7 +350,7 @@ TEST_F(Convert, MistakesHaveTheirExitCodes) {
   expect_failure(convert(kRwkv4 + " x.gguf"), 2, "llama.cpp has no RWKV-4");
   expect_failure(convert("--inspect seven.pth --to h5"), 2, "excludes");
   std::filesystem::create_directory(dir_.file("empty"));
-  expect_failure(convert("--inspect empty"), 2, "no checkpoint in this folder");
+  expect_failure(convert("--inspect empty"), 3, "no checkpoint in this folder");
   expect_failure(convert("missing.pth x.h5"), 3, "missing.pth");
   expect_failure(convert("seven.pth no/such/folder/x.h5"), 3, "does not exist");
   expect_failure(convert(kHere + "torch_variants.pth x.h5"), 3, "not those of an RWKV");

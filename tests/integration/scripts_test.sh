@@ -21,6 +21,8 @@ exits() {
 
 exits 2 'unknown argument' "$tools/install_deps.sh" nonsense
 exits 2 'at least one purpose' "$tools/install_deps.sh"
+exits 0 'RWKV World vocabulary' "$tools/fetch_vocab.sh" --help
+exits 2 'no option --nonsense' "$tools/fetch_vocab.sh" --nonsense
 exits 0 'quickstart.sh \[--dir DIR\]' "$tools/quickstart.sh" --help
 exits 2 'unknown argument' "$tools/quickstart.sh" --nonsense
 exits 3 'no such folder' "$tools/quickstart.sh" --prefix "$work/nowhere"
