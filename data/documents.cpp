@@ -6,7 +6,6 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "data/io/json_depth.h"
 #include "kernels/core/error.h"
 
 namespace fs = std::filesystem;
@@ -63,6 +62,58 @@ std::string repair_surrogates(std::string_view line) {
   return out;
 }
 
+/// Finds one member of an object in passing: whatever else a line holds costs no memory.
+class MemberFinder final : public nlohmann::json_sax<nlohmann::json> {
+ public:
+  explicit MemberFinder(std::string_view field) : field_(field) {}
+  std::string root, kind, text,
+      problem;  ///< types of the line and of the member; "": there is none
+
+  bool null() override { return value("null"); }
+  bool boolean(bool) override { return value("boolean"); }
+  bool number_integer(number_integer_t) override { return value("number"); }
+  bool number_unsigned(number_unsigned_t) override { return value("number"); }
+  bool number_float(number_float_t, const string_t&) override { return value("number"); }
+  bool binary(binary_t&) override { return value("binary"); }
+  bool string(string_t& s) override {
+    value("string");
+    if (depth_ == 1 && wanted_) text = std::move(s);
+    return true;
+  }
+  bool start_object(size_t) override {
+    value("object");
+    return ++depth_ > 0;
+  }
+  bool start_array(size_t) override {
+    value("array");
+    return ++depth_ > 0;
+  }
+  bool end_object() override { return depth_-- > 0; }
+  bool end_array() override { return depth_-- > 0; }
+  bool key(string_t& name) override {
+    if (depth_ == 1) wanted_ = name == field_;
+    return true;
+  }
+  bool parse_error(size_t, const std::string&, const nlohmann::detail::exception& e) override {
+    // The library's text starts with an identifier in brackets; keep what follows.
+    const std::string_view what = e.what();
+    const size_t bracket = what.find("] ");
+    problem = bracket == std::string_view::npos ? what : what.substr(bracket + 2);
+    return false;
+  }
+
+ private:
+  /// Of equal members the last one counts.
+  bool value(const char* type) {
+    if (depth_ == 0) root = type;
+    if (depth_ == 1 && wanted_) kind = type;
+    return true;
+  }
+  std::string_view field_;
+  size_t depth_ = 0;
+  bool wanted_ = false;  ///< the member that was begun last, of the outermost object
+};
+
 }  // namespace
 
 TextFormat parse_text_format(std::string_view name) {
@@ -111,26 +162,17 @@ std::vector<InputFile> find_inputs(const std::vector<std::string>& paths, TextFo
 std::string text_of_json_line(std::string_view line, const std::string& field) {
   const bool suspicious =
       line.find("\\ud") != std::string_view::npos || line.find("\\uD") != std::string_view::npos;
-  RWKV_CHECK(!json_deeper_than(line), IoError, "malformed JSON: nested more than ", kMaxJsonDepth,
-             " levels deep");
-  nlohmann::json value;
-  try {
-    value =
-        suspicious ? nlohmann::json::parse(repair_surrogates(line)) : nlohmann::json::parse(line);
-  } catch (const nlohmann::json::exception& e) {
-    // The library's text starts with an identifier in brackets; keep what follows.
-    const std::string_view what = e.what();
-    const size_t bracket = what.find("] ");
-    throw IoError(str("malformed JSON: ",
-                      bracket == std::string_view::npos ? what : what.substr(bracket + 2)));
-  }
-  const auto member = value.is_object() ? value.find(field) : value.end();
-  RWKV_CHECK(value.is_object(), IoError, "expected a JSON object, found a JSON ",
-             value.type_name());
-  RWKV_CHECK(member != value.end(), IoError, "the object has no member \"", field, "\"");
-  RWKV_CHECK(member->is_string(), IoError, "member \"", field, "\" is a JSON ", member->type_name(),
+  MemberFinder found(field);
+  if (suspicious)
+    nlohmann::json::sax_parse(repair_surrogates(line), &found);
+  else
+    nlohmann::json::sax_parse(line, &found);
+  RWKV_CHECK(found.problem.empty(), IoError, "malformed JSON: ", found.problem);
+  RWKV_CHECK(found.root == "object", IoError, "expected a JSON object, found a JSON ", found.root);
+  RWKV_CHECK(!found.kind.empty(), IoError, "the object has no member \"", field, "\"");
+  RWKV_CHECK(found.kind == "string", IoError, "member \"", field, "\" is a JSON ", found.kind,
              ", expected a string");
-  return std::move(member->get_ref<std::string&>());
+  return std::move(found.text);
 }
 
 WorkReader::WorkReader(std::vector<InputFile> inputs, std::shared_ptr<const Tokenizer> tokenizer,

@@ -12,7 +12,7 @@ namespace {
 
 constexpr uint32_t kVersion = 3;
 constexpr uint64_t kAlignment = 32;
-constexpr uint64_t kMaxHeaderBytes = uint64_t{256} << 20;
+constexpr uint64_t kMaxHeaderBytes = uint64_t{64} << 20;  // five times that of large vocabularies
 constexpr size_t kMaxRank = 4;
 
 enum ValueType : uint32_t {
@@ -96,6 +96,8 @@ class HeaderReader {
   std::string text() {
     const auto n = number<uint64_t>();
     need(n);
+    RWKV_CHECK(n <= kMaxHeaderBytes, IoError, "reading the header of ", file_.path(),
+               ": a text of ", n, " bytes; the file is damaged");
     std::string s(n, '\0');
     read(std::as_writable_bytes(std::span(s)));
     return s;

@@ -118,6 +118,11 @@ TEST(HostileJson, NeedsNoMemory) {
   put_file(dir.file("config.json"), "{\"model_type\": " + deep + "}");
   put_file(dir.file("model.safetensors.index.json"), "{\"weight_map\": " + deep + "}");
   expect_io_error("deep", [&] { open_tensor_file(dir.path()); });
+  // Of a line only the text is kept, so it may nest as it likes.
+  std::string lists = "[]";
+  for (int i = 0; i < 24; ++i) lists = lists.size() < (24 << 20) ? lists + "," + lists : lists;
+  for (const std::string& other : {deep, "[" + lists + "]"})
+    EXPECT_EQ(text_of_json_line("{\"meta\": " + other + ", \"text\": \"t\"}", "text"), "t");
   EXPECT_NE(test::error_of<IoError>([&] { text_of_json_line(deep, "text"); }), "");
   expect_io_error("deep", [&] { ShardIndex::parse("{\"groups\": " + deep + "}", "here"); });
   EXPECT_LE(test::peak_mib() - before, test::kMaxGrowthMib);
@@ -191,6 +196,22 @@ TEST(HostileShards, GroupsTimesTensors) {
   const std::string json =
       "{\"groups\":[" + groups + "],\"tensors\":[" + tensors + "],\"files\":[]}";
   expect_io_error("groups", [&] { ShardIndex::parse(json, "here"); });
+}
+
+// Sizes that fit the file, which may have holes, and no header.
+TEST(HostileGguf, TextAsLongAsTheFile) {
+  const TempDir dir;
+  ByteBuilder b;
+  b.text("GGUF");
+  b.number<uint32_t>(3);
+  b.number<uint64_t>(0);
+  b.number<uint64_t>(1);
+  b.number<uint64_t>(uint64_t{3} << 30);  // of the first key
+  put_file(dir.file("m.gguf"), b.bytes);
+  std::filesystem::resize_file(dir.file("m.gguf"), uint64_t{4} << 30);
+  const int64_t before = test::peak_mib();
+  expect_io_error("damaged", [&] { open_tensor_file(dir.file("m.gguf")); });
+  EXPECT_LE(test::peak_mib() - before, test::kMaxGrowthMib);
 }
 
 // A few bytes of zstd can be a line without end.
