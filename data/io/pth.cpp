@@ -18,6 +18,8 @@ using Kind = PickledValue::Kind;
 constexpr uint64_t kMaxPickleBytes = uint64_t{16} << 20;
 /// A view may have more elements than its storage (stride 0), but not to fill the memory.
 constexpr uint64_t kMaxExpanded = uint64_t{1} << 20;
+/// Views whose elements lie further apart than this are read one by one.
+constexpr uint64_t kSparse = 64;
 
 /// Steps through the elements of a strided view in row-major order.
 template <class Visit>
@@ -56,11 +58,14 @@ class PthFile : public TensorFile {
  protected:
   /// All values of a storage, a piece at a time, compared with their checksum if there is one.
   virtual void stream_storage(size_t storage, std::span<float> out) const = 0;
-  virtual std::vector<std::byte> load_storage(size_t storage) const = 0;
+  /// Bytes of a storage from `offset` on, without a check.
+  virtual void read_storage(size_t storage, uint64_t offset, std::span<std::byte> out) const = 0;
+  /// Reads all of a storage to compare it with its checksum, if there is one.
+  virtual void check_storage(size_t storage) const = 0;
 
   void take_tensors(Pickle pickle) {
     pickle_ = std::move(pickle);
-    uses_.assign(pickle_.storages.size(), 0);
+    checked_.assign(pickle_.storages.size(), false);
     const PickledValue& top = pickle_.values[pickle_.top];
     RWKV_CHECK(top.kind == Kind::kDict, IoError, "reading ", path_,
                ": the pickled object is no dict; expected a state_dict, names with tensors");
@@ -126,7 +131,6 @@ class PthFile : public TensorFile {
     add_tensor({name, t.shape, s.type, std::string(tensor_type_name(s.type)),
                 tensor_bytes(s.type, numel)});
     order_.push_back(tensor);
-    ++uses_[t.storage];
   }
 
   void read_values(size_t index, std::span<float> out) const override {
@@ -135,31 +139,38 @@ class PthFile : public TensorFile {
     const TensorType type = pickle_.storages[t.storage].type;
     if (contiguous(t) && out.size() == static_cast<uint64_t>(pickle_.storages[t.storage].numel))
       return stream_storage(t.storage, out);
-    // A storage that several tensors view is kept until another one is needed.
-    std::vector<std::byte> own;
-    if (uses_[t.storage] == 1) {
-      own = load_storage(t.storage);
-    } else if (cached_ != t.storage) {
-      cached_ = SIZE_MAX;
-      cache_ = load_storage(t.storage);
-      cached_ = t.storage;
-    }
-    const std::span<const std::byte> bytes = uses_[t.storage] == 1 ? own : cache_;
+    if (!checked_[t.storage]) check_storage(t.storage);
+    checked_[t.storage] = true;
+    // Only what the view spans: its storage may be far larger, and viewed by many.
     const uint64_t width = tensor_bytes(type, 1);
+    const auto first = static_cast<uint64_t>(t.offset);
+    const auto read = [&](uint64_t element, std::span<std::byte> bytes) {
+      read_storage(t.storage, element * width, bytes);
+    };
     if (contiguous(t))
-      return decode_tensor(
-          type, bytes.subspan(static_cast<uint64_t>(t.offset) * width, out.size() * width), out);
+      return decode_pieces(type, out, [&](uint64_t offset, std::span<std::byte> bytes) {
+        read(first + offset / width, bytes);
+      });
+    uint64_t last = first;
+    for (size_t d = 0; d < t.shape.size(); ++d)
+      last += static_cast<uint64_t>(t.shape[d] - 1) * static_cast<uint64_t>(t.stride[d]);
     float* to = out.data();
+    std::vector<std::byte> bytes(width);
+    if (last - first >= kSparse * out.size())
+      return for_each_index(t, [&](uint64_t i) {
+        read(i, bytes);
+        decode_tensor(type, bytes, {to++, 1});
+      });
+    bytes.resize((last - first + 1) * width);
+    read(first, bytes);
     for_each_index(t, [&](uint64_t i) {
-      decode_tensor(type, bytes.subspan(i * width, width), {to++, 1});
+      decode_tensor(type, std::span(bytes).subspan((i - first) * width, width), {to++, 1});
     });
   }
 
   Pickle pickle_;
-  std::vector<size_t> order_;  ///< tensor i of the file is pickle_.tensors[order_[i]]
-  std::vector<size_t> uses_;   ///< tensors per storage
-  mutable size_t cached_ = SIZE_MAX;
-  mutable std::vector<std::byte> cache_;
+  std::vector<size_t> order_;          ///< tensor i of the file is pickle_.tensors[order_[i]]
+  mutable std::vector<bool> checked_;  ///< storages
 };
 
 class ZippedPth final : public PthFile {
@@ -203,8 +214,21 @@ class ZippedPth final : public PthFile {
                " has ", e->bytes, " bytes, expected ", storage_bytes(storage));
     return *e;
   }
-  std::vector<std::byte> load_storage(size_t storage) const override {
-    return zip_.read(entry(storage));
+  void read_storage(size_t storage, uint64_t offset, std::span<std::byte> out) const override {
+    zip_.file().read(entry(storage).offset + offset, out, "a storage");
+  }
+  void check_storage(size_t storage) const override {
+    const ZipEntry& e = entry(storage);
+    if (e.crc == 0) return;
+    std::vector<std::byte> piece(std::min<uint64_t>(e.bytes, 1 << 20));
+    uint32_t crc = 0;
+    for (uint64_t at = 0; at < e.bytes; at += piece.size()) {
+      const std::span<std::byte> part =
+          std::span(piece).first(std::min<uint64_t>(piece.size(), e.bytes - at));
+      zip_.file().read(e.offset + at, part, e.name);
+      crc = crc32(part, crc);
+    }
+    zip_.check_crc(e, crc);
   }
   void stream_storage(size_t storage, std::span<float> out) const override {
     const ZipEntry& e = entry(storage);
@@ -288,10 +312,10 @@ class LegacyPth final : public PthFile {
                     file_.read(places_[storage] + offset, bytes, "a storage");
                   });
   }
-  std::vector<std::byte> load_storage(size_t storage) const override {
-    return file_.read(places_[storage], storage_bytes(storage),
-                      str("storage ", pickle().storages[storage].key));
+  void read_storage(size_t storage, uint64_t offset, std::span<std::byte> out) const override {
+    file_.read(places_[storage] + offset, out, "a storage");
   }
+  void check_storage(size_t) const override {}  // there are no checksums
 
   ByteFile file_;
   std::vector<uint64_t> places_;

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 
@@ -12,6 +13,7 @@
 #include "data/io/json_depth.h"
 #include "data/io/pickle.h"
 #include "data/io/tensor_file.h"
+#include "data/io/zip_file.h"
 #include "data/tokenizer/tokenizer.h"
 #include "inference/load.h"
 #include "model/model_export.h"
@@ -183,6 +185,83 @@ TEST(HostilePickles, CallsWithManyArguments) {
   pickle += "ctorch._utils\n_rebuild_parameter\nq\x02";  // and what it is given to
   pickle += "h\x02h\x01R.";
   expect_io_error("argument", [&] { read_pickle(std::as_bytes(std::span(pickle)), "here"); });
+}
+
+/// A .pth of many small tensors that view two storages of `elements` numbers in turn, by `stride`.
+void put_views(const std::string& path, int tensors, int32_t elements, int32_t stride) {
+  ByteBuilder b;
+  const auto text = [&](const std::string& t) {
+    b.text("X");
+    b.number(static_cast<uint32_t>(t.size()));
+    b.text(t);
+  };
+  const auto integer = [&](int32_t n) {
+    b.text("J");
+    b.number(n);
+  };
+  b.text("\x80\x02}(");
+  for (int i = 0; i < tensors; ++i) {
+    text("t" + std::to_string(i));
+    b.text("ctorch._utils\n_rebuild_tensor_v2\n((");
+    text("storage");
+    b.text("ctorch\nFloatStorage\n");
+    text(std::to_string(i % 2));
+    text("cpu");
+    integer(elements);
+    b.text("tQ");
+    integer(i);  // where the view begins
+    integer(3);
+    b.text("\x85");
+    integer(stride);
+    b.text("\x85\x89}tR");
+  }
+  b.text("u.");
+  ByteWriter out(path);
+  ZipWriter zip(out);
+  zip.add_text("a/data.pkl", b.bytes);
+  for (int s = 0; s < 2; ++s) {
+    std::vector<float> values(static_cast<size_t>(elements));
+    for (size_t i = 0; i < values.size(); ++i)
+      values[i] = static_cast<float>(i) + (s == 0 ? 0 : 0.5f);
+    zip.add("a/data/" + std::to_string(s), std::as_bytes(std::span(values)));
+  }
+  zip.finish();
+  out.close();
+}
+
+// Views cost what they hold, not what lies beside it: 4000 times 8 MiB would take a minute.
+TEST(HostilePickles, SmallViewsOfLargeStorages) {
+  const TempDir dir;
+  constexpr int32_t kElements = 2 << 20, kTensors = 4000;
+  for (const int32_t stride : {1, 2, 1 << 19}) {
+    put_views(dir.file("m.pth"), kTensors, kElements, stride);
+    const auto file = open_tensor_file(dir.file("m.pth"));
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < kTensors; ++i) {
+      float values[3];
+      file->read(file->find("t" + std::to_string(i)).value(), values);
+      const float first = static_cast<float>(i) + (i % 2 == 0 ? 0 : 0.5f);
+      for (int k = 0; k < 3; ++k) ASSERT_EQ(values[k], first + static_cast<float>(k * stride)) << i;
+    }
+    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(8)) << stride;
+  }
+}
+
+// Damage is found wherever it lies in a storage that is viewed.
+TEST(HostilePickles, ChecksumsOfViewedStorages) {
+  const TempDir dir;
+  put_views(dir.file("m.pth"), 2, 10000, 1);
+  std::string bytes = read_file(dir.file("m.pth"));
+  const float last = 9999.5f;
+  const size_t at = bytes.rfind(std::string(reinterpret_cast<const char*>(&last), 4));
+  ASSERT_NE(at, std::string::npos);
+  bytes[at] = static_cast<char>(bytes[at] ^ 1);
+  put_file(dir.file("m.pth"), bytes);
+  const auto file = open_tensor_file(dir.file("m.pth"));
+  float values[3];
+  file->read(file->find("t0").value(), values);
+  for (int again = 0; again < 2; ++again)
+    expect_io_error("checksum", [&] { file->read(file->find("t1").value(), values); });
 }
 
 // Every tensor stands once per group, even where it has no elements and so no place in a file.
