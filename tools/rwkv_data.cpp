@@ -76,10 +76,9 @@ void make_tasks(const TaskOptions& o) {
   };
   tokens(o.output, TaskSplit::kTrain, o.tokens);
   tokens(o.valid, TaskSplit::kHeldOut, o.valid_tokens);
-  if (!o.problems.empty())
-    std::cout << o.problems << ": "
-              << write_task_problems(o.problems, o.seed, TaskSplit::kHeldOut, mix, o.per_task)
-              << " held-out problems\n";
+  if (o.problems.empty()) return;
+  const int64_t n = write_task_problems(o.problems, o.seed, TaskSplit::kHeldOut, mix, o.per_task);
+  std::cout << o.problems << ": " << n << " held-out problems\n";
 }
 
 }  // namespace

@@ -189,8 +189,15 @@ int run(Flags& f, const std::vector<std::string>& extras, rwkv::RankSession& ran
     }
     if (!r.fell)
       std::printf("the loss never fell: take more --lr-steps, a larger batch or other data\n");
-    std::printf("loss lowest at lr %.3g, falling fastest at %.3g: try optimizer.lr=%.2g\n%s %s\n",
-                r.lowest, r.steepest, r.suggestion, r.json_path.c_str(), r.picture_path.c_str());
+    if (r.rose)
+      std::printf("loss lowest at lr %.3g, falling fastest at %.3g: try optimizer.lr=%.2g\n",
+                  r.lowest, r.steepest, r.suggestion);
+    else
+      std::printf(
+          "the loss was lowest at the last lr, %.3g: no rate can be judged by that; let the "
+          "test run to its end, or take a larger --lr-max\n",
+          r.lowest);
+    std::printf("%s %s\n", r.json_path.c_str(), r.picture_path.c_str());
     return 0;
   }
   if (f.smoke) {

@@ -42,11 +42,17 @@ bool draw(const LrRangeResult& r, const std::string& path) {
       pipe,
       "set terminal pngcairo size 900,540\nset output '%s'\nset logscale x\n"
       "set format x '%%g'\nset xlabel 'learning rate'\nset ylabel 'loss (nats per token)'\n"
-      "set grid\nset arrow from %.9g, graph 0 to %.9g, graph 1 nohead dashtype 2\n"
-      "set label 'suggestion %.2g' at %.9g, graph 0.95 offset 1,0\n"
+      "set grid\n",
+      quoted.c_str());
+  if (r.rose)
+    std::fprintf(pipe,
+                 "set arrow from %.9g, graph 0 to %.9g, graph 1 nohead dashtype 2\n"
+                 "set label 'suggestion %.2g' at %.9g, graph 0.95 offset 1,0\n",
+                 r.suggestion, r.suggestion, r.suggestion, r.suggestion);
+  std::fputs(
       "plot '-' using 1:2 with points pt 7 ps 0.4 lc rgb 'gray' title 'step', "
       "'-' using 1:2 with lines lw 2 title 'running mean'\n",
-      quoted.c_str(), r.suggestion, r.suggestion, r.suggestion, r.suggestion);
+      pipe);
   for (const auto& p : r.points) std::fprintf(pipe, "%.9g %.9g\n", p.lr, p.loss);
   std::fputs("e\n", pipe);
   for (const auto& p : r.points) std::fprintf(pipe, "%.9g %.9g\n", p.lr, p.smooth);
@@ -61,6 +67,7 @@ std::string to_json(const LrRangeResult& r) {
   j["lowest"] = r.lowest;
   j["steepest"] = r.steepest;
   j["fell"] = r.fell;
+  j["rose"] = r.rose;
   for (const auto& p : r.points)
     j["points"].push_back({{"lr", p.lr}, {"loss", p.loss}, {"smooth", p.smooth}});
   return j.dump(1) + "\n";
@@ -74,6 +81,7 @@ void judge_lr_range(LrRangeResult& r) {
   const auto best = std::ranges::min_element(r.points, {}, &LrRangeResult::Point::smooth);
   r.lowest = best->lr;
   r.fell = best - r.points.begin() > 5;
+  r.rose = r.rose || best + 1 != r.points.end();
   double slope = 0;
   r.steepest = r.lowest;
   // Differences over five steps: single ones are mostly noise.
@@ -120,12 +128,14 @@ LrRangeResult find_lr(const TrainConfig& config, const TrainerOptions& options,
       step.accumulate(m);
     }
     const TrainStep::Result r = step.finish(lr);
-    if (!r.finite) break;
+    result.rose = !r.finite;
+    if (result.rose) break;
     mean = 0.9 * mean + 0.1 * r.loss;
     weight = 0.9 * weight + 0.1;
     const double smooth = mean / weight;
     best = std::min(best, smooth);
-    if (smooth > 2 * best) break;
+    result.rose = smooth > 2 * best;
+    if (result.rose) break;
     result.points.push_back({lr, r.loss, smooth});
     if ((n + 1) % 10 == 0)
       line.message(str("step ", n + 1, "/", range.steps, "  lr ", lr, "  loss ", r.loss));

@@ -24,7 +24,8 @@ struct LrRangeResult {
   double steepest = 0;        ///< rate at which the smooth loss falls fastest per decade
   double lowest = 0;          ///< rate at which it is lowest
   bool fell = false;          ///< the loss fell at all: otherwise nothing is suggested by it
-  double suggestion = 0;      ///< a tenth of `lowest`
+  bool rose = false;      ///< it rose or exploded beyond `lowest`: else the test ended too early
+  double suggestion = 0;  ///< a tenth of `lowest`
   std::string json_path, picture_path;  ///< picture: empty without gnuplot
   /// Set, and nothing judged or written, if a signal came before there were three points.
   bool stopped_early = false;
@@ -36,7 +37,8 @@ struct LrRangeResult {
 LrRangeResult find_lr(const TrainConfig& config, const TrainerOptions& options,
                       const LrRangeOptions& range);
 
-/// Fills in steepest, lowest and suggestion from the points.
+/// Fills in steepest, lowest, fell, rose (unless it is true already) and suggestion from the
+/// points.
 void judge_lr_range(LrRangeResult& result);
 
 }  // namespace rwkv

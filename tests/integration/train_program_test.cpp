@@ -150,6 +150,21 @@ TEST_F(Program, ExitCodesAndMessages) {
   EXPECT_TRUE(out_has("--resume")) << out();
 }
 
+TEST_F(Program, ALearningRateTestThatEndsTooEarlySuggestsNothing) {
+  const std::vector<std::string> test = {"--config", "tiny.json",  "--find-lr", "--lr-min",
+                                         "1e-6",     "--lr-steps", "20",        "--lr-max"};
+  const auto up_to = [&](const char* most) {
+    std::vector<std::string> args = test;
+    args.emplace_back(most);
+    return run(args);
+  };
+  EXPECT_EQ(up_to("1e-3"), 0) << err();
+  EXPECT_TRUE(out_has("larger --lr-max")) << out();
+  EXPECT_FALSE(out_has("try optimizer.lr")) << out();
+  EXPECT_EQ(up_to("10"), 0) << err();
+  EXPECT_TRUE(out_has("try optimizer.lr")) << out();
+}
+
 TEST_F(Program, ProcessesOfSrunThatCannotMeetAreToldSo) {
   setenv("SLURM_STEP_NUM_TASKS", "4", 1);
   EXPECT_EQ(run({"--config", "tiny.json", "--set", "train.steps=1"}), 0) << err();

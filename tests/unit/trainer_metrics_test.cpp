@@ -228,6 +228,12 @@ TEST(LrRange, FindsTheValley) {
   EXPECT_NEAR(std::log10(r.lowest), -2, 0.3);
   EXPECT_DOUBLE_EQ(r.suggestion, r.lowest / 10);
   EXPECT_TRUE(r.fell);
+  EXPECT_TRUE(r.rose);
+  LrRangeResult falling;
+  for (int i = 0; i < 20; ++i) falling.points.push_back({1e-3 * (i + 1), 30.0 - i, 30.0 - i});
+  judge_lr_range(falling);
+  EXPECT_TRUE(falling.fell);
+  EXPECT_FALSE(falling.rose);
   LrRangeResult rising;
   for (int i = 0; i < 20; ++i) rising.points.push_back({1e-3 * (i + 1), 1.0 + i, 1.0 + i});
   judge_lr_range(rising);
