@@ -36,7 +36,12 @@ while [ $# -gt 0 ]; do
       case $1 in
         --dir) run_dir=$2 ;;
         --prefix) prefix=$2 ;;
-        --threads) threads=(--threads "$2") ;;
+        --threads)
+          case $2 in
+            '' | *[!0-9]*) fail "--threads: found '$2', expected a number; 0 is all cores" ;;
+          esac
+          threads=(--threads "$2")
+          ;;
         --set) settings+=(--set "$2") ;;
       esac
       shift
@@ -86,7 +91,8 @@ if [ -z "$run_dir" ]; then
     number=$((number + 1))
   done
 fi
-mkdir -p "$run_dir"
+mkdir -p "$run_dir" 2>/dev/null ||
+  fail "the folder $run_dir cannot be made; is there a file of that name, or no right to write?" 3
 run_dir=$(cd "$run_dir" && pwd)
 
 step "packages and programs"

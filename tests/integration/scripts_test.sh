@@ -25,6 +25,8 @@ exits 0 'RWKV World vocabulary' "$tools/fetch_vocab.sh" --help
 exits 2 'no option --nonsense' "$tools/fetch_vocab.sh" --nonsense
 exits 0 'quickstart.sh \[--dir DIR\]' "$tools/quickstart.sh" --help
 exits 2 'unknown argument' "$tools/quickstart.sh" --nonsense
+exits 2 "found 'x', expected a number" "$tools/quickstart.sh" --threads x
+exits 3 'a file of that name' "$tools/quickstart.sh" --dir "$tools/quickstart.sh"
 exits 3 'no such folder' "$tools/quickstart.sh" --prefix "$work/nowhere"
 exits 2 'unknown argument' "$tools/test.sh" --nonsense
 
