@@ -35,6 +35,8 @@ TensorType type_of(H5Type type) {
   }
 }
 
+constexpr uint64_t kMostBytes = uint64_t{32} << 20;  // of a vocabulary
+
 /// Everything that this program reads of a file; the values only of what a file of its size can
 /// hold, and with `sealed` not of tensors that lie in one piece: those are only copied.
 void read_everything(const std::string& path, bool sealed) {
@@ -42,12 +44,15 @@ void read_everything(const std::string& path, bool sealed) {
   std::error_code ec;
   const uint64_t most = std::filesystem::file_size(path, ec) / 2;
   std::vector<float> values;
+  file.has_attr("", kSealedAttribute);
   for (const std::string& name : file.list_datasets()) {
     if (file.type(name) == H5Type::kString) {
       file.read_string(name);
       continue;
     }
     const uint64_t numel = checked_numel(file.shape(name), name, path);
+    // Vocabularies: compressed, and in chunks that may be far larger than they are.
+    if (file.type(name) == H5Type::kU8 && numel <= kMostBytes) file.read<uint8_t>(name);
     if (file.type(name) != H5Type::kF32 || numel > most) continue;
     if (file.has_attr(name, "crc32")) file.attr_int(name, "crc32");
     if (sealed && file.data_offset(name) >= 0) continue;

@@ -1,6 +1,8 @@
 // What files of strangers can hold that random changes hardly ever hit, one by one.
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstring>
@@ -76,6 +78,30 @@ TEST(HostileHdf5, NothingOfOtherFiles) {
   EXPECT_FALSE(file.exists("link"));
   expect_io_error("no such", [&] { file.read<float>("link"); });
   for (const std::string& name : file.list_datasets()) EXPECT_NE(name, "link");
+}
+
+// A vocabulary of a few bytes in a chunk that a megabyte unpacks to.
+TEST(HostileHdf5, ChunksLargerThanTheirDataset) {
+  const TempDir dir;
+  const auto write = [&] {
+    const test::TestModel m = test::random_model(3, 2, 32, 257, 32);
+    Hdf5File file = Hdf5File::create(dir.file("m.h5"));
+    write_model(file, m.model->config(), m.model->params(), *m.weights, {"bytes", "", {}});
+    file.create_extendible<uint8_t>("tokenizer/blob", {.chunk_rows = 400 << 20, .deflate = 1});
+    file.append<uint8_t>("tokenizer/blob", std::vector<uint8_t>(100, 'x'));
+    file.close();
+  };
+  const pid_t writer = ::fork();  // so that its memory is not counted
+  if (writer == 0) {
+    write();
+    ::_exit(0);
+  }
+  int status = -1;
+  ASSERT_EQ(::waitpid(writer, &status, 0), writer);
+  ASSERT_EQ(status, 0);
+  const int64_t before = test::peak_mib();
+  expect_io_error("m.h5", [&] { load_model(dir.file("m.h5")); });
+  EXPECT_LE(test::peak_mib() - before, 256);
 }
 
 TEST(HostileJson, Depth) {

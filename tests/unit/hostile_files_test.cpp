@@ -78,6 +78,14 @@ class HostileFiles : public testing::TestWithParam<std::string> {
     Hdf5File bare = Hdf5File::create(dir_.file("bare.h5"));
     write_model(bare, small.model->config(), small.model->params(), *small.weights, {});
     bare.close();
+    // A vocabulary is the one thing that is stored in compressed chunks.
+    const test::TestModel bytes = test::random_model(3, 2, 32, 257, 32);
+    Hdf5File chunked = Hdf5File::create(dir_.file("chunked.h5"));
+    std::vector<uint8_t> text(3000);
+    for (size_t i = 0; i < text.size(); ++i) text[i] = static_cast<uint8_t>(i * i >> 3);
+    write_model(chunked, bytes.model->config(), bytes.model->params(), *bytes.weights,
+                {"bytes", make_tokenizer("bytes", "")->hash(), text});
+    chunked.close();
     write_shards(small);
     without_checksums(dir_.file("m.pth"), dir_.file("no-crc.pth"));
     std::filesystem::copy(kHere + "torch_variants.pth", dir_.file("variants.pth"));
@@ -175,13 +183,16 @@ class HostileFiles : public testing::TestWithParam<std::string> {
     if (name == "gguf") return model("m.gguf", 0, 16000);
     if (name == "gguf_neox") return model("neox.gguf", 0, 16000);
     if (name == "hdf5") return model("m.h5");
-    if (name == "hdf5_sealed_again") {  // made on purpose: the seal holds
-      const std::string from = dir_.file("bare.h5"), path = dir_.file("sealed.h5");
+    if (name == "hdf5_sealed_again" || name == "hdf5_vocabulary") {  // on purpose: the seal holds
+      const bool chunks = name == "hdf5_vocabulary";
+      const std::string from = dir_.file(chunks ? "chunked.h5" : "bare.h5");
+      const std::string path = dir_.file("sealed.h5");
       Victim v{name, from, [from, path] {
                  const std::string body = read_file(from);
                  put_file(path, body + seal_of(body));
                  return try_to_open(path);
                }};
+      if (chunks) v.structure_end = 14000;
       v.mutations = 100;
       v.cuts_show = false;  // in values that nothing tells apart from others
       return v;
@@ -215,8 +226,8 @@ INSTANTIATE_TEST_SUITE_P(Format, HostileFiles,
                          testing::Values("pth", "pth_pickle", "pth_legacy", "pth_model",
                                          "pth_model_pickle", "pth_directory", "safetensors",
                                          "config_json", "gguf", "gguf_neox", "hdf5",
-                                         "hdf5_sealed_again", "hdf5_without_seal", "shards",
-                                         "shards_index"),
+                                         "hdf5_sealed_again", "hdf5_vocabulary",
+                                         "hdf5_without_seal", "shards", "shards_index"),
                          [](const auto& format) { return format.param; });
 
 TEST_P(HostileFiles, TruncatedAtEveryPercent) {
