@@ -28,6 +28,13 @@ TEST(DetectLaunch, KnowsLaunchersByTheirVariables) {
   EXPECT_EQ(detect({{"OMPI_COMM_WORLD_SIZE", "1"}}).kind, Launch::Kind::kSingle);
   EXPECT_EQ(detect({{"OMPI_COMM_WORLD_SIZE", "4"}}).kind, Launch::Kind::kMpi);
   EXPECT_EQ(detect({{"PMIX_RANK", "0"}, {"SLURM_NTASKS", "2"}}).kind, Launch::Kind::kMpi);
+  EXPECT_EQ(detect({{"PMIX_RANK", "0"}, {"OMPI_COMM_WORLD_SIZE", "1"}}).kind, Launch::Kind::kSingle)
+      << "mpirun -n 1";
+  EXPECT_EQ(detect({{"PMIX_RANK", "0"}, {"SLURM_STEP_NUM_TASKS", "1"}}).kind,
+            Launch::Kind::kSingle);
+  EXPECT_EQ(
+      detect({{"PMIX_RANK", "0"}, {"SLURM_STEP_NUM_TASKS", "1"}, {"SLURM_HET_SIZE", "2"}}).kind,
+      Launch::Kind::kMpi);
   EXPECT_EQ(detect({{"RANK", "0"}, {"WORLD_SIZE", "1"}}).kind, Launch::Kind::kSingle);
 
   Variables torch = {{"RANK", "3"},
@@ -274,6 +281,17 @@ TEST(LocalRanks, CountsDeathsAndExitCodes) {
   EXPECT_EQ(killed.first, kExitLostRank);
   EXPECT_NE(killed.second.find("rank 2 (process "), std::string::npos) << killed.second;
   EXPECT_NE(killed.second.find("signal 9"), std::string::npos) << killed.second;
+}
+
+TEST(LocalRanks, AParentThatIgnoresTheEndOfItsChildrenChangesNothing) {
+  Child child([] {
+    signal(SIGCHLD, SIG_IGN);  // as programs started by it inherit it
+    alarm(20);                 // ends this process, which would wait for ever
+    int code = 0;
+    const Launch l = fork_local_ranks(2, "program", &code);
+    return l.rank < 0 ? code : 5;
+  });
+  EXPECT_EQ(child.wait(), 5);
 }
 
 TEST(LocalRanks, SignalsReachAllRanks) {

@@ -157,10 +157,14 @@ Launch detect_launch(const Get& get) {
     return from_variables(get, "RANK", "WORLD_SIZE", "LOCAL_RANK");
   const bool slurm =
       !get("SLURM_PROCID").empty() && !get("SLURM_NTASKS").empty() && !get("MASTER_ADDR").empty();
+  // PMIX_RANK says nothing of how many there are; parts of a heterogeneous job count their own
+  // only.
+  const bool alone = get("OMPI_COMM_WORLD_SIZE") == "1" ||
+                     (get("SLURM_STEP_NUM_TASKS") == "1" && get("SLURM_HET_SIZE").empty());
   for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS"}) {
     const std::string value = get(name);
     const bool counts = std::strcmp(name, "PMIX_RANK") != 0;
-    if (value.empty() || (counts && value == "1")) continue;
+    if (value.empty() || (counts ? value == "1" : alone)) continue;
     Launch l;
     l.kind = Launch::Kind::kMpi;
     l.description = "MPI";
@@ -194,6 +198,11 @@ Launch fork_local_ranks(int count, const std::string& program, int* exit_code) {
   l.job = random_token();
   l.job_name = str("of ", program, " ", ::getpid());
   const int listener = listen_locally(&l.port);
+  // Parents that ignore it hand that down; the system would then forget how ranks ended.
+  struct sigaction usual = {};
+  usual.sa_handler = SIG_DFL;
+  sigemptyset(&usual.sa_mask);
+  sigaction(SIGCHLD, &usual, nullptr);
   std::fflush(nullptr);
   std::vector<pid_t> pids;
   const pid_t parent = ::getpid();
