@@ -461,6 +461,15 @@ TEST_F(Ranks, AgreeOnErrors) {
     EXPECT_NE(group.rank(), 0);
     EXPECT_EQ(e.exit_code(), 3);
   }
+  const std::string folder(6000, 'f');
+  try {
+    agree(&group, [&] { RWKV_CHECK(group.rank() != 1, IoError, folder, ": advice"); });
+    ADD_FAILURE() << "rank 1 failed";
+  } catch (const AgreedError& e) {
+    EXPECT_EQ(e.what(), "rank 1: " + folder + ": advice") << "whatever its length";
+  } catch (const ReportedError& e) {
+    EXPECT_NE(group.rank(), 0);
+  }
   require_same(group, "the colour", "blue");
   try {
     require_same(group, "the colour", group.rank() + 1 == group.size() ? "red" : "blue");

@@ -1,8 +1,8 @@
 #include "trainer/comm/comm.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
+#include <span>
 
 #include "data/io/sha256.h"
 
@@ -11,9 +11,21 @@ namespace {
 
 /// What a rank says about a piece of work.
 struct Verdict {
-  int32_t code = -1;  ///< -1: it went well
-  std::array<char, 1020> message{};
+  int32_t code = -1;   ///< -1: it went well
+  uint32_t bytes = 0;  ///< of its message
 };
+
+/// The messages of all ranks: of most of them there is none, so this is for failures only.
+std::vector<std::string> gather_texts(HostGroup& group, const std::string& mine,
+                                      std::span<const Verdict> all) {
+  const size_t most = std::ranges::max(all, {}, &Verdict::bytes).bytes;
+  std::vector<char> padded(most), texts(most * all.size());
+  std::ranges::copy(mine, padded.begin());
+  if (most > 0) group.all_gather(padded.data(), most, texts.data());
+  std::vector<std::string> out;
+  for (size_t r = 0; r < all.size(); ++r) out.emplace_back(texts.data() + r * most, all[r].bytes);
+  return out;
+}
 
 }  // namespace
 
@@ -46,9 +58,12 @@ void agree(HostGroup* group, const std::function<void()>& work) {
     return;
   }
   Verdict mine;
+  std::string message;
   const auto failed = [&](int code, const char* what) {
+    constexpr size_t kMost = 16384;  // two paths of any length fit
     mine.code = code;
-    std::strncpy(mine.message.data(), what, mine.message.size() - 1);
+    message = std::string(what).substr(0, kMost);
+    mine.bytes = static_cast<uint32_t>(message.size());
   };
   try {
     work();
@@ -63,11 +78,11 @@ void agree(HostGroup* group, const std::function<void()>& work) {
   group->all_gather(&mine, sizeof mine, all.data());
   const auto first = std::ranges::find_if(all, [](const Verdict& v) { return v.code >= 0; });
   if (first == all.end()) return;
+  const std::vector<std::string> texts = gather_texts(*group, message, all);
+  const std::string& text = texts[static_cast<size_t>(first - all.begin())];
   std::vector<int> alike;
   for (size_t r = 0; r < all.size(); ++r)
-    if (all[r].code == first->code && all[r].message == first->message)
-      alike.push_back(static_cast<int>(r));
-  const std::string text(first->message.data());
+    if (all[r].code == first->code && texts[r] == text) alike.push_back(static_cast<int>(r));
   if (group->rank() != 0) throw ReportedError(text, first->code);
   throw AgreedError(alike.size() == all.size() ? text : str(ranks_text(alike), ": ", text),
                     first->code);
