@@ -152,6 +152,14 @@ TEST_F(Mpi, RanksThatDoNotFitTogetherAreRefusedAndNamed) {
   EXPECT_LT(2 * needs(named), 1.1 * static_cast<double>(available));
 }
 
+TEST_F(Mpi, OneRankPrintsThePlanOfAll) {
+  EXPECT_EQ(run(3, program("run"), {"--dry-run"}), 0) << output();
+  EXPECT_EQ(count("memory of each rank"), 1u) << output();
+  EXPECT_TRUE(says("192 = 1 micro-batches x 2 sequences x 32 x 3 ranks")) << output();
+  EXPECT_EQ(run(2, program("run"), {"--print-config"}), 0) << output();
+  EXPECT_EQ(count("train.context"), 1u) << output();
+}
+
 /// Spans by process of a trace, which must be valid.
 std::map<int, int> spans(const std::string& path) {
   std::map<int, int> out;
