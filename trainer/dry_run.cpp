@@ -112,7 +112,8 @@ std::string dry_run_report(const TrainConfig& config, Device device) {
 }
 
 std::string dump_plan(const TrainConfig& config, Device device) {
-  return TrainStep(config.model, step_options(config, device)).plan().dump();
+  const TrainConfig c = with_recomputation(config, device, nullptr);
+  return TrainStep(c.model, step_options(c, device)).plan().dump();
 }
 
 }  // namespace rwkv

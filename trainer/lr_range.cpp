@@ -14,6 +14,7 @@
 #include "trainer/gemm_choices.h"
 #include "trainer/memory.h"
 #include "trainer/metrics.h"
+#include "trainer/recompute.h"
 #include "trainer/signals.h"
 
 namespace rwkv {
@@ -100,7 +101,8 @@ LrRangeResult find_lr(const TrainConfig& config, const TrainerOptions& options,
              "learning-rate range test: ", range.steps, " steps from ", range.lr_min, " to ",
              range.lr_max, "; expected at least 3 steps and 0 < lr-min < lr-max");
   StatusLine line(options.quiet);
-  TrainStepOptions so = step_options(config, options.device);
+  TrainStepOptions so =
+      step_options(with_recomputation(config, options.device, nullptr), options.device);
   so.eval = false;
   TrainStep step(config.model, so);
   require_memory(step, config.limits.memory_mib);

@@ -11,6 +11,7 @@
 #include "trainer/gemm_choices.h"
 #include "trainer/memory.h"
 #include "trainer/metrics.h"
+#include "trainer/recompute.h"
 
 namespace rwkv {
 
@@ -40,7 +41,8 @@ SmokeResult run_smoke(const TrainConfig& config, const TrainerOptions& options,
   RWKV_CHECK(config.train.steps >= 2, ConfigError, "smoke run: train.steps is ", config.train.steps,
              ", expected at least 2 (two epochs)");
   StatusLine line(options.quiet);
-  TrainStep step(config.model, step_options(config, options.device));
+  TrainStep step(config.model,
+                 step_options(with_recomputation(config, options.device, nullptr), options.device));
   require_memory(step, config.limits.memory_mib);
   const TrainData data = open_train_data(config.data.train, config);
   const Schedule schedule = config.schedule(data.source->size());

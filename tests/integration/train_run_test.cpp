@@ -14,7 +14,9 @@
 #include "tests/unit/trainer_test_util.h"
 #include "trainer/checkpoint.h"
 #include "trainer/data_source.h"
+#include "trainer/dry_run.h"
 #include "trainer/lr_range.h"
+#include "trainer/memory.h"
 #include "trainer/smoke.h"
 #include "trainer/trainer.h"
 
@@ -425,6 +427,28 @@ TEST_F(TrainRun, SmokeRunsWithoutDataAndWritesNothing) {
       parse_config(R"({"model": {"n_layer": 2, "n_embd": 64, "vocab_size": 100}})", "x.json", {}));
   EXPECT_EQ(full.train.context, 1024);
   EXPECT_EQ(full.train.steps, 100);
+}
+
+TEST_F(TrainRun, AutomaticRecomputationHoldsWhateverTrains) {
+  const std::vector<std::string> large = {"train.context=64", "train.batch=16", "eval.every=0",
+                                          "train.steps=4"};
+  const TrainConfig all = config("auto", large);
+  const auto needs = [&](const TrainConfig& c) {
+    return total_bytes(TrainStep(c.model, step_options(c, Device::kCpu)).memory());
+  };
+  TrainConfig block = all;
+  block.train.grad_checkpointing = "block";
+  const auto limit = static_cast<int64_t>((needs(all) + needs(block)) / 2 >> 20);
+  ASSERT_LT(static_cast<size_t>(limit) << 20, needs(all));
+  ASSERT_GT(static_cast<size_t>(limit) << 20, needs(block));
+  TrainConfig c = all;
+  c.limits.memory_mib = limit;
+  EXPECT_THROW(run_smoke(c, quiet_), ConfigError);
+  EXPECT_EQ(dump_plan(c, Device::kCpu).find("recompute"), std::string::npos);
+  c.train.grad_checkpointing = "auto";
+  EXPECT_EQ(run_smoke(c, quiet_).last_loss, run_smoke(all, quiet_).last_loss);
+  EXPECT_EQ(find_lr(c, quiet_, {.lr_min = 1e-5, .lr_max = 1e-3, .steps = 8}).points.size(), 8u);
+  EXPECT_NE(dump_plan(c, Device::kCpu).find("recompute"), std::string::npos);
 }
 
 TEST_F(TrainRun, LearningRateTestWritesItsCurve) {
