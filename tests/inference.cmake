@@ -54,5 +54,5 @@ if(RWKV_HAVE_HTTPLIB)
   rwkv_test(serve_hostile_test LABEL integration SOURCES integration/serve_hostile_test.cpp
     DEPS rwkv_inference rwkv_httplib)
   add_dependencies(serve_program_test rwkv-serve)
-  add_dependencies(serve_hostile_test rwkv-serve)
+  add_dependencies(serve_hostile_test rwkv-serve rwkv-convert)
 endif()

@@ -57,6 +57,14 @@ LoadedModel load(const Flags& f, const std::string& path, const ModelConfig& con
   return m;
 }
 
+/// What clients call the model: a run folder keeps its name from checkpoint to checkpoint.
+std::string served_name(const std::string& given, const std::string& file) {
+  const auto path = std::filesystem::weakly_canonical(given);
+  return std::filesystem::is_directory(path) && path.extension() != ".shards"
+             ? path.filename().string()
+             : std::filesystem::path(file).stem().string();
+}
+
 int run(Flags& f) {
   StopWaiter waiter;
   use_threads(f.threads);
@@ -86,8 +94,7 @@ int run(Flags& f) {
   check_serving(config, options);
   const LoadedModel loaded = load(f, path, config);
   const Tokenizer& tokenizer = loaded.need_tokenizer();
-  if (f.api.model.empty())
-    f.api.model = f.random.empty() ? std::filesystem::path(path).stem().string() : path;
+  if (f.api.model.empty()) f.api.model = f.random.empty() ? served_name(f.model, path) : path;
   f.api.vocab = config.vocab_size;
   const auto serving = make_serving(*loaded.model, *loaded.weights, options);
   SequenceRunner* const runner = &serving->runner();

@@ -12,7 +12,8 @@ void declare_serve_flags(CLI::App& app, ServeFlags& f) {
                                 "for load tests: random weights of a public size, 0.1B to 13.3B");
   model->excludes(random);
   app.add_flag("--dry-run", f.dry_run, "print what memory it takes, and end");
-  app.add_option("--name", f.api.model, "the name that clients see (default: the file's)");
+  app.add_option("--name", f.api.model,
+                 "the name that clients see (default: the file's or the run folder's)");
   app.add_option("--host", f.http.host, "address to listen on")->capture_default_str();
   app.add_option("--port", f.http.port, "0: any free one, which is printed")
       ->check(CLI::Range(0, 65535))

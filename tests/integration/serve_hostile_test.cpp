@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "kernels/core/trace.h"
@@ -75,6 +76,19 @@ TEST_F(ServeProgram, TooManySlotsAreNamedBeforeTheModelIsRead) {
                 int64_t{1} << 30));
   EXPECT_EQ(code, 4);
   EXPECT_NE(said.find("serving takes more memory than there is"), std::string::npos) << said;
+}
+
+TEST_F(ServeProgram, AFolderIsServedUnderItsName) {
+  fs::create_directories(path("tiny-0.1B"));
+  const auto [said, code] = shell(str(RWKV_BINARY_DIR, "/bin/rwkv-convert ", path("random.h5"), " ",
+                                      path("tiny-0.1B/model.safetensors")));
+  ASSERT_EQ(code, 0) << said;
+  const Program folder(path("tiny-0.1B/"), {}), file(path("random.h5"), {});
+  const auto id = [](const Program& p) {
+    return nlohmann::json::parse(p.client().Get("/v1/models")->body)["data"][0]["id"];
+  };
+  EXPECT_EQ(id(folder), "tiny-0.1B");
+  EXPECT_EQ(id(file), "random");
 }
 
 /// The soft limit is what most shells start with.
