@@ -52,7 +52,7 @@ if(RWKV_HAVE_HTTPLIB)
   rwkv_test(serve_program_test LABEL integration SOURCES integration/serve_program_test.cpp
     DEPS rwkv_inference rwkv_httplib nlohmann_json::nlohmann_json)
   rwkv_test(serve_hostile_test LABEL integration SOURCES integration/serve_hostile_test.cpp
-    DEPS rwkv_inference rwkv_httplib)
+    DEPS rwkv_inference rwkv_httplib nlohmann_json::nlohmann_json)
   add_dependencies(serve_program_test rwkv-serve)
   add_dependencies(serve_hostile_test rwkv-serve rwkv-convert)
 endif()
