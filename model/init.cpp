@@ -38,22 +38,47 @@ std::vector<size_t> by_cost(std::span<const InitTensor> tensors) {
   return order;
 }
 
-}  // namespace
-
-void fill_tensors(std::span<const InitTensor> tensors, const ParamStore& values) {
+/// How many of the most expensive tensors are worked on by all threads, one after the other.
+size_t done_alone(std::span<const InitTensor> tensors, std::span<const size_t> order) {
   double total = 0;
   for (const InitTensor& t : tensors) total += t.cost;
+  size_t n = 0;
+  while (n < order.size() && tensors[order[n]].cost * 2 * num_threads() > total) ++n;
+  return n;
+}
+
+}  // namespace
+
+size_t fill_bytes(std::span<const InitTensor> tensors, const ParamRegistry& params) {
+  const std::vector<size_t> order = by_cost(tensors);
+  const size_t alone = done_alone(tensors, order);
+  size_t values = 0, most = 0;
+  std::vector<size_t> beside;
+  for (size_t i = 0; i < order.size(); ++i) {
+    const InitTensor& t = tensors[order[i]];
+    values += static_cast<size_t>(params[t.id].spec.numel()) * sizeof(float);
+    if (i < alone)
+      most = std::max(most, t.workspace);
+    else
+      beside.push_back(t.workspace);
+  }
+  const size_t threads = std::min(beside.size(), static_cast<size_t>(num_threads()));
+  std::ranges::partial_sort(beside, beside.begin() + static_cast<std::ptrdiff_t>(threads),
+                            std::greater<>{});
+  return values +
+         std::max(most, std::accumulate(beside.begin(),
+                                        beside.begin() + static_cast<std::ptrdiff_t>(threads),
+                                        size_t{0}));
+}
+
+void fill_tensors(std::span<const InitTensor> tensors, const ParamStore& values) {
   const auto run = [&](const InitTensor& t) {
     const TensorView v = values[t.id];
     t.fill({v.f32(), static_cast<size_t>(v.numel())});
   };
   const std::vector<size_t> order = by_cost(tensors);
-  size_t first = 0;
-  for (; first < order.size(); ++first) {
-    const InitTensor& t = tensors[order[first]];
-    if (t.cost * 2 * num_threads() <= total) break;
-    run(t);
-  }
+  const size_t first = done_alone(tensors, order);
+  for (size_t i = 0; i < first; ++i) run(tensors[order[i]]);
   parallel_for(static_cast<int64_t>(order.size() - first), 1,
                [&](int64_t i, int64_t) { run(tensors[order[first + static_cast<size_t>(i)]]); });
 }
@@ -120,10 +145,11 @@ ParamId Initializer::id(const std::string& name) const {
 }
 
 void Initializer::add(const std::string& name, double cost,
-                      std::function<void(std::span<float>)> fill) {
+                      std::function<void(std::span<float>)> fill, size_t workspace) {
   const ParamId tensor = id(name);
-  const auto elements = static_cast<double>(params_[tensor].spec.numel());
-  tensors_.push_back({tensor, cost * elements, std::move(fill)});
+  const int64_t elements = params_[tensor].spec.numel();
+  tensors_.push_back({tensor, cost * static_cast<double>(elements),
+                      workspace * static_cast<size_t>(elements), std::move(fill)});
 }
 
 void Initializer::fill(const std::string& name, const std::function<double(double)>& f) {
@@ -150,8 +176,10 @@ void Initializer::uniform(const std::string& name, double low, double high) {
 void Initializer::orthogonal(const std::string& name, double gain) {
   const TensorSpec& s = params_[id(name)].spec;
   const int64_t rows = s[0], cols = s[1];
-  add(name, orthogonal_cost(rows, cols) / static_cast<double>(s.numel()),
-      [=, seed = seed_](std::span<float> t) { init_orthogonal(t, rows, cols, gain, seed, name); });
+  add(
+      name, orthogonal_cost(rows, cols) / static_cast<double>(s.numel()),
+      [=, seed = seed_](std::span<float> t) { init_orthogonal(t, rows, cols, gain, seed, name); },
+      sizeof(double));
 }
 
 void Initializer::orthogonal_by_shape(const std::string& name, double scale) {

@@ -16,13 +16,18 @@ namespace rwkv {
 /// What gives one tensor its initial values.
 struct InitTensor {
   ParamId id;
-  double cost;  ///< about as many operations; for sharing the work
+  double cost;       ///< about as many operations; for sharing the work
+  size_t workspace;  ///< bytes that filling it takes beside its values
   std::function<void(std::span<float>)> fill;
 };
 
 /// Fills the tensors of `values`, several at a time: single ones that are much of the work by all
-/// threads, the others each by one thread, which takes 8 bytes per element of its tensor meanwhile.
+/// threads, the others each by one thread, each with its workspace meanwhile.
 void fill_tensors(std::span<const InitTensor> tensors, const ParamStore& values);
+
+/// Bytes of these tensors of a model and of the workspaces that fill_tensors has at a time at most,
+/// with the threads of now.
+size_t fill_bytes(std::span<const InitTensor> tensors, const ParamRegistry& params);
 
 /// The part of the work that one of several ranks does: nearly the same amount for each.
 std::vector<InitTensor> init_share(std::span<const InitTensor> tensors, int rank, int ranks);
@@ -56,8 +61,9 @@ class Initializer {
   std::vector<InitTensor> take() { return std::move(tensors_); }
 
  private:
-  /// `cost` is per element.
-  void add(const std::string& name, double cost, std::function<void(std::span<float>)> fill);
+  /// `cost` and `workspace` (bytes) are per element.
+  void add(const std::string& name, double cost, std::function<void(std::span<float>)> fill,
+           size_t workspace = 0);
   ParamId id(const std::string& name) const;
 
   const ParamRegistry& params_;

@@ -96,6 +96,19 @@ std::vector<MemoryItem> TrainStep::memory() const {
   return items;
 }
 
+size_t TrainStep::initial_bytes() const {
+  // Shares are equal work, not equal sizes. A plan without the ranks is for the one that needs
+  // most.
+  const std::vector<InitTensor> all = model_->initial_values({});
+  const int first = options_.comm == nullptr ? 0 : options_.comm->rank(),
+            last = options_.comm == nullptr ? static_cast<int>(ranks()) - 1 : first;
+  size_t bytes = 0;
+  for (int r = first; r <= last; ++r)
+    bytes = std::max(bytes,
+                     fill_bytes(init_share(all, r, static_cast<int>(ranks())), model_->params()));
+  return bytes;
+}
+
 std::vector<MemoryItem> TrainStep::host_memory() const {
   const auto elements = static_cast<size_t>(model_->params().flat_elements());
   std::vector<MemoryItem> items;
@@ -103,10 +116,11 @@ std::vector<MemoryItem> TrainStep::host_memory() const {
   const auto n = static_cast<size_t>(ranks());
   if (n == 1 || (leads() && options_.collects))
     items.push_back({"host copies of parameters and moments", 3 * elements * sizeof(float)});
-  if (n > 1)
+  if (n > 1) {
     items.push_back({"initial values or a checkpoint's part of this rank",
-                     (elements + n - 1) / n * sizeof(float)});
-  else if (options_.dtype == DType::kBF16)
+                     std::max(initial_bytes(), (elements + n - 1) / n * sizeof(float))});
+  }
+  if (n == 1 && options_.dtype == DType::kBF16)
     items.push_back({"their bf16 form on its way to the GPU", elements * sizeof(BF16)});
   return items;
 }

@@ -78,7 +78,7 @@ class TrainStep {
   /// parameters and moments besides.)
   std::vector<MemoryItem> memory() const;
   /// CUDA: what the host holds besides, or will for a while, on this rank (planned ranks: on rank
-  /// 0), largest first.
+  /// 0, initial values as on the rank that has most of them), largest first.
   std::vector<MemoryItem> host_memory() const;
   /// Of one optimiser step (recomputation not counted).
   double flops_per_step() const;
@@ -136,6 +136,7 @@ class TrainStep {
 
  private:
   Plan build_plan(bool training) const;
+  size_t initial_bytes() const;  ///< of the host, while this rank makes its share
   void bind_ids();
   void forward_backward(bool first, bool last);
   void record_graphs();

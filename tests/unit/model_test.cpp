@@ -129,6 +129,26 @@ TEST(Init, SharesOfRanksHaveEveryTensorOnce) {
   }
 }
 
+TEST(Init, MemoryIsThatOfValuesAndOfWorkspacesAtATime) {
+  ParamRegistry params;
+  std::vector<InitTensor> tensors;
+  const auto add = [&](double cost, size_t workspace) {
+    const ParamId id = params.add({.name = str("p", tensors.size()), .spec = TensorSpec({10})});
+    tensors.push_back({id, cost, workspace, nullptr});
+  };
+  add(1, 20), add(1, 10), add(100, 45), add(1, 30);
+  const int before = num_threads();
+  set_num_threads(2);
+  EXPECT_EQ(fill_bytes(tensors, params), 4 * 40 + 20 + 30);  // two small ones at a time
+  tensors[2].workspace = 60;                                 // by both threads, before the others
+  EXPECT_EQ(fill_bytes(tensors, params), 4 * 40 + 60);
+  tensors[2].workspace = 45;
+  set_num_threads(8);
+  EXPECT_EQ(fill_bytes(tensors, params), 4 * 40 + 20 + 10 + 30);
+  EXPECT_EQ(fill_bytes({}, params), 0u);
+  set_num_threads(before);
+}
+
 TEST(Init, AModelDoesNotDependOnThreads) {
   const auto model = make_model(small());
   ParamStore a(Device::kCpu, model->params(), "p"), b(Device::kCpu, model->params(), "p");

@@ -182,7 +182,10 @@ TEST(StepMemory, NamesWhatRanksTake) {
   EXPECT_EQ(bytes_of(one.host_memory(), part), 0u);
   EXPECT_EQ(bytes_of(four.host_memory(), copies), 12 * elements);
   EXPECT_EQ(bytes_of(apart.host_memory(), copies), 0u) << "nothing is collected";
-  EXPECT_EQ(bytes_of(apart.host_memory(), part), elements);
+  // Rank 0 has the most expensive tensor: its values and twice as much for its factorisation.
+  const size_t expensive = 4 * 128 * 512;
+  EXPECT_GE(bytes_of(apart.host_memory(), part), std::max(elements, 3 * expensive));
+  EXPECT_LE(bytes_of(apart.host_memory(), part), 4 * elements);
   EXPECT_EQ(bytes_of(samples.host_memory(), copies), 12 * elements);
 }
 
