@@ -24,7 +24,13 @@ sigset_t stop_set() {
 StopWaiter::StopWaiter() {
   const sigset_t signals = stop_set();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  waiter_ = std::thread([this] { wait(); });
+  waiter_ = std::thread([this] {
+    started_.count_down();
+    wait();
+  });
+  // Files are tried in a fork of this process, which must not meet a thread that is just starting
+  // and has memory's locks (AddressSanitizer's are not released in a child).
+  started_.wait();
 }
 
 StopWaiter::~StopWaiter() {

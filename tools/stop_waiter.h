@@ -4,6 +4,7 @@
 
 #include <condition_variable>
 #include <functional>
+#include <latch>
 #include <mutex>
 #include <thread>
 
@@ -29,6 +30,7 @@ class StopWaiter {
   std::condition_variable ended_;
   std::function<void()> stop_;  ///< empty outside of run()
   bool stopping_ = false, over_ = false;
+  std::latch started_{1};
   std::thread waiter_;
 };
 
