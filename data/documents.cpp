@@ -66,8 +66,9 @@ std::string repair_surrogates(std::string_view line) {
 class MemberFinder final : public nlohmann::json_sax<nlohmann::json> {
  public:
   explicit MemberFinder(std::string_view field) : field_(field) {}
-  std::string root, kind, text,
-      problem;  ///< types of the line and of the member; "": there is none
+  std::string root, kind;  ///< types of the line and of the member; "": there is none
+  std::string text;        ///< the member, if it is a string
+  std::string problem;     ///< what is no JSON; "": nothing
 
   bool null() override { return value("null"); }
   bool boolean(bool) override { return value("boolean"); }

@@ -4,7 +4,8 @@
 
 namespace rwkv {
 
-bool json_deeper_than(std::string_view json, size_t depth) {
+JsonBrackets count_json_brackets(std::string_view json) {
+  JsonBrackets found;
   size_t now = 0;
   bool text = false;
   for (size_t i = 0; i < json.size(); ++i) {
@@ -19,12 +20,17 @@ bool json_deeper_than(std::string_view json, size_t depth) {
     } else if (json.substr(i, 2) == "/*") {
       i = std::min(json.find("*/", i + 2), json.size() - 2) + 1;
     } else if (c == '[' || c == '{') {
-      if (++now > depth) return true;
+      found.deepest = std::max(found.deepest, ++now);
+      ++found.all;
     } else if ((c == ']' || c == '}') && now > 0) {
       --now;
     }
   }
-  return false;
+  return found;
+}
+
+bool json_deeper_than(std::string_view json, size_t depth) {
+  return count_json_brackets(json).deepest > depth;
 }
 
 }  // namespace rwkv

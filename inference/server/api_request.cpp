@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "data/io/json_depth.h"
 #include "inference/generate.h"
 #include "kernels/core/edit_distance.h"
 
@@ -481,25 +482,12 @@ std::string api_error_json(const ApiError& error) {
 }
 
 void check_nesting(std::string_view body) {
-  constexpr int kDeepest = 64, kMost = 1 << 16;
-  int depth = 0, brackets = 0;
-  bool text = false;
-  for (size_t i = 0; i < body.size(); ++i) {
-    const char c = body[i];
-    if (text) {
-      if (c == '\\') ++i;
-      if (c == '"') text = false;
-    } else if (c == '"') {
-      text = true;
-    } else if (c == '[' || c == '{') {
-      if (++depth > kDeepest)
-        throw ApiError(400, str("the body is nested more than ", kDeepest, " levels deep"));
-      if (++brackets > kMost)
-        throw ApiError(400, str("the body has more than ", kMost, " lists and objects"));
-    } else if (c == ']' || c == '}') {
-      --depth;
-    }
-  }
+  constexpr size_t kMost = 1 << 16;
+  const JsonBrackets brackets = count_json_brackets(body);
+  if (brackets.deepest > kMaxJsonDepth)
+    throw ApiError(400, str("the body is nested more than ", kMaxJsonDepth, " levels deep"));
+  if (brackets.all > kMost)
+    throw ApiError(400, str("the body has more than ", kMost, " lists and objects"));
 }
 
 ApiRequest parse_api_request(std::string_view body, bool chat, const ApiSettings& settings,

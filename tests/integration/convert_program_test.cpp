@@ -18,7 +18,7 @@
 #include "data/tokenizer/tokenizer.h"
 #include "model/weights.h"
 #include "tests/unit/data_test_util.h"
-#include "tests/unit/inference_model.h"
+#include "tests/unit/model_files.h"
 #include "tests/unit/trainer_test_util.h"
 
 namespace rwkv {
@@ -55,14 +55,8 @@ class Convert : public testing::Test {
 
   /// A model with heads, small enough for any test.
   std::string rwkv7() const {
-    const test::TestModel m = test::random_model(5, 2, 64, 257);
-    std::vector<TensorPlan> plan;
-    for (const ParamSpec& p : m.model->params().specs())
-      plan.push_back(
-          {p.name, Shape(p.spec.dim.begin(), p.spec.dim.begin() + p.spec.rank), TensorType::kBF16});
-    const auto out = create_pth(dir_.file("seven.pth"), plan);
-    for (const TensorPlan& t : plan) out->write(m.tensor(t.name));
-    out->finish();
+    test::write_pth_model(dir_.file("seven.pth"), test::random_model(5, 2, 64, 257),
+                          TensorType::kBF16);
     return dir_.file("seven.pth");
   }
 };

@@ -216,7 +216,7 @@ TEST_F(Programs, ModelsCarryTheirVocabulary) {
                 {.name = "world", .hash = tokenizer.hash(), .blob = {v.begin(), v.end()}});
     file.close();
   }
-  write("world_without.h5", m, false);
+  test::write_hdf5_model(path("world_without.h5"), m, false);
   put("right.txt", vocabulary);
   put("wrong.txt", small_vocabulary({"hallo", "\u00e9"}));
   const std::string rest = " --prompt hello --temperature 0 --max-tokens 4";

@@ -9,10 +9,8 @@
 #include <sstream>
 #include <string>
 
-#include "data/io/hdf5_file.h"
-#include "data/tokenizer/tokenizer.h"
-#include "model/weights.h"
-#include "tests/unit/inference_model.h"
+#include "kernels/core/error.h"
+#include "tests/unit/model_files.h"
 
 namespace rwkv::test {
 
@@ -35,22 +33,14 @@ class ModelFolder : public testing::Test {
     dir_ = std::filesystem::temp_directory_path() /
            str("greylag-models-", static_cast<long>(getpid()));
     std::filesystem::create_directories(dir_);
-    write("alphabet.h5", bigram_model(alphabet), true);
-    write("random.h5", random_model(30, 2, 128, 257), true);
-    write("rwkv4.h5", random_rwkv4(30, 2, 128, 257), true);
-    write("no_tokenizer.h5", random_model(31, 2, 64, 100), false);
-    write("small_rows.h5", random_model(31, 2, 64, 100), true);
+    write_hdf5_model(path("alphabet.h5"), bigram_model(alphabet));
+    write_hdf5_model(path("random.h5"), random_model(30, 2, 128, 257));
+    write_hdf5_model(path("rwkv4.h5"), random_rwkv4(30, 2, 128, 257));
+    write_hdf5_model(path("no_tokenizer.h5"), random_model(31, 2, 64, 100), false);
+    write_hdf5_model(path("small_rows.h5"), random_model(31, 2, 64, 100));
   }
   static void TearDownTestSuite() { std::filesystem::remove_all(dir_); }
 
-  /// With the name and hash of the tokenizer of bytes, or without one.
-  static void write(const std::string& name, const TestModel& m, bool tokenizer) {
-    TokenizerBlob blob;
-    if (tokenizer) blob = {.name = "bytes", .hash = ByteTokenizer().hash()};
-    Hdf5File file = Hdf5File::create(path(name));
-    write_model(file, m.model->config(), m.model->params(), *m.weights, blob);
-    file.close();
-  }
   static std::string path(const std::string& name) { return (dir_ / name).string(); }
 
   static inline std::filesystem::path dir_;

@@ -11,6 +11,7 @@
 
 #include "kernels/core/trace.h"
 #include "tests/integration/serve_process.h"
+#include "tests/unit/model_files.h"
 
 namespace rwkv {
 namespace {
@@ -23,7 +24,7 @@ class ServeProgram : public testing::Test {
   static void SetUpTestSuite() {
     dir_ = fs::temp_directory_path() / str("greylag-serve-x-", static_cast<long>(getpid()));
     fs::create_directories(dir_);
-    test::write_byte_model(path("random.h5"), test::random_model(30, 2, 64, 257));
+    test::write_hdf5_model(path("random.h5"), test::random_model(30, 2, 64, 257));
   }
   static void TearDownTestSuite() { fs::remove_all(dir_); }
   static std::string path(const std::string& name) { return (dir_ / name).string(); }

@@ -12,11 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "data/io/hdf5_file.h"
 #include "kernels/core/error.h"
-#include "model/weights.h"
 #include "tests/integration/program.h"
-#include "tests/unit/inference_model.h"
 
 namespace rwkv::test {
 
@@ -75,13 +72,5 @@ class ServeProcess {
   pid_t pid_ = -1;
   int port_ = 0;
 };
-
-/// A model of bytes as a file.
-inline void write_byte_model(const std::string& path, const TestModel& m) {
-  Hdf5File file = Hdf5File::create(path);
-  write_model(file, m.model->config(), m.model->params(), *m.weights,
-              {.name = "bytes", .hash = ByteTokenizer().hash()});
-  file.close();
-}
 
 }  // namespace rwkv::test

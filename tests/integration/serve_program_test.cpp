@@ -12,6 +12,7 @@
 
 #include "kernels/core/trace.h"
 #include "tests/integration/serve_process.h"
+#include "tests/unit/model_files.h"
 
 namespace rwkv {
 namespace {
@@ -85,8 +86,8 @@ class Serve : public testing::Test {
   static void SetUpTestSuite() {
     dir_ = fs::temp_directory_path() / str("greylag-serve-", static_cast<long>(getpid()));
     fs::create_directories(dir_);
-    test::write_byte_model(path("alphabet.h5"), test::bigram_model(test::alphabet));
-    test::write_byte_model(path("random.h5"), test::random_model(30, 2, 64, 257));
+    test::write_hdf5_model(path("alphabet.h5"), test::bigram_model(test::alphabet));
+    test::write_hdf5_model(path("random.h5"), test::random_model(30, 2, 64, 257));
     alphabet_ = new Program(path("alphabet.h5"), {"--slots", "4", "--max-body-bytes", "20000",
                                                   "--max-tokens", "100000"});
     random_ = new Program(path("random.h5"), {"--slots", "8"});

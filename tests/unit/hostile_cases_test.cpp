@@ -22,7 +22,7 @@
 #include "model/weights.h"
 #include "tests/unit/data_test_util.h"
 #include "tests/unit/hostile.h"
-#include "tests/unit/inference_model.h"
+#include "tests/unit/model_files.h"
 
 namespace rwkv {
 namespace {
@@ -338,13 +338,7 @@ TEST(HostileModels, TooLargeForQ8) {
   const TempDir dir;
   const test::TestModel m = test::random_model(3, 2, 32, 300, 32);
   m.tensor("blocks.1.att.key.weight")[7] = 1e8f;
-  std::vector<TensorPlan> plan;
-  for (const ParamSpec& p : m.model->params().specs())
-    plan.push_back(
-        {p.name, Shape(p.spec.dim.begin(), p.spec.dim.begin() + p.spec.rank), TensorType::kF32});
-  const auto out = create_pth(dir.file("m.pth"), plan);
-  for (const TensorPlan& t : plan) out->write(m.tensor(t.name));
-  out->finish();
+  test::write_pth_model(dir.file("m.pth"), m, TensorType::kF32);
   const ModelFile model = ModelFile::open(dir.file("m.pth"));
   const std::string message = error_of<ConfigError>([&] {
     export_model(model, dir.file("m.gguf"), {.to = TensorFormat::kGguf, .type = TensorType::kQ8_0});

@@ -13,7 +13,7 @@
 #include "model/model_export.h"
 #include "tests/unit/data_test_util.h"
 #include "tests/unit/hostile.h"
-#include "tests/unit/inference_model.h"
+#include "tests/unit/model_files.h"
 
 namespace rwkv {
 namespace {
@@ -50,13 +50,7 @@ class HostileFiles : public testing::TestWithParam<std::string> {
 
   void SetUp() override {
     const test::TestModel m = test::random_model(3, 2, 32, 300, 32);
-    std::vector<TensorPlan> plan;
-    for (const ParamSpec& p : m.model->params().specs())
-      plan.push_back(
-          {p.name, Shape(p.spec.dim.begin(), p.spec.dim.begin() + p.spec.rank), TensorType::kBF16});
-    const auto out = create_pth(dir_.file("m.pth"), plan);
-    for (const TensorPlan& t : plan) out->write(m.tensor(t.name));
-    out->finish();
+    test::write_pth_model(dir_.file("m.pth"), m, TensorType::kBF16);
     const ModelFile model = ModelFile::open(dir_.file("m.pth"));
     const auto world = make_tokenizer("world", test::tiny_world_vocabulary());
     std::filesystem::create_directory(dir_.file("hf"));

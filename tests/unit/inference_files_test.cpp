@@ -15,7 +15,7 @@
 #include "inference/load.h"
 #include "model/model_export.h"
 #include "tests/unit/data_test_util.h"
-#include "tests/unit/inference_model.h"
+#include "tests/unit/model_files.h"
 
 namespace rwkv {
 namespace {
@@ -133,12 +133,7 @@ std::string random_pth(const TempDir& dir, const std::string& name, TensorType t
                        const std::string& architecture = "rwkv7") {
   const test::TestModel m = architecture == "rwkv7" ? test::random_model(3, 2, 64, 300)
                                                     : test::random_rwkv4(3, 2, 64, 40);
-  std::vector<TensorPlan> plan;
-  for (const ParamSpec& p : m.model->params().specs())
-    plan.push_back({p.name, Shape(p.spec.dim.begin(), p.spec.dim.begin() + p.spec.rank), type});
-  const auto out = create_pth(dir.file(name), plan);
-  for (const TensorPlan& t : plan) out->write(m.tensor(t.name));
-  out->finish();
+  test::write_pth_model(dir.file(name), m, type);
   return dir.file(name);
 }
 
