@@ -43,6 +43,7 @@ if(RWKV_HAVE_CUDA)
     cuda/elementwise.cu
     cuda/decode/batch.cpp
     cuda/decode/batch_kernels.cu
+    cuda/decode/few_products.cu
     cuda/decode/prefill.cpp
     cuda/decode/prefill_kernels.cu
     cuda/decode/prefill_heads.cu

@@ -54,14 +54,15 @@ void print_stages(const std::vector<int64_t>& stamps, const decode::Layout& layo
   }
 }
 
-/// Columns, blocks that share x, blocks that share k; microseconds of all layers.
+/// Columns, blocks that share x, blocks that share k, rows of a tile; microseconds of all layers.
 void print_plans(DecodeModel& model, int64_t batch) {
   int last = -1;
   for (const auto& [kind, plan, seconds] : model.plan_times(batch)) {
     if (kind != last)
       std::printf("%s  %s:", last < 0 ? "" : "\n", decode::batch_product_name(kind));
     last = kind;
-    std::printf(" %d/%d/%d %.0f;", plan.columns, plan.pair, plan.split, 1e6 * seconds);
+    std::printf(" %d/%d/%d/%d %.0f;", plan.columns, plan.pair, plan.split, plan.height,
+                1e6 * seconds);
   }
   std::printf("\n");
 }

@@ -6,6 +6,7 @@
 
 #include "kernels/core/cuda/cuda_check.h"
 #include "kernels/core/error.h"
+#include "kernels/cuda/decode/few_products.h"
 
 namespace rwkv::cuda::decode {
 namespace {
@@ -58,6 +59,15 @@ double forecast(std::span<const Product> products, int rows, int pieces, const P
   return kStart + std::max(turns * tile, bytes / kMemory);
 }
 
+/// Of the kernel for few rows: all of the weights are there, in one round.
+double few_forecast(std::span<const Product> products, int rows, const ProductPlan& plan) {
+  constexpr double kStart = 1500, kExchange = 600, kLink = 40;
+  double steps = 0;
+  for (const Product& p : products) steps = std::max(steps, static_cast<double>(up(p.k, kDepth)));
+  const double columns = std::min(plan.columns, rows);
+  return kStart + steps / plan.split * 128 * columns / kLink + (plan.split > 1 ? kExchange : 0);
+}
+
 /// The first cluster of those that share the late items: those that have no item in the last of
 /// several rounds of the main ones, if there are such and they have time for all late ones; else
 /// all clusters.
@@ -92,7 +102,15 @@ int product_pieces(std::span<const Product> products) {
 
 std::vector<ProductPlan> product_plans(std::span<const Product> products, int rows, int pieces,
                                        int multiprocessors) {
-  std::vector<std::pair<double, ProductPlan>> all;
+  std::vector<std::pair<double, ProductPlan>> all, few;
+  for (const int columns : {16, 32, 64}) {
+    for (int split = 1; split <= pieces; split *= 2) {
+      const ProductPlan plan{.columns = columns, .split = split, .height = kFewRows};
+      if (few_products_fit(products, rows, pieces, plan, multiprocessors))
+        few.emplace_back(few_forecast(products, rows, plan), plan);
+    }
+    if (columns >= rows) break;
+  }
   for (const int columns : kColumnsOf) {
     if (rows > 6 * columns && columns < kMostColumns) continue;
     for (int pair = 1; pair <= 2; ++pair)
@@ -105,7 +123,17 @@ std::vector<ProductPlan> product_plans(std::span<const Product> products, int ro
       }
     if (columns >= rows) break;
   }
-  std::ranges::stable_sort(all, {}, &std::pair<double, ProductPlan>::first);
+  // Forecasts of two kernels do not compare well: no more of the one for few rows in front than
+  // leave some of the other among those that are tried.
+  constexpr size_t kFewInFront = 5;
+  const auto by_time = [](auto& list) {
+    std::ranges::stable_sort(list, {}, &std::pair<double, ProductPlan>::first);
+  };
+  by_time(few);
+  const size_t front = std::min(few.size(), kFewInFront);
+  all.insert(all.end(), few.begin(), few.begin() + static_cast<std::ptrdiff_t>(front));
+  by_time(all);
+  all.insert(all.end(), few.begin() + static_cast<std::ptrdiff_t>(front), few.end());
   std::vector<ProductPlan> plans;
   for (const auto& [time, plan] : all) plans.push_back(plan);
   return plans;
@@ -120,11 +148,15 @@ size_t product_bytes(int rows, int pieces, int multiprocessors) {
 }
 
 bool late_products_fit(const ProductLaunch& l, std::span<const Product> products) {
-  return l.plan.split == 1 && late_begin_of(l, products) > 0;
+  return l.plan.height == kTileRows && l.plan.split == 1 && late_begin_of(l, products) > 0;
 }
 
 void launch_products(const ProductLaunch& l, std::span<const Product> products,
                      cudaStream_t stream) {
+  if (l.plan.height == kFewRows) {
+    launch_few_products(l, products, stream);
+    return;
+  }
   const LateProducts& late = l.late;
   RWKV_ASSERT(products.size() + late.products.size() <= kMostProducts, products.size(), " and ",
               late.products.size(), " products");

@@ -20,13 +20,14 @@
 #include "kernels/cuda/common/gemm_tile.cuh"
 #include "kernels/cuda/decode/cache_hints.cuh"
 #include "kernels/cuda/decode/dependent.cuh"
+#include "kernels/cuda/decode/product_values.cuh"
 #include "kernels/cuda/decode/products.h"
 #include "kernels/cuda/decode/weights.cuh"
 #include "kernels/cuda/decode/wgmma_columns.cuh"
 
 namespace rwkv::cuda::decode {
 
-inline constexpr int kTileRows = 128, kDepth = 64, kProductThreads = 384, kMultiplyingThreads = 256;
+inline constexpr int kDepth = 64, kProductThreads = 384, kMultiplyingThreads = 256;
 inline constexpr int kWeightBytes = kTileRows * kDepth * 2;
 
 /// What a launch works on, by value to the kernel.
@@ -125,11 +126,6 @@ struct ProductTile {
     column = item % all.columns * kN;
   }
 };
-/// First step of a piece.
-__device__ __forceinline__ int piece_start(int steps, int piece, int pieces) {
-  return steps * piece / pieces;
-}
-
 /// Walks over a block's stages in the order of their use.
 template <int kN>
 struct ProductCursor {
@@ -238,16 +234,6 @@ __device__ __forceinline__ void store_transposed(uint32_t address, uint32_t x0, 
       "r"(x0), "r"(x1), "r"(x2), "r"(x3)
       : "memory");
 }
-template <class T>
-__device__ __forceinline__ uint32_t pack_pair(float a, float b) {
-  if constexpr (std::is_same_v<T, __half>) {
-    const __half2 p = __floats2half2_rn(a, b);
-    return *reinterpret_cast<const uint32_t*>(&p);
-  } else {
-    const __nv_bfloat162 p = __floats2bfloat162_rn(a, b);
-    return *reinterpret_cast<const uint32_t*>(&p);
-  }
-}
 __device__ __forceinline__ float4 read_remote(uint32_t address, uint32_t block) {
   float4 v;
   asm volatile(
@@ -261,10 +247,6 @@ __device__ __forceinline__ float4 read_remote(uint32_t address, uint32_t block) 
       : "memory");
   return v;
 }
-__device__ __forceinline__ float4 plus(const float4& a, const float4& b) {
-  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
-}
-
 /// Numbers that the compiler knows, so that it does not reserve all of them.
 __device__ __forceinline__ void warpgroup_barrier(int group) {
   if (group == 0)
@@ -282,14 +264,6 @@ struct ProductOut {
   int group, thread, lane, warp;
   int turn = 0;  ///< of the slots
 
-  __device__ __forceinline__ void activate(ProductAct act, float& x, float scale) const {
-    if (act == ProductAct::kSquaredRelu) {
-      x = tile::squared_relu(x);
-    } else {
-      const float s = __fdividef(1.0f, 1.0f + __expf(-scale * x));
-      x = scale * s - (scale - 1.0f);  // tanh x = 2 sigmoid(2 x) - 1
-    }
-  }
   template <int kTiles>
   __device__ __forceinline__ void activate_all(int which, float (&d)[kTiles][4]) const {
     const auto act = static_cast<ProductAct>(all.of[which].act);
@@ -298,13 +272,13 @@ struct ProductOut {
 #pragma unroll
       for (int j = 0; j < kTiles; ++j)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) activate(ProductAct::kSquaredRelu, d[j][e], 1.0f);
+        for (int e = 0; e < 4; ++e) activate_value(ProductAct::kSquaredRelu, d[j][e], 1.0f);
     } else {
       const float scale = act == ProductAct::kTanh ? 2.0f : 1.0f;
 #pragma unroll
       for (int j = 0; j < kTiles; ++j)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) activate(ProductAct::kSigmoid, d[j][e], scale);
+        for (int e = 0; e < 4; ++e) activate_value(ProductAct::kSigmoid, d[j][e], scale);
     }
   }
   /// 16 rows of y to their place in a slot.

@@ -33,6 +33,8 @@ struct Product {
 };
 inline constexpr int kMostProducts = 12;
 inline constexpr int kMostPieces = 8;
+/// Rows of weights of a tile: in general, and of the kernel for few rows (few_products.h).
+inline constexpr int kTileRows = 128, kFewRows = 64;
 
 /// Parts of k for products that are launched together: as many as give half of a large GPU's
 /// multiprocessors something to do for a single column of tiles, at most kMostPieces.
