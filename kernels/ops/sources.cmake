@@ -42,8 +42,10 @@ if(RWKV_HAVE_CUDA)
     cuda/exchange.cu
     cuda/elementwise.cu
     cuda/decode/batch.cpp
+    cuda/decode/batch_heads.cu
     cuda/decode/batch_kernels.cu
     cuda/decode/few_products.cu
+    cuda/decode/heads_with_lows.cu
     cuda/decode/prefill.cpp
     cuda/decode/prefill_kernels.cu
     cuda/decode/prefill_heads.cu

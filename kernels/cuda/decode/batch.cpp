@@ -14,6 +14,7 @@
 namespace rwkv::decode {
 namespace {
 
+using cuda::decode::HeadLows;
 using cuda::decode::Heads;
 using cuda::decode::Mix;
 using cuda::decode::Product;
@@ -137,8 +138,13 @@ class Step {
     const auto all = products_of(l_, plain_, c_, kind, layer);
     launch_products(launch_of(all, kind), all, stream_of(ctx_));
   }
-  /// r, k, v and the low-rank maps: one launch if the second maps fit into its last round.
+  /// r, k, v and the low-rank maps: one launch if the second maps fit into its last round, or are
+  /// left to the heads.
   void in_products(int layer) const {
+    if (lows_with_heads(layer)) {
+      products(kInProducts, layer);
+      return;
+    }
     const auto all = products_of(l_, plain_, c_, kInProducts, layer),
                late = products_of(l_, plain_, c_, kUp, layer);
     ProductLaunch launch = launch_of(all, kInProducts);
@@ -150,6 +156,10 @@ class Step {
     if (!together) launch.late = {};
     launch_products(launch, all, stream_of(ctx_));
     if (!together) products(kUp, layer);
+  }
+  /// The second low-rank products are in the launch of the heads.
+  bool lows_with_heads(int layer) const {
+    return !c_.vendor && heads_take_lows(heads(layer), lows(layer));
   }
   /// By cuBLASLt, without activation.
   void vendor(Context& lane, const Product& p) const {
@@ -189,6 +199,7 @@ class Step {
   }
   void in(int layer, BatchEvents& events) const;
   Heads heads(int layer) const;
+  HeadLows lows(int layer) const;
 
   Context& ctx_;
   const Layout& l_;
@@ -249,6 +260,19 @@ Heads Step::heads(int layer) const {
   return h;
 }
 
+HeadLows Step::lows(int layer) const {
+  HeadLows lows;
+  const auto of = products_of(l_, plain_, c_, kUp, layer);
+  lows.middle = c_.work + at_.middle;
+  lows.ld = of.front().ldx;
+  for (size_t i = 0; i < kLowRanks; ++i) {
+    lows.w[i] = of[i].w;
+    lows.rank[i] = of[i].k;
+    lows.first[i] = l_.section[3 + i] - l_.section[3];
+  }
+  return lows;
+}
+
 void Step::layers(BatchEvents& events) const {
   const auto d = static_cast<size_t>(l_.shape.width), e = static_cast<size_t>(l_.element);
   const auto mark = [&](const char* stage) {
@@ -279,7 +303,10 @@ void Step::layers(BatchEvents& events) const {
     mark("mix");
     in(layer, events);
     mark("r, k, v, low ranks");
-    launch_heads(type_, heads(layer), overlap(), stream_of(ctx_));
+    if (lows_with_heads(layer))
+      launch_heads_with_lows(type_, heads(layer), lows(layer), overlap(), stream_of(ctx_));
+    else
+      launch_heads(type_, heads(layer), overlap(), stream_of(ctx_));
     mark("heads");
     either(kOut, layer);
     mark("output");

@@ -51,6 +51,21 @@ struct Heads {
 };
 void launch_heads(DType type, const Heads& heads, bool overlap, cudaStream_t stream);
 
+/// What Heads::low is the product of: the second low-rank matrices with what the first ones gave.
+struct HeadLows {
+  const void* middle = nullptr;  ///< [rows][ld]
+  int ld = 0;
+  const void* w[rwkv::decode::kLowRanks] = {};  ///< [width][rank]
+  int rank[rwkv::decode::kLowRanks] = {};       ///< multiples of 8
+  int first[rwkv::decode::kLowRanks] = {};      ///< column of middle
+};
+/// Whether all blocks that have both the heads and these products run at once.
+bool heads_take_lows(const Heads& heads, const HeadLows& lows);
+/// Heads with these products (kUp of kernels/decode/batch.h) in the same launch: the same bits;
+/// Heads::low is not read. Where heads_take_lows.
+void launch_heads_with_lows(DType type, const Heads& heads, const HeadLows& lows, bool overlap,
+                            cudaStream_t stream);
+
 /// x = max(x, 0)^2; n is a multiple of 8.
 void launch_squared_relu(DType type, void* x, int64_t n, cudaStream_t stream);
 
