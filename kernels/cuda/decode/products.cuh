@@ -162,6 +162,11 @@ __device__ __forceinline__ void load_box_for(uint32_t to, const CUtensorMap& map
       : "memory");
 }
 
+/// To the cache that the copy engine takes descriptors from.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 /// Until what the late products read is there. Written and read by the copy engine, told of and
 /// waited for by threads.
 __device__ __forceinline__ void wait_for_makers(const ProductTasks& all) {
@@ -455,7 +460,8 @@ __device__ __forceinline__ void multiply_tiles(const ProductTasks& all, const Pr
     tile::cluster_barrier();
     out.shared_sums(place, ProductTile(all, place, kN, place.cluster));
   }
-  if (thread == 0) wait_tiles();
+  // Shared memory stays until results have left it; they are in memory when the launch is done.
+  if (thread == 0) wait_tiles_read();
   // The last block leaves the counts as it found them. Some block has passed the gate by then, so
   // nobody adds to them any more. A block that had nothing to do has waited for nothing yet, and
   // the counts may still be those of the launch before.
@@ -479,6 +485,12 @@ __global__ void __launch_bounds__(kProductThreads, ProductShape<kN>::kBlocks)
       tile::make_barrier_of(shared.empty(i), all.pair * 8);  // every warp that multiplies
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  // Descriptors of what comes after the wait.
+  if (threadIdx.x == 32 && place.first_item(all) < all.first[kMostProducts]) {
+    const ProductTile t(all, place, kN, place.first_item(all));
+    prefetch_map(all.x[t.which]);
+    if (all.of[t.which].wide == nullptr) prefetch_map(all.y[t.which]);
   }
   let_next_kernel_start();
   if (clustered)
