@@ -78,6 +78,7 @@ struct TrainConfig {
     int64_t zero = 1;
     std::string exchange = "f32";
     bool overlap = true;
+    bool copy_engines = true;
     int64_t parcel = -1;  ///< elements, see ShardLayout
     std::string checkpoint = "gathered";
   } dist;

@@ -116,6 +116,8 @@ void visit_fields(Config& c, F&& f) {
     "neighbouring blocks with fewer parameters than this travel together; -1: by the model's size");
   f("dist.overlap", c.dist.overlap, any,
     "CUDA: gradients travel while the backward runs; false: after it");
+  f("dist.copy_engines", c.dist.copy_engines, any,
+    "CUDA, ranks of one machine: copy engines move data, where NCCL has that; false: kernels");
   f("dist.checkpoint", c.dist.checkpoint, FieldRules{0, 0, {"gathered", "parallel"}},
     "one file, which rank 0 writes, or a folder with a file of each rank");
 

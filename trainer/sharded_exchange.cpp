@@ -138,10 +138,15 @@ void ShardedParams::reduce(std::span<const Segment> segments) {
   }
   comm_.begin_group();
   for (const Segment& s : segments) {
-    if (whole)
-      comm_.reduce_scatter(grad_at(s), grad_shard_at(s), s.shard, DType::kF32);
+    const void* from = whole ? static_cast<void*>(grad_at(s)) : narrow(s);
+    void* to = whole ? static_cast<void*>(grad_shard_at(s)) : narrow(s) + comm_.rank() * s.shard;
+    if (copy_engines())
+      comm_.reduce_scatter_by_copies(from,
+                                     scratch_.data() + static_cast<size_t>(offset_in_parcel(s)) *
+                                                           dtype_bytes(options_.exchange),
+                                     to, s.shard, options_.exchange);
     else
-      comm_.reduce_scatter(narrow(s), narrow(s) + comm_.rank() * s.shard, s.shard, DType::kBF16);
+      comm_.reduce_scatter(from, to, s.shard, options_.exchange);
   }
   comm_.end_group();
   for (const Segment& s : segments) {

@@ -42,7 +42,14 @@ std::vector<MemoryItem> ShardedParams::memory(const ShardLayout& layout, const S
   add("gradients of this rank", rotates(o) ? f32_bytes(layout.shard_elements()) : 0);
   add("bf16 gradients on their way",
       o.exchange == DType::kBF16 ? static_cast<size_t>(layout.largest_parcel()) * 2 : 0);
+  add("gradients from all ranks",
+      o.copy_engines ? static_cast<size_t>(layout.largest_parcel()) * dtype_bytes(o.exchange) : 0);
   return items;
+}
+
+Arena ShardedParams::allocate_for_exchanges(size_t bytes, const char* purpose) {
+  if (copy_engines()) return comm_.allocate(bytes, purpose);
+  return Arena(ctx_.device(), bytes, purpose);
 }
 
 ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegistry& params,
@@ -53,23 +60,32 @@ ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegist
       options_(options),
       layout_(params, comm.size(), options.parcel_elements) {
   RWKV_ASSERT(comm.device() == ctx.device(), "ranks of another device");
+  options_.copy_engines = options.copy_engines && comm.uses_copy_engines();
   const Device device = ctx.device();
   const int64_t all = layout_.elements();
   const int64_t state = sharded() ? layout_.shard_elements() : all;
   if (half())
-    copies_ = Arena(device, static_cast<size_t>(all) * sizeof(BF16), "bf16 copies of the matrices");
+    copies_ = allocate_for_exchanges(static_cast<size_t>(all) * sizeof(BF16),
+                                     "bf16 copies of the matrices");
   else
-    full_ = Arena(device, f32_bytes(all), "parameters");
+    full_ = allocate_for_exchanges(f32_bytes(all), "parameters");
   if (half() && sharded())
     vectors_ = Arena(device, f32_bytes(layout_.vector_elements()), "vectors");
-  if (half() || sharded()) masters_ = Arena(device, f32_bytes(state), "f32 parameters");
+  if (!half() && sharded())
+    masters_ = allocate_for_exchanges(f32_bytes(state), "f32 parameters");  // are sent themselves
+  else if (half())
+    masters_ = Arena(device, f32_bytes(state), "f32 parameters");
   m_ = Arena(device, f32_bytes(state), "first moments");
   v_ = Arena(device, f32_bytes(state), "second moments");
-  grads_ = Arena(device, f32_bytes(rotates() ? 2 * layout_.largest_parcel() : all), "gradients");
+  grads_ = allocate_for_exchanges(f32_bytes(rotates() ? 2 * layout_.largest_parcel() : all),
+                                  "gradients");
   if (rotates()) grad_shards_ = Arena(device, f32_bytes(state), "gradients of this rank");
+  const auto parcel = static_cast<size_t>(layout_.largest_parcel());
   if (options.exchange == DType::kBF16)
-    half_grads_ = Arena(device, static_cast<size_t>(layout_.largest_parcel()) * sizeof(BF16),
-                        "bf16 gradients");
+    half_grads_ = allocate_for_exchanges(parcel * sizeof(BF16), "bf16 gradients");
+  if (copy_engines())
+    scratch_ =
+        allocate_for_exchanges(parcel * dtype_bytes(options.exchange), "gradients from all ranks");
   make_views(params);
 
   norm_pieces_ = layout_.pieces(comm.rank(), options.optimizer, trained, sharded());

@@ -33,6 +33,7 @@ struct ShardOptions {
   bool overlap = true;       ///< exchanges run beside the kernels (CUDA), not after them
   bool accumulates = false;  ///< several micro-batches: ZeRO-2 keeps whole gradients meanwhile
   int64_t parcel_elements = kChosenParcels;
+  bool copy_engines = false;   ///< of the communicator, which then uses them
   int32_t early_parcels = -1;  ///< CUDA, for tests: sent by update(); -1: by the number of ranks
   AdamWOptions optimizer;
 };
@@ -131,6 +132,8 @@ class ShardedParams {
   float* grad_at(const Segment& s) const;        ///< of a whole segment
   float* grad_shard_at(const Segment& s) const;  ///< where the sums of this rank's part go
   float* staging_at(const Segment& s) const { return grad_at(s); }
+  bool copy_engines() const { return options_.copy_engines; }
+  Arena allocate_for_exchanges(size_t bytes, const char* purpose);
   TensorView device_view(void* p, int64_t n, DType type = DType::kF32) const;
   void on_comm(const std::function<void()>& work);
   /// Marks for the timeline, if there is one; bytes are elements times the size of their type.
@@ -172,6 +175,7 @@ class ShardedParams {
   Arena vectors_;          ///< sharded with bf16: f32 vectors that kernels read
   Arena masters_, m_, v_;  ///< flat, or this rank's shards; masters_ is empty if full_ holds them
   Arena grads_, grad_shards_, half_grads_;
+  Arena scratch_;  ///< copy engines: all ranks' gradients of a parcel, for this rank's part of it
   Arena small_;
   std::vector<TensorView> views_, grad_views_;
   std::vector<AdamWPiece> norm_pieces_, update_pieces_;  ///< CPU

@@ -44,6 +44,7 @@ struct TrainStepOptions {
   bool overlap = true;                       ///< exchanges beside the kernels, not after them
   DType exchange = DType::kF32;              ///< type of gradients on their way between ranks
   int64_t parcel_elements = kChosenParcels;  ///< smaller neighbouring buckets travel together
+  bool copy_engines = true;                  ///< NCCL uses them where it can
   int32_t early_parcels = -1;                ///< see ShardOptions
   /// Several ranks: rank 0 collects parameters and moments on the host (checkpoints of one file,
   /// samples), so that sizes count them.
@@ -145,6 +146,11 @@ class TrainStep {
     return options_.comm == nullptr ? options_.planned_ranks : options_.comm->size();
   }
   bool leads() const { return options_.comm == nullptr || options_.comm->rank() == 0; }
+  /// Without ranks yet: as if they could, on one machine.
+  bool copy_engines() const {
+    return options_.copy_engines && (options_.comm == nullptr ? options_.device == Device::kCuda
+                                                              : options_.comm->uses_copy_engines());
+  }
   ShardOptions shard_options() const;
   bool keeps_on_host() const {
     return options_.host_copies || (options_.device == Device::kCpu && ranks() == 1);

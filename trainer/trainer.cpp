@@ -538,6 +538,7 @@ TrainStepOptions step_options(const TrainConfig& config, Device device, Communic
   o.planned_ranks = static_cast<int>(config.ranks);
   o.zero = static_cast<ZeroStage>(config.dist.zero);
   o.overlap = config.dist.overlap;
+  o.copy_engines = config.dist.copy_engines;
   o.collects = config.dist.checkpoint == "gathered" || config.sample.every > 0;
   o.parcel_elements = config.dist.parcel;
   o.exchange = config.dist.exchange == "bf16" ? DType::kBF16 : DType::kF32;

@@ -31,9 +31,22 @@ Arena::Arena(Device device, size_t bytes, std::string purpose)
   g_allocations.fetch_add(1, std::memory_order_relaxed);
 }
 
+Arena::Arena(Device device, std::byte* data, size_t bytes, std::string purpose,
+             std::function<void(std::byte*)> give_back)
+    : data_(data),
+      bytes_(bytes),
+      device_(device),
+      purpose_(std::move(purpose)),
+      give_back_(std::move(give_back)) {
+  RWKV_ASSERT(bytes % kArenaAlignment == 0, bytes, " bytes for ", purpose_);
+  g_allocations.fetch_add(1, std::memory_order_relaxed);
+}
+
 void Arena::release() noexcept {
   if (data_ == nullptr) return;
-  if (device_ == Device::kCuda)
+  if (give_back_)
+    give_back_(data_);
+  else if (device_ == Device::kCuda)
     backend::cuda_release(data_);
   else
     munmap(data_, bytes_);
@@ -56,6 +69,7 @@ Arena& Arena::operator=(Arena&& o) noexcept {
   device_ = o.device_;
   purpose_ = std::move(o.purpose_);
   entries_ = std::move(o.entries_);
+  give_back_ = std::exchange(o.give_back_, nullptr);
   return *this;
 }
 

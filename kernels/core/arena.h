@@ -2,6 +2,7 @@
 /// One allocation for one purpose, freed whole.
 
 #include <cstddef>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -29,6 +30,10 @@ class Arena {
   Arena() = default;
   /// Zero-filled. Throws DeviceError, with purpose and size, if the memory cannot be had.
   Arena(Device device, size_t bytes, std::string purpose);
+  /// Takes over zero-filled memory that another library gave; `give_back` gets it at the end and
+  /// must not throw. `bytes` is a multiple of kArenaAlignment.
+  Arena(Device device, std::byte* data, size_t bytes, std::string purpose,
+        std::function<void(std::byte*)> give_back);
   ~Arena();
   Arena(Arena&& o) noexcept;
   Arena& operator=(Arena&& o) noexcept;
@@ -57,6 +62,7 @@ class Arena {
   Device device_ = Device::kCpu;
   std::string purpose_;
   std::vector<Entry> entries_;
+  std::function<void(std::byte*)> give_back_;
 };
 
 /// Heap allocations made by arenas since the program started: a test checks that a training step

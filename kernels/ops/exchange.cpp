@@ -31,6 +31,10 @@ void narrow_to_bf16(Stream stream, const float* from, BF16* to, int64_t n) {
   cuda::narrow_to_bf16(stream, from, to, n);
 }
 
+void sum_parts(Stream stream, DType type, const void* from, int ranks, int64_t n, void* to) {
+  cuda::sum_parts(stream, type, from, ranks, n, to);
+}
+
 void widen_to_f32(Stream stream, const BF16* from, float* to, int64_t n) {
   cuda::widen_to_f32(stream, from, to, n);
 }

@@ -33,4 +33,8 @@ RankOutcome combine_records(const RankRecord* records, size_t ranks);
 void narrow_to_bf16(Stream stream, const float* from, BF16* to, int64_t n);
 void widen_to_f32(Stream stream, const BF16* from, float* to, int64_t n);
 
+/// to[i] = sum over r of from[r * n + i], in the order of r and in f32, rounded once for bf16.
+/// `type` is f32 or bf16, n a multiple of 8; addresses are multiples of 16 bytes.
+void sum_parts(Stream stream, DType type, const void* from, int ranks, int64_t n, void* to);
+
 }  // namespace rwkv

@@ -2,12 +2,15 @@
 // ranks, the same bits whatever the ranks divide among them, and the collectives by themselves.
 // mpirun -n 2 dist_step_test; skipped in a single process.
 
+#include <array>
 #include <cmath>
 #include <cstring>
 
 #include "kernels/core/arena.h"
 #include "kernels/core/bf16.h"
 #include "kernels/core/gemm.h"
+#include "kernels/core/launch_graph.h"
+#include "tests/dist/copying_communicator.h"
 #include "tests/dist/rank_test_main.h"
 #include "tests/golden/golden_util.h"
 #include "trainer/gemm_choices.h"
@@ -36,6 +39,8 @@ struct Variation {
   int64_t steps = -1;       ///< -1: all
   bool checkpointing = false, overlap = true;
   int32_t early_parcels = -1;
+  bool copy_engines = true;
+  Communicator* comm = nullptr;  ///< null: that of the test
 };
 
 class Ranks : public testing::TestWithParam<const char*> {
@@ -90,7 +95,8 @@ class TrainFile : public Ranks {
     o.device = kTestDevice;
     o.dtype = how.dtype;
     if (how.checkpointing) o.grad_checkpointing = GradCheckpointing::kBlock;
-    o.comm = comm_;
+    o.comm = how.comm != nullptr ? how.comm : comm_;
+    o.copy_engines = how.copy_engines;
     o.zero = how.zero;
     o.overlap = how.overlap;
     o.exchange = how.exchange;
@@ -249,6 +255,25 @@ TEST_P(TrainFile, RecomputationChangesNothing) {
   how.zero = ZeroStage::kOptimizer;
   how.overlap = false;
   EXPECT_EQ(kept, follow(how)) << "nor does the time of the exchange";
+}
+
+TEST_P(TrainFile, CopyEnginesMoveTheSameBits) {
+  test::CopyingCommunicator copying(*comm_);
+  const bool cuda = kTestDevice == Device::kCuda;
+  for (const DType exchange : {DType::kF32, DType::kBF16})
+    for (const ZeroStage zero : {ZeroStage::kPlain, ZeroStage::kOptimizer, ZeroStage::kGradients}) {
+      Variation how{.zero = zero, .exchange = exchange, .steps = 5, .copy_engines = false};
+      const Trace without = follow(how);
+      how.copy_engines = true;
+      how.comm = cuda ? nullptr : &copying;
+      const Trace with = follow(how);
+      // NCCL's order of sums is its own, but two terms have only one.
+      if (!cuda || comm_->size() == 2) {
+        EXPECT_EQ(without, with) << static_cast<int>(zero);
+      }
+      EXPECT_EQ(without.loss.size(), with.loss.size());
+    }
+  EXPECT_EQ(copying.calls() > 0, !cuda);
 }
 
 INSTANTIATE_TEST_SUITE_P(Architectures, TrainFile, testing::Values("rwkv7", "rwkv4"));
@@ -443,6 +468,79 @@ TEST_F(Ranks, Collectives) {
   comm_->all_reduce(e.data(), 2);
   EXPECT_EQ(e.read(*comm_), (std::vector<float>{static_cast<float>(ranks),
                                                 static_cast<float>(ranks * (ranks - 1) / 2)}));
+}
+
+// Recorded and called in turns, as a step does it; NCCL synchronises the two in different ways.
+TEST_F(Ranks, CopyEnginesAddInTheOrderOfRanks) {
+  if (!comm_->uses_copy_engines()) GTEST_SKIP() << comm_->description() << " uses none";
+  Context ctx(kTestDevice);
+  const int ranks = comm_->size(), rank = comm_->rank();
+  constexpr int64_t kSmall = 8, kLarge = 70'000, kRounds = 60;
+  const int64_t all = (kSmall + kLarge) * ranks;
+  const auto bytes = static_cast<size_t>(all) * sizeof(float);
+  const Arena memory = comm_->allocate(bytes, "t"), scratch = comm_->allocate(bytes, "t");
+  const TensorSpec spec({all});
+  const auto f32 = [](const Arena& a, int64_t at) {
+    return reinterpret_cast<float*>(a.data()) + at;
+  };
+  std::vector<float> mine(static_cast<size_t>(all));
+  for (size_t i = 0; i < mine.size(); ++i) mine[i] = number(rank, static_cast<int64_t>(i));
+  const Memory source(ctx, mine);
+  StreamEvent begin, end;
+  const std::array segments = {std::pair{int64_t{0}, kSmall}, std::pair{kSmall * ranks, kLarge}};
+  // Sums of two segments in one group, in place; then all ranks get all sums.
+  const auto work = [&] {
+    copy(ctx, memory.at(0, spec), source.view());
+    begin.record(ctx);
+    begin.wait_on(comm_->stream());
+    comm_->begin_group();
+    for (const auto& [at, count] : segments)
+      comm_->reduce_scatter_by_copies(f32(memory, at), f32(scratch, at),
+                                      f32(memory, at + rank * count), count, DType::kF32);
+    comm_->end_group();
+    comm_->begin_group();
+    for (const auto& [at, count] : segments)
+      comm_->all_gather(f32(memory, at + rank * count), f32(memory, at), count, DType::kF32);
+    comm_->end_group();
+    end.record_on(comm_->stream());
+    end.wait(ctx);
+  };
+  std::vector<float> sums(mine.size());
+  for (size_t i = 0; i < sums.size(); ++i) {
+    sums[i] = number(0, static_cast<int64_t>(i));
+    for (int r = 1; r < ranks; ++r) sums[i] += number(r, static_cast<int64_t>(i));
+  }
+  work();
+  EXPECT_EQ(golden::fetch(ctx, memory.at(0, spec)), sums);
+  const LaunchGraph graph(ctx, work);
+  for (int64_t i = 0; i < kRounds; ++i) {
+    if (i % 3 == 2)
+      work();
+    else
+      graph.launch(ctx);
+    if (i % 7 == 0) {
+      EXPECT_EQ(golden::fetch(ctx, memory.at(0, spec)), sums) << i;
+    }
+  }
+  EXPECT_EQ(golden::fetch(ctx, memory.at(0, spec)), sums);
+  // bf16, rounded once.
+  std::vector<BF16> halves(static_cast<size_t>(kLarge * ranks));
+  for (size_t i = 0; i < halves.size(); ++i)
+    halves[i] = to_bf16(number(rank, static_cast<int64_t>(i)));
+  const TensorSpec half({kLarge * ranks}, DType::kBF16);
+  copy(ctx, memory.at(0, half), TensorView(halves.data(), half));
+  ctx.synchronize("test");
+  auto* p = reinterpret_cast<BF16*>(memory.data());
+  comm_->reduce_scatter_by_copies(p, scratch.data(), p + rank * kLarge, kLarge, DType::kBF16);
+  end.record_on(comm_->stream());
+  end.wait(ctx);
+  copy(ctx, TensorView(halves.data(), half), memory.at(0, half));
+  ctx.synchronize("test");
+  for (int64_t i = rank * kLarge; i < (rank + 1) * kLarge; ++i) {
+    float sum = to_float(to_bf16(number(0, i)));
+    for (int r = 1; r < ranks; ++r) sum += to_float(to_bf16(number(r, i)));
+    EXPECT_EQ(to_float(halves[static_cast<size_t>(i)]), to_float(to_bf16(sum))) << i;
+  }
 }
 
 TEST_F(Ranks, AgreeOnErrors) {

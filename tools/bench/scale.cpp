@@ -49,6 +49,7 @@ TrainStepOptions step_options(const ScaleOptions& o, const Shape& shape) {
   t.overlap = o.overlap;
   t.exchange = o.exchange == "bf16" ? DType::kBF16 : DType::kF32;
   t.parcel_elements = o.parcel;
+  t.copy_engines = o.copy_engines;
   return t;
 }
 
@@ -98,7 +99,8 @@ class ScaleRun {
 
   void exchanges() {
     const TrainStepOptions t = step_options(o_, {1, 1});
-    by_themselves_ = time_exchanges(model_, comm_, t.exchange, t.dtype);
+    by_themselves_ = time_exchanges(
+        model_, comm_, {.there = t.exchange, .back = t.dtype, .copy_engines = o_.copy_engines});
     const double bus = by_themselves_.bytes / by_themselves_.seconds;
     head_["exchanges_ms"] = by_themselves_.seconds * 1e3;
     head_["exchanges_bytes_per_second"] = bus;
@@ -110,8 +112,8 @@ class ScaleRun {
           by_themselves_.seconds * 1e3, bus * 1e-9, by_themselves_.peak_bytes_per_second * 1e-9);
     if (!o_.collectives) return;
     Json list = Json::array();
-    for (const CollectiveTime& c :
-         time_collectives(comm_, size_t{1} << (comm_.device() == Device::kCuda ? 30 : 20))) {
+    for (const CollectiveTime& c : time_collectives(
+             comm_, size_t{1} << (comm_.device() == Device::kCuda ? 30 : 20), o_.copy_engines)) {
       if (leads_)
         std::printf("  %-14s %11.0f bytes %9.1f us %7.1f GB/s\n", c.name.c_str(), c.bytes,
                     c.seconds * 1e6, c.bus * 1e-9);
@@ -340,6 +342,7 @@ int run_on_ranks(const ScaleOptions& o, RankSession& session) {
             {"vocab", model.vocab_size},
             {"exchange", o.exchange},
             {"overlap", o.overlap},
+            {"copy_engines", o.copy_engines && comm->uses_copy_engines()},
             {"parcel", run.parcel_elements()},
             {"grad_checkpointing", o.grad_checkpointing},
             {"peak_flops", kPeakFlops}};
@@ -375,6 +378,7 @@ void add_scale_flags(CLI::App* app, ScaleOptions& o) {
                   "dist.parcel, also of --simulate; -1 (default): by the model's size")
       ->check(CLI::Range(int64_t{-1}, int64_t{1} << 40));
   app->add_flag("!--no-overlap", o.overlap, "exchange gradients after the backward");
+  app->add_flag("!--no-copy-engines", o.copy_engines, "dist.copy_engines=false");
   app->add_flag("!--no-alone", o.alone, "do not time ranks without the others");
   app->add_option("--grad-checkpointing", o.grad_checkpointing,
                   "none, block, or auto: as few blocks as memory allows")

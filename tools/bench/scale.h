@@ -22,7 +22,7 @@ struct ScaleOptions : CommonOptions {
   std::vector<int> zero;            ///< stages; empty: 1
   std::string exchange = "f32", grad_checkpointing = "none";
   int64_t recompute_blocks = 0, parcel = -1;  ///< parcel: see dist.parcel
-  bool overlap = true, alone = true, collectives = false;
+  bool overlap = true, copy_engines = true, alone = true, collectives = false;
   int traced = 4;                     ///< steps whose timeline is taken
   std::string trace, svg;             ///< files; empty: none
   std::vector<std::string> simulate;  ///< records to predict from; nothing is measured then

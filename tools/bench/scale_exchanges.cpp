@@ -36,47 +36,72 @@ double time_work(Context& ctx, Communicator& comm, int runs, const std::function
   return seconds;
 }
 
+/// Memory of a benchmark's collectives: of the communicator, with as much again for what arrives,
+/// if copy engines move it.
+class Buffers {
+ public:
+  Buffers(Communicator& comm, size_t bytes, bool copy_engines)
+      : comm_(comm), copies_(copy_engines && comm.uses_copy_engines()) {
+    agree(&comm.group(), [&] {
+      data_ = copies_ ? comm.allocate(bytes, "a collective's buffer")
+                      : Arena(comm.device(), bytes, "a collective's buffer");
+      if (copies_) scratch_ = comm.allocate(bytes, "what arrives");
+    });
+  }
+  std::byte* data() const { return data_.data(); }
+  /// In place, of elements from data() + offset (bytes).
+  void reduce_scatter(size_t offset, int64_t count, DType type) {
+    std::byte* p = data() + offset;
+    std::byte* part = p + static_cast<size_t>(comm_.rank() * count) * dtype_bytes(type);
+    if (copies_)
+      comm_.reduce_scatter_by_copies(p, scratch_.data() + offset, part, count, type);
+    else
+      comm_.reduce_scatter(p, part, count, type);
+  }
+  void all_gather(size_t offset, int64_t count, DType type) {
+    std::byte* p = data() + offset;
+    comm_.all_gather(p + static_cast<size_t>(comm_.rank() * count) * dtype_bytes(type), p, count,
+                     type);
+  }
+
+ private:
+  Communicator& comm_;
+  bool copies_;
+  Arena data_, scratch_;
+};
+
 }  // namespace
 
-Exchanges time_exchanges(const ModelConfig& config, Communicator& comm, DType there, DType back) {
+Exchanges time_exchanges(const ModelConfig& config, Communicator& comm, const ExchangeWish& wish) {
   const auto model = make_model(config);
   const ShardLayout layout(model->params(), comm.size());
   Context ctx(comm.device());
-  std::unique_ptr<Arena> memory;
-  agree(&comm.group(), [&] {
-    memory = std::make_unique<Arena>(
-        comm.device(), static_cast<size_t>(layout.elements()) * sizeof(float), "gradients");
-  });
-  const auto at = [&](const ShardLayout::Segment& s, DType type) {
-    return memory->data() + static_cast<size_t>(s.offset) * dtype_bytes(type);
-  };
-  const auto part = [&](const ShardLayout::Segment& s, DType type) {
-    return at(s, type) + static_cast<size_t>(comm.rank() * s.shard) * dtype_bytes(type);
+  Buffers memory(comm, static_cast<size_t>(layout.elements()) * sizeof(float), wish.copy_engines);
+  const auto at = [](const ShardLayout::Segment& s, DType type) {
+    return static_cast<size_t>(s.offset) * dtype_bytes(type);
   };
   constexpr int kRuns = 5;
   Exchanges e;
   e.seconds = time_work(ctx, comm, kRuns, [&] {
     for (const ShardLayout::Segment& s : layout.segments())
-      comm.reduce_scatter(at(s, there), part(s, there), s.shard, there);
+      memory.reduce_scatter(at(s, wish.there), s.shard, wish.there);
     for (const ShardLayout::Segment& s : layout.segments())
-      comm.all_gather(part(s, back), at(s, back), s.shard, back);
+      memory.all_gather(at(s, wish.back), s.shard, wish.back);
   });
   const double others = 1.0 - 1.0 / comm.size();
   e.bytes = others * static_cast<double>(layout.elements()) *
-            static_cast<double>(dtype_bytes(there) + dtype_bytes(back));
+            static_cast<double>(dtype_bytes(wish.there) + dtype_bytes(wish.back));
   const int64_t count = layout.elements();
   const double all_reduce =
-      time_work(ctx, comm, kRuns, [&] { comm.all_reduce(memory->data(), count); });
+      time_work(ctx, comm, kRuns, [&] { comm.all_reduce(memory.data(), count); });
   e.peak_bytes_per_second = 2 * others * static_cast<double>(count) * sizeof(float) / all_reduce;
   return e;
 }
 
-std::vector<CollectiveTime> time_collectives(Communicator& comm, size_t most) {
+std::vector<CollectiveTime> time_collectives(Communicator& comm, size_t most, bool copy_engines) {
   Context ctx(comm.device());
-  std::unique_ptr<Arena> memory;
-  agree(&comm.group(),
-        [&] { memory = std::make_unique<Arena>(comm.device(), most, "a collective's buffer"); });
-  std::byte* const p = memory->data();
+  Buffers memory(comm, most, copy_engines);
+  std::byte* const p = memory.data();
   const auto ranks = static_cast<size_t>(comm.size());
   const double others = 1.0 - 1.0 / comm.size();
   std::vector<CollectiveTime> out;
@@ -88,15 +113,11 @@ std::vector<CollectiveTime> time_collectives(Communicator& comm, size_t most) {
                    factor * others * static_cast<double>(bytes) / seconds});
   };
   for (size_t bytes = size_t{64} << 10; bytes <= most; bytes *= 4) {
-    const size_t f32 = bytes / sizeof(float) / ranks, bf16 = bytes / 2 / ranks;
-    add("reduce-scatter", f32 * ranks * sizeof(float), 1, [&] {
-      comm.reduce_scatter(p, p + static_cast<size_t>(comm.rank()) * f32 * sizeof(float),
-                          static_cast<int64_t>(f32), DType::kF32);
-    });
-    add("all-gather", bf16 * ranks * 2, 1, [&] {
-      comm.all_gather(p + static_cast<size_t>(comm.rank()) * bf16 * 2, p,
-                      static_cast<int64_t>(bf16), DType::kBF16);
-    });
+    const size_t f32 = bytes / sizeof(float) / ranks / 8 * 8, bf16 = bytes / 2 / ranks / 8 * 8;
+    add("reduce-scatter", f32 * ranks * sizeof(float), 1,
+        [&] { memory.reduce_scatter(0, static_cast<int64_t>(f32), DType::kF32); });
+    add("all-gather", bf16 * ranks * 2, 1,
+        [&] { memory.all_gather(0, static_cast<int64_t>(bf16), DType::kBF16); });
     add("all-reduce", bytes, 2,
         [&] { comm.all_reduce(p, static_cast<int64_t>(bytes / sizeof(float))); });
   }

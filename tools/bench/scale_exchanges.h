@@ -15,8 +15,12 @@ struct Exchanges {
   double seconds = 0, bytes = 0;     ///< bytes: that cross each rank's link, one way
   double peak_bytes_per_second = 0;  ///< bus bandwidth of the all-reduce
 };
-/// Gradients travel as `there`, parameters as `back`. A collective.
-Exchanges time_exchanges(const ModelConfig& model, Communicator& comm, DType there, DType back);
+struct ExchangeWish {
+  DType there = DType::kF32, back = DType::kF32;  ///< types of gradients and of parameters
+  bool copy_engines = true;                       ///< where the communicator has them
+};
+/// A collective.
+Exchanges time_exchanges(const ModelConfig& model, Communicator& comm, const ExchangeWish& wish);
 
 struct CollectiveTime {
   std::string name;  ///< "reduce-scatter" (f32), "all-gather" (bf16), "all-reduce" (f32)
@@ -25,6 +29,6 @@ struct CollectiveTime {
   double bus = 0;  ///< bytes per second over a rank's link, one way
 };
 /// Buffers of 64 KiB, 256 KiB, ... up to `most` bytes. A collective.
-std::vector<CollectiveTime> time_collectives(Communicator& comm, size_t most);
+std::vector<CollectiveTime> time_collectives(Communicator& comm, size_t most, bool copy_engines);
 
 }  // namespace rwkv::bench

@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/core/arena.h"
 #include "kernels/core/context.h"
 #include "kernels/core/dtype.h"
 #include "kernels/core/error.h"
@@ -80,10 +81,24 @@ class Communicator {
   /// "NCCL 2.28.3", "MPI (Open MPI 4.1.4)"
   virtual std::string description() const = 0;
 
+  /// Copy engines move what lies in memory from allocate(), without multiprocessors.
+  virtual bool uses_copy_engines() const { return false; }
+  /// Zero-filled memory on device(), which the communicator must outlive. Every rank allocates the
+  /// same sizes in the same order. Not a collective by itself: the next collective, which must not
+  /// be recorded, tells the ranks of each other's memory. Throws DeviceError.
+  virtual Arena allocate(size_t bytes, std::string purpose) {
+    return Arena(device(), bytes, std::move(purpose));
+  }
+
   /// out = sum over ranks of elements [rank * count, (rank + 1) * count) of `in`, which has
   /// size() * count of them; `out` may be that part of `in`. CPU: f32 sums in the order of ranks,
   /// rounded once at the end for bf16.
   virtual void reduce_scatter(const void* in, void* out, int64_t count, DType type) = 0;
+  /// The same where uses_copy_engines(): they bring the parts to `scratch` (size() * count
+  /// elements, for no other call of the group; it and `in` are from allocate()), where they are
+  /// added as on the CPU. `count` is a multiple of 8.
+  virtual void reduce_scatter_by_copies(const void* in, void* scratch, void* out, int64_t count,
+                                        DType type);
   /// out[r * count ...] = what rank r passes as `in`, which may be that part of `out`.
   virtual void all_gather(const void* in, void* out, int64_t count, DType type) = 0;
   /// Sum over ranks of f32, in place.

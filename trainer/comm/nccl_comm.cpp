@@ -1,11 +1,10 @@
 #include "trainer/comm/nccl_comm.h"
 
 #include <cuda_runtime_api.h>
-#include <dlfcn.h>
-#include <nccl.h>
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -13,64 +12,36 @@
 #include <cstring>
 #include <mutex>
 #include <thread>
+#include <vector>
+
+#include "kernels/ops/exchange.h"
+#include "trainer/comm/nccl_library.h"
 
 namespace rwkv {
 namespace {
-
-/// The functions that we use, from the library that is installed.
-struct Nccl {
-  decltype(&ncclGetVersion) get_version;
-  decltype(&ncclGetUniqueId) get_unique_id;
-  decltype(&ncclCommInitRank) comm_init_rank;
-  decltype(&ncclCommDestroy) comm_destroy;
-  decltype(&ncclCommGetAsyncError) get_async_error;
-  decltype(&ncclGetErrorString) get_error_string;
-  decltype(&ncclGetLastError) get_last_error;
-  decltype(&ncclReduceScatter) reduce_scatter;
-  decltype(&ncclAllGather) all_gather;
-  decltype(&ncclAllReduce) all_reduce;
-  decltype(&ncclBroadcast) broadcast;
-  decltype(&ncclGroupStart) group_start;
-  decltype(&ncclGroupEnd) group_end;
-};
-
-Nccl load_nccl() {
-  constexpr const char* kLibrary = "libnccl.so.2";
-  void* library = ::dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
-  RWKV_CHECK(library != nullptr, DeviceError, "starting GPU ranks: loading ", kLibrary, ": ",
-             ::dlerror(), "; install NCCL or put its folder on LD_LIBRARY_PATH");
-  Nccl n{};
-  const auto find = [&](auto& function, const char* name) {
-    void* at = ::dlsym(library, name);
-    RWKV_CHECK(at != nullptr, DeviceError, "starting GPU ranks: ", kLibrary, " has no ", name);
-    std::memcpy(&function, &at, sizeof at);
-  };
-  find(n.get_version, "ncclGetVersion");
-  find(n.get_unique_id, "ncclGetUniqueId");
-  find(n.comm_init_rank, "ncclCommInitRank");
-  find(n.comm_destroy, "ncclCommDestroy");
-  find(n.get_async_error, "ncclCommGetAsyncError");
-  find(n.get_error_string, "ncclGetErrorString");
-  find(n.get_last_error, "ncclGetLastError");
-  find(n.reduce_scatter, "ncclReduceScatter");
-  find(n.all_gather, "ncclAllGather");
-  find(n.all_reduce, "ncclAllReduce");
-  find(n.broadcast, "ncclBroadcast");
-  find(n.group_start, "ncclGroupStart");
-  find(n.group_end, "ncclGroupEnd");
-  return n;
-}
 
 void check_cuda(cudaError_t error, const char* what) {
   RWKV_CHECK(error == cudaSuccess, DeviceError, what, ": ", cudaGetErrorName(error), " (",
              cudaGetErrorString(error), ")");
 }
 
-/// Which GPU of this machine, and a name for it that no other GPU has.
+/// Which GPU of which machine, and what no other GPU has.
 struct Gpu {
   int device = 0;
-  std::array<char, 128> identity{};
+  bool copies = false;  ///< the library knows copy engines, GPUs that are visible reach each other
+  std::array<char, 64> machine{};
+  std::array<char, 16> uuid{};
 };
+
+bool gpus_reach_each_other(int count) {
+  for (int from = 0; from < count; ++from)
+    for (int to = 0; to < count; ++to) {
+      int reaches = 1;
+      if (from != to && cudaDeviceCanAccessPeer(&reaches, from, to) != cudaSuccess) return false;
+      if (reaches == 0) return false;
+    }
+  return true;
+}
 
 Gpu choose_gpu(int rank, int local_rank) {
   int count = 0;
@@ -85,10 +56,9 @@ Gpu choose_gpu(int rank, int local_rank) {
   check_cuda(cudaSetDevice(gpu.device), "choosing a GPU");
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, gpu.device), "asking for the GPU's properties");
-  gethostname(gpu.identity.data(), 64);
-  char* at = gpu.identity.data() + std::strlen(gpu.identity.data());
-  *at++ = ' ';
-  std::memcpy(at, properties.uuid.bytes, sizeof properties.uuid.bytes);
+  gethostname(gpu.machine.data(), gpu.machine.size() - 1);
+  std::memcpy(gpu.uuid.data(), properties.uuid.bytes, gpu.uuid.size());
+  gpu.copies = gpus_reach_each_other(count);
   return gpu;
 }
 
@@ -179,20 +149,27 @@ class NcclCommunicator final : public Communicator {
     agree(group_.get(), [&] {
       api_ = load_nccl();
       gpu = choose_gpu(rank(), local_rank);
+      gpu.copies = gpu.copies && api_.has_copies();
       if (rank() == 0) check(api_.get_unique_id(&id), "making an identifier");
     });
-    std::vector<std::array<char, 128>> all(static_cast<size_t>(size()));
-    group_->all_gather(gpu.identity.data(), sizeof gpu.identity, all.data());
+    std::vector<Gpu> all(static_cast<size_t>(size()));
+    group_->all_gather(&gpu, sizeof gpu, all.data());
     agree(group_.get(), [&] {
-      for (int r = 0; r < rank(); ++r)
-        RWKV_CHECK(all[static_cast<size_t>(r)] != gpu.identity, DeviceError, "ranks ", r, " and ",
-                   rank(), " have the same GPU; start one rank per GPU");
+      for (int r = 0; r < rank(); ++r) {
+        const Gpu& other = all[static_cast<size_t>(r)];
+        RWKV_CHECK(other.machine != gpu.machine || other.uuid != gpu.uuid, DeviceError, "ranks ", r,
+                   " and ", rank(), " have the same GPU; start one rank per GPU");
+      }
     });
+    copies_ = std::ranges::all_of(
+        all, [&](const Gpu& g) { return g.copies && g.machine == all.front().machine; });
     group_->broadcast(&id, sizeof id);
     // The other ranks wait within NCCL for one that fails here: they cannot agree on an error.
     abort_on_error(group_.get(), [&] {
       watch_ = std::make_unique<NcclWatch>(api_, *group_);
-      check(api_.comm_init_rank(&comm_, size(), id, rank()), "connecting the ranks");
+      check(copies_ ? api_.init_rank_with_copies(&comm_, size(), id, rank())
+                    : api_.comm_init_rank(&comm_, size(), id, rank()),
+            "connecting the ranks");
       watch_->connected(comm_);
       int least = 0, greatest = 0;
       check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for priorities");
@@ -219,12 +196,47 @@ class NcclCommunicator final : public Communicator {
     return str("NCCL ", v / 10000, ".", v / 100 % 100, ".", v % 100);
   }
 
+  bool uses_copy_engines() const override { return copies_; }
+  Arena allocate(size_t bytes, std::string purpose) override {
+    bytes = align_up(bytes);
+    if (!copies_ || bytes == 0) return Communicator::allocate(bytes, std::move(purpose));
+    void* p = nullptr;
+    const ncclResult_t result = api_.allocate(&p, bytes);
+    if (result != ncclSuccess) {
+      cudaGetLastError();
+      size_t free_bytes = 0, total = 0;
+      cudaMemGetInfo(&free_bytes, &total);
+      throw DeviceError(str("allocating ", format_bytes(bytes), " for ", purpose,
+                            " on the GPU by NCCL: ", api_.get_error_string(result), "; ",
+                            format_bytes(free_bytes), " of ", format_bytes(total),
+                            " are free; use a smaller batch or context, train.grad_checkpointing="
+                            "block, or dist.copy_engines=false"));
+    }
+    Arena arena(Device::kCuda, static_cast<std::byte*>(p), bytes, std::move(purpose),
+                [this](std::byte* gone) { release(gone); });
+    windows_.push_back({arena.data(), bytes, nullptr});
+    check_cuda(cudaMemset(p, 0, bytes), "clearing memory");
+    check_cuda(cudaStreamSynchronize(cudaStreamLegacy), "clearing memory");
+    return arena;
+  }
+
   void reduce_scatter(const void* in, void* out, int64_t count, DType type) override {
+    add_windows();
     check(api_.reduce_scatter(in, out, static_cast<size_t>(count), nccl_type(type), ncclSum, comm_,
                               stream_),
           "reduce-scatter");
   }
+  void reduce_scatter_by_copies(const void* in, void* scratch, void* out, int64_t count,
+                                DType type) override {
+    RWKV_ASSERT(copies_ && count % 8 == 0, count, " elements");
+    add_windows();
+    check(api_.all_to_all(in, scratch, static_cast<size_t>(count), nccl_type(type), comm_, stream_),
+          "all-to-all");
+    sums_.push_back({scratch, out, count, type});
+    if (!grouped_) add_parts();
+  }
   void all_gather(const void* in, void* out, int64_t count, DType type) override {
+    add_windows();
     check(api_.all_gather(in, out, static_cast<size_t>(count), nccl_type(type), comm_, stream_),
           "all-gather");
   }
@@ -238,10 +250,53 @@ class NcclCommunicator final : public Communicator {
         api_.broadcast(data, data, static_cast<size_t>(count), nccl_type(type), 0, comm_, stream_),
         "broadcast");
   }
-  void begin_group() override { check(api_.group_start(), "group start"); }
-  void end_group() override { check(api_.group_end(), "group end"); }
+  void begin_group() override {
+    add_windows();
+    check(api_.group_start(), "group start");
+    grouped_ = true;
+  }
+  void end_group() override {
+    grouped_ = false;
+    check(api_.group_end(), "group end");
+    add_parts();
+  }
 
  private:
+  struct Window {
+    std::byte* data;
+    size_t bytes;
+    void* handle;  ///< null: the others do not know it yet
+  };
+  struct Sum {
+    const void* parts;
+    void* out;
+    int64_t count;
+    DType type;
+  };
+
+  void add_windows() {
+    for (; known_windows_ < windows_.size(); ++known_windows_) {
+      Window& w = windows_[known_windows_];
+      check(api_.add_window(comm_, w.data, w.bytes, &w.handle),
+            "registering memory for copy engines (dist.copy_engines=false does without)");
+    }
+  }
+
+  void release(std::byte* p) noexcept {
+    cudaDeviceSynchronize();  // as cudaFree does
+    const auto w = std::ranges::find(windows_, p, &Window::data);
+    if (w->handle != nullptr) api_.remove_window(comm_, w->handle);
+    if (w - windows_.begin() < static_cast<std::ptrdiff_t>(known_windows_)) --known_windows_;
+    windows_.erase(w);
+    api_.release(p);
+  }
+
+  /// What copies have brought, once they are queued.
+  void add_parts() {
+    for (const Sum& s : sums_) sum_parts(stream_, s.type, s.parts, size(), s.count, s.out);
+    sums_.clear();
+  }
+
   static ncclDataType_t nccl_type(DType type) {
     switch (type) {
       case DType::kF32:
@@ -269,6 +324,10 @@ class NcclCommunicator final : public Communicator {
   std::unique_ptr<HostGroup> group_;
   ncclComm_t comm_ = nullptr;
   cudaStream_t stream_ = nullptr;
+  bool copies_ = false, grouped_ = false;
+  std::vector<Window> windows_;  ///< in the order of allocation, the same on all ranks
+  size_t known_windows_ = 0;
+  std::vector<Sum> sums_;  ///< of the open group
   std::unique_ptr<NcclWatch> watch_;
 };
 
