@@ -18,7 +18,7 @@ export NCCL_NVLS_ENABLE="${NCCL_NVLS_ENABLE:-0}" RWKV_CACHE_DIR=$work/cache
 tokens=${1:-}
 if [ -z "$tokens" ]; then
   tokens=$work/train.h5
-  "$folder/rwkv-data" tokenize --tokenizer bytes -o "$tokens" "$here"/*.sh || exit 2
+  "$folder/rwkv-data" tokenize --format text --tokenizer bytes -o "$tokens" "$here"/*.sh || exit 2
 fi
 tokens=$(cd "$(dirname "$tokens")" && pwd)/$(basename "$tokens")
 cd "$work" || exit 2
