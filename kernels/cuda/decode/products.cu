@@ -11,8 +11,11 @@
 namespace rwkv::cuda::decode {
 namespace {
 
-constexpr int kColumnsOf[] = {16, 32, 64, 128, 160, 240, 256};
-constexpr int kMostColumns = 256;
+constexpr int kColumnsOf[] = {16, 32, 64, 128, 160, 240, 256, 320};
+constexpr int kMostColumns = 320;
+/// Rows that one copy brings. Wider tiles are for pairs, and only where one column is enough: they
+/// read weights once instead of twice, at 960 rows they were slower than four columns of 240.
+constexpr int kMostOfBox = 256;
 /// Blocks that pieces are meant for, and the fewest steps of 64 that a piece has. Constants, not
 /// the GPU's: results must not depend on it.
 constexpr int kBlocksWanted = 64, kLeastSteps = 3;
@@ -112,10 +115,12 @@ std::vector<ProductPlan> product_plans(std::span<const Product> products, int ro
     if (columns >= rows) break;
   }
   for (const int columns : kColumnsOf) {
-    if (rows > 6 * columns && columns < kMostColumns) continue;
+    if (columns > kMostOfBox ? rows > columns : rows > 6 * columns && columns < kMostOfBox)
+      continue;
     for (int pair = 1; pair <= 2; ++pair)
       for (int split = 1; split <= pieces && pair * split <= kMostBlocksOfCluster; split *= 2) {
         const ProductPlan plan{columns, pair, split};
+        if (columns > pair * kMostOfBox) continue;
         const int blocks = blocks_of(items_of(products, rows, plan), plan, multiprocessors);
         // Sums that wait have a place per multiprocessor.
         if (split < pieces && blocks > multiprocessors) continue;

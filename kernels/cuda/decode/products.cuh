@@ -65,7 +65,7 @@ struct ProductShape {
   static constexpr int kStages = std::min(12, (232448 - 1024 - 256 - 4 * kSlot) / kStageBytes);
   static constexpr int kSlotsAt = kStages * kStageBytes, kBarriersAt = kSlotsAt + 4 * kSlot;
   static constexpr int kBytes = kBarriersAt + 16 * kStages + 1024;
-  static_assert(kStages >= 4 && kBytes <= 232448);
+  static_assert(kStages >= 3 && kBytes <= 232448);
   static_assert(kTileRows * kN * 4 <= kStages * kStageBytes, "sums go through the ring");
   uint32_t base;
   __device__ __forceinline__ uint32_t w(uint32_t stage) const { return base + stage * kStageBytes; }
@@ -407,6 +407,7 @@ __device__ __forceinline__ void multiply_tiles(const ProductTasks& all, const Pr
       for (int j = 0; j < kN / 8; ++j)
 #pragma unroll
         for (int e = 0; e < 4; ++e) d[j][e] = 0;
+      if constexpr (kN > 256) settle(d);  // all are zeros before the first of two instructions
       int step = first;
       do {
         wait_barrier(shared.full(ring.stage), ring.phase);
@@ -538,6 +539,8 @@ cudaError_t launch_products_of(const ProductTasks& all, int columns, unsigned bl
       return launch.template operator()<240>();
     case 256:
       return launch.template operator()<256>();
+    case 320:
+      return launch.template operator()<320>();
     default:
       return cudaErrorInvalidValue;
   }

@@ -68,6 +68,12 @@ __device__ __forceinline__ void wgmma_columns(float (&d)[kN / 8][4], uint64_t a,
   RWKV_WGMMA_OF(160, "%80", "%81")
   RWKV_WGMMA_OF(240, "%120", "%121")
   RWKV_WGMMA_OF(256, "%128", "%129")
+  if constexpr (kN == 320) {  // more than an instruction has
+    constexpr int kHalf = kN / 2;
+    wgmma_columns<T, kHalf>(*reinterpret_cast<float(*)[kHalf / 8][4]>(&d[0]), a, b);
+    wgmma_columns<T, kHalf>(*reinterpret_cast<float(*)[kHalf / 8][4]>(&d[kHalf / 8]), a,
+                            b + (kHalf * 128 >> 4));
+  }
 }
 
 #undef RWKV_NAMES_16
