@@ -244,15 +244,19 @@ bool WorkReader::next_lines(WorkItem& item) {
 
 bool WorkReader::next_text(WorkItem& item) {
   if (done_) return false;
+  const size_t keep = split_at_.empty() ? 0 : split_at_.size() - 1;
+  size_t used = 0;  // everything before is in segments or was a separator
+  // Only what is new is searched: a text without separators or cuts may be as long as the file.
+  size_t no_separator = 0, no_cut = 0;  // none begins before that
   for (;;) {
     if (!at_end_) fill(piece_bytes_);
-    size_t used = 0;  // everything before is in segments or was a separator
     if (!split_at_.empty()) {
-      for (size_t at = 0; (at = buffer_.find(split_at_, used)) != std::string::npos;) {
+      for (size_t at; (at = buffer_.find(split_at_, no_separator)) != std::string::npos;) {
         if (at > used || open_) item.segments.push_back({used, at, true});
         open_ = false;
-        used = at + split_at_.size();
+        no_separator = used = at + split_at_.size();
       }
+      if (buffer_.size() > keep) no_separator = std::max(used, buffer_.size() - keep);
     }
     if (at_end_) {
       // Without a separator every file is one document, an empty file too.
@@ -267,9 +271,9 @@ bool WorkReader::next_text(WorkItem& item) {
       // Inside a long document: hand out what the tokenizer can cut off, keeping bytes that may be
       // the beginning of a separator.
       const std::string_view rest = std::string_view(buffer_).substr(used);
-      const size_t keep = split_at_.empty() ? 0 : split_at_.size() - 1;
-      const size_t cut =
-          rest.size() > keep ? tokenizer_->safe_cut(rest.substr(0, rest.size() - keep)) : 0;
+      const size_t end = rest.size() - std::min(rest.size(), keep);
+      const size_t cut = tokenizer_->safe_cut(rest.substr(0, end), no_cut - std::min(no_cut, used));
+      no_cut = used + end;
       if (cut > 0) {
         item.segments.push_back({used, used + cut, false});
         open_ = true;

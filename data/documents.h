@@ -52,7 +52,8 @@ struct WorkItem {
 
 /// Cuts the inputs into work items of about `piece_bytes`, in order. A document larger than that
 /// is cut where the tokenizer says that no token can span the cut, so the ids are those of the
-/// whole document. Memory: a piece, or the longest JSON line.
+/// whole document. Memory: a piece, the longest JSON line, or the longest
+/// stretch without such a place. Each byte is searched once.
 class WorkReader {
  public:
   WorkReader(std::vector<InputFile> inputs, std::shared_ptr<const Tokenizer> tokenizer,

@@ -1,11 +1,12 @@
 #include "inference/serving.h"
 
-#include <unistd.h>
+#include <cstdint>
 
 #include "inference/decode_weights.h"
 #include "kernels/core/arena.h"
 #include "kernels/core/backend.h"
 #include "kernels/core/error.h"
+#include "kernels/core/machine_memory.h"
 #include "kernels/decode/batch.h"
 #include "kernels/decode/layout.h"
 
@@ -86,39 +87,54 @@ std::string to_string(const ServingSize& s, int64_t slots) {
                     " and activations");
 }
 
-void check_room(const ServingSize& size, int64_t slots, size_t room, std::string_view memory) {
-  if (size.all() <= room) return;
+ServingRoom serving_room(Device device, size_t taken) {
+  if (device == Device::kCuda)
+    return {backend::cuda_memory().free, "GPU memory", "what is free on the GPU", ""};
+  const MachineMemory machine = machine_memory();
+  if (machine.available == 0) return {SIZE_MAX, "memory", "", ""};
+  return {machine.available + taken, "memory", machine.words(),
+          machine.limit_file.empty() ? "" : "raise that limit"};
+}
+
+void check_room(const ServingSize& size, int64_t slots, const ServingRoom& room) {
+  if (size.all() <= room.bytes) return;
   const size_t each = size.state + size.logits / static_cast<size_t>(slots);
   const size_t rest = size.all() - each * static_cast<size_t>(slots);
   const std::string what =
-      str("serving takes more ", memory, " than there is: ", to_string(size, slots),
-          "; there is room for ", format_bytes(room), ". ");
-  RWKV_CHECK(rest + each <= room, DeviceError, what,
-             "Not even one slot fits: use a smaller model, ", "or --weights with fewer bytes");
-  throw DeviceError(str(what, "About ", (room - rest) / each, " slots fit (--slots)"));
+      str("serving takes more ", room.memory, " than there is: ", to_string(size, slots),
+          "; expected at most ", format_bytes(room.bytes), ", ", room.words, ". ");
+  const std::string advice = room.advice.empty() ? "" : str(", or ", room.advice);
+  RWKV_CHECK(rest + each <= room.bytes, DeviceError, what,
+             "Not even one slot fits: use a smaller model, or --weights with fewer bytes", advice);
+  throw DeviceError(
+      str(what, "About ", (room.bytes - rest) / each, " slots fit (--slots)", advice));
 }
 
-void check_serving(const ModelConfig& config, const ServingOptions& options) {
+namespace {
+
+/// `taken`: bytes of the model that are in memory already.
+void check(const ModelConfig& config, const ServingOptions& options, size_t taken) {
   if (options.decode_kernels)
     RWKV_CHECK(decode_kernels_take(config), ConfigError,
                "decoding kernels take RWKV-7 with heads of 64 and a width of up to 4096; this "
                "model is ",
                config.architecture, ", ", config.n_embd, " wide");
   const bool cuda = options.decode_kernels || options.engine.device == Device::kCuda;
-  const ServingSize size = serving_size(config, options);
-  if (cuda && backend::has_cuda())
-    check_room(size, options.runner.slots, backend::cuda_memory().free, "GPU memory");
-  // The model's own weights are among it already.
-  if (!cuda)
-    check_room(size, options.runner.slots,
-               static_cast<size_t>(::sysconf(_SC_PHYS_PAGES)) *
-                   static_cast<size_t>(::sysconf(_SC_PAGESIZE)),
-               "memory");
+  if (cuda && !backend::has_cuda()) return;  // which is said by what is asked next
+  check_room(serving_size(config, options), options.runner.slots,
+             serving_room(cuda ? Device::kCuda : Device::kCpu, taken));
+}
+
+}  // namespace
+
+void check_serving(const ModelConfig& config, const ServingOptions& options) {
+  check(config, options, 0);
 }
 
 std::unique_ptr<Serving> make_serving(const Model& model, const ParamStore& weights,
                                       const ServingOptions& options) {
-  check_serving(model.config(), options);
+  const auto file = static_cast<size_t>(model.params().flat_elements()) * sizeof(float);
+  check(model.config(), options, file);
   if (options.decode_kernels) return make_decode_serving(model, weights, options);
   return std::make_unique<EngineServing>(model, weights, options);
 }

@@ -40,9 +40,19 @@ struct ServingSize {
 /// Without activations: those of a piece of a prompt, of a batch, and what libraries take.
 ServingSize serving_size(const ModelConfig& config, const ServingOptions& options);
 std::string to_string(const ServingSize& size, int64_t slots);
-/// Throws DeviceError if `size` does not go into `room` bytes of `memory` ("GPU memory"), and says
-/// about how many slots do.
-void check_room(const ServingSize& size, int64_t slots, size_t room, std::string_view memory);
+
+/// Where a model is to go.
+struct ServingRoom {
+  size_t bytes = 0;
+  std::string memory;  ///< "GPU memory", "memory"
+  std::string words;   ///< whose these bytes are: "what is free on the GPU"
+  std::string advice;  ///< what else can be done than to take less; may be empty
+};
+/// What is free on the GPU, or what the machine or its container leaves and `taken`, which is the
+/// model's already. bytes is SIZE_MAX where nothing can be told.
+ServingRoom serving_room(Device device, size_t taken);
+/// Throws DeviceError if `size` does not go into `room`, and says about how many slots do.
+void check_room(const ServingSize& size, int64_t slots, const ServingRoom& room);
 
 /// Throws ConfigError for what the kernels cannot do, DeviceError for more slots than there is
 /// memory for: before weights are read, which may take long.

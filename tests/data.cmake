@@ -1,4 +1,5 @@
 rwkv_test(data_io_test LABEL unit SOURCES unit/data_io_test.cpp DEPS rwkv_data)
+rwkv_test(data_gnuplot_test LABEL unit SOURCES unit/data_gnuplot_test.cpp DEPS rwkv_data)
 rwkv_test(data_hdf5_test LABEL unit SOURCES unit/data_hdf5_test.cpp DEPS rwkv_data)
 rwkv_test(data_tokenizer_test LABEL unit SOURCES unit/data_tokenizer_test.cpp
           DEPS rwkv_data nlohmann_json::nlohmann_json)

@@ -122,7 +122,7 @@ for run in "${runs[@]}"; do
         print at[s], loss[s], mean / weight, rest[s] >train
       }
       for (i = 1; i <= m; i++) print valid_at[valid_steps[i]], valid_loss[valid_steps[i]] >valid
-    }' "$log"
+    }' "$log" || fail "cannot read $log, or write to $work; is the disk full?" 3
   if [ ! -s "$work/$number.train" ]; then fail "$log holds no training steps" 3; fi
 done
 
@@ -169,15 +169,26 @@ quoted() {
     printf 'plot %s\n' "$(printf '%s, ' "${plots[@]}" | sed 's/, $//')"
   done
   echo "unset multiplot"
-} >"$work/script"
+} >"$work/script" || fail "cannot write to $work; is the disk full? Name a folder with room by TMPDIR" 3
 
-# Written beside and renamed, so that a failure never leaves half a picture.
-gnuplot "$work/script" 2>"$work/errors" || {
-  cat "$work/errors" >&2
-  fail "gnuplot failed" 1
+gnuplot "$work/script" >"$work/errors" 2>&1 ||
+  fail "gnuplot failed: $(grep -v '^[[:space:]]*$' "$work/errors" | tail -n 1)" 3
+cat "$work/errors" >&2
+# gnuplot ends well also when the disk is full. What follows IEND is a checksum.
+whole() {
+  local end
+  end=$({ tail -c 8 "$1" | tr -d '\0'; } 2>/dev/null)
+  case $output in
+    *.png) [[ $end = IEND* ]] ;;
+    *.svg) [[ $end = *'</svg>' ]] ;;
+  esac
 }
-if ! { mkdir -p "$(dirname "$output")" && cp "$work/picture" "$output.tmp" &&
-  mv "$output.tmp" "$output"; }; then
-  fail "cannot write $output" 3
+whole "$work/picture" ||
+  fail "the picture that gnuplot drew in $work is cut off; is the disk full? Name a folder with room by TMPDIR" 3
+# Written beside and renamed, so that a failure never leaves half a picture.
+if ! reason=$({ mkdir -p "$(dirname "$output")" && cp "$work/picture" "$output.tmp" &&
+  mv "$output.tmp" "$output"; } 2>&1); then
+  rm -f "$output.tmp" 2>/dev/null || true
+  fail "cannot write $output: $reason" 3
 fi
 echo "wrote $output"

@@ -198,6 +198,7 @@ int run(Flags& f, const std::vector<std::string>& extras, rwkv::RankSession& ran
           "test run to its end, or take a larger --lr-max\n",
           r.lowest);
     std::printf("%s %s\n", r.json_path.c_str(), r.picture_path.c_str());
+    RWKV_CHECK(r.picture_problem.empty(), IoError, r.picture_problem);
     return 0;
   }
   if (f.smoke) {

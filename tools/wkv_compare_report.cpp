@@ -53,9 +53,9 @@ void plot_wkv_comparison(const std::string& path, const WkvComparison& r) {
     for (const auto& difference : r.by_position) gp << ' ' << difference[bin];
     gp << '\n';
   }
-  gp << "EOD\nset terminal pngcairo size 900,420 font ',10'\nset output '"
-     << bench::with_extension(path, ".png")
-     << "'\nset grid\nset key top left noenhanced\nset xlabel 'position in the context'\n"
+  gp << "EOD\nset terminal pngcairo size 900,420 font ',10'\n"
+     << bench::plot_output(path)
+     << "set grid\nset key top left noenhanced\nset xlabel 'position in the context'\n"
      << "set ylabel 'difference of the loss (nats per token)'\nset format y '%.0e'\n"
      << "set title \"" << r.tokens << " tokens, difference from " << r.variants[0]
      << "\" noenhanced\nset xzeroaxis lw 2\nplot ";

@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "data/io/atomic_file.h"
+#include "data/io/gnuplot.h"
 #include "kernels/core/error.h"
 #include "trainer/data_source.h"
 #include "trainer/gemm_choices.h"
@@ -22,44 +21,23 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool on_path(const std::string& program) {
-  const char* path = std::getenv("PATH");
-  std::istringstream in(path == nullptr ? "" : path);
-  for (std::string dir; std::getline(in, dir, ':');) {
-    std::error_code ec;
-    if (fs::exists(fs::path(dir) / program, ec)) return true;
-  }
-  return false;
-}
-
-/// Feeds gnuplot its script and data through a pipe; false if that did not work.
-bool draw(const LrRangeResult& r, const std::string& path) {
-  if (!on_path("gnuplot")) return false;
-  std::FILE* pipe = popen("gnuplot", "w");
-  if (pipe == nullptr) return false;
-  std::string quoted;  // in gnuplot's single quotes a quote is written twice
-  for (const char c : path) quoted += c == '\'' ? "''" : std::string(1, c);
-  std::fprintf(
-      pipe,
-      "set terminal pngcairo size 900,540\nset output '%s'\nset logscale x\n"
-      "set format x '%%g'\nset xlabel 'learning rate'\nset ylabel 'loss (nats per token)'\n"
-      "set grid\n",
-      quoted.c_str());
+std::string plot_script(const LrRangeResult& r, const std::string& path) {
+  std::ostringstream gp;
+  gp.precision(9);
+  gp << "set terminal pngcairo size 900,540\n"
+     << gnuplot_output(path) << "set logscale x\nset format x '%g'\nset xlabel 'learning rate'\n"
+     << "set ylabel 'loss (nats per token)'\nset grid\n";
   if (r.rose)
-    std::fprintf(pipe,
-                 "set arrow from %.9g, graph 0 to %.9g, graph 1 nohead dashtype 2\n"
-                 "set label 'suggestion %.2g' at %.9g, graph 0.95 offset 1,0\n",
-                 r.suggestion, r.suggestion, r.suggestion, r.suggestion);
-  std::fputs(
-      "plot '-' using 1:2 with points pt 7 ps 0.4 lc rgb 'gray' title 'step', "
-      "'-' using 1:2 with lines lw 2 title 'running mean'\n",
-      pipe);
-  for (const auto& p : r.points) std::fprintf(pipe, "%.9g %.9g\n", p.lr, p.loss);
-  std::fputs("e\n", pipe);
-  for (const auto& p : r.points) std::fprintf(pipe, "%.9g %.9g\n", p.lr, p.smooth);
-  std::fputs("e\n", pipe);
-  std::error_code ec;
-  return pclose(pipe) == 0 && fs::exists(path, ec);
+    gp << "set arrow from " << r.suggestion << ", graph 0 to " << r.suggestion
+       << ", graph 1 nohead dashtype 2\nset label sprintf('suggestion %.2g', " << r.suggestion
+       << ") at " << r.suggestion << ", graph 0.95 offset 1,0\n";
+  gp << "plot '-' using 1:2 with points pt 7 ps 0.4 lc rgb 'gray' title 'step', "
+     << "'-' using 1:2 with lines lw 2 title 'running mean'\n";
+  for (const auto& p : r.points) gp << p.lr << ' ' << p.loss << '\n';
+  gp << "e\n";
+  for (const auto& p : r.points) gp << p.lr << ' ' << p.smooth << '\n';
+  gp << "e\n";
+  return gp.str();
 }
 
 std::string to_json(const LrRangeResult& r) {
@@ -152,7 +130,11 @@ LrRangeResult find_lr(const TrainConfig& config, const TrainerOptions& options,
   result.json_path = (fs::path(dir) / "find_lr.json").string();
   write_file_atomic(result.json_path, to_json(result));
   const std::string picture = (fs::path(dir) / "find_lr.png").string();
-  if (draw(result, picture)) result.picture_path = picture;
+  try {
+    if (draw_picture(picture, plot_script(result, picture))) result.picture_path = picture;
+  } catch (const IoError& e) {
+    result.picture_problem = e.what();
+  }
   return result;
 }
 

@@ -27,6 +27,7 @@ struct LrRangeResult {
   bool rose = false;      ///< it rose or exploded beyond `lowest`: else the test ended too early
   double suggestion = 0;  ///< a tenth of `lowest`
   std::string json_path, picture_path;  ///< picture: empty without gnuplot
+  std::string picture_problem;          ///< why there is none though there is a gnuplot; or empty
   /// Set, and nothing judged or written, if a signal came before there were three points.
   bool stopped_early = false;
 };

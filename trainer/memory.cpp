@@ -7,18 +7,16 @@
 #include <array>
 #include <cstdint>
 #include <cstdio>
-#include <filesystem>
 #include <fstream>
 #include <optional>
 #include <string>
 
 #include "kernels/core/arena.h"
 #include "kernels/core/error.h"
+#include "kernels/core/machine_memory.h"
 
 namespace rwkv {
 namespace {
-
-namespace fs = std::filesystem;
 
 constexpr const char* kLanesAdvice = " On the GPU kernels.lanes=1 saves memory, too.";
 constexpr const char* kAdvice =
@@ -28,35 +26,6 @@ constexpr const char* kAdvice =
 constexpr const char* kNoCopiesAdvice =
     "dist.checkpoint=parallel and sample.every=0, so that rank 0 keeps no copies of what all ranks "
     "hold";
-
-std::optional<size_t> read_number(const fs::path& file) {
-  std::ifstream in(file);
-  size_t n = 0;
-  if (in >> n) return n;
-  return std::nullopt;  // missing, or "max"
-}
-
-/// Value after `key` in a file of "key value" lines.
-std::optional<size_t> read_field(const fs::path& file, const std::string& key) {
-  std::ifstream in(file);
-  for (std::string k; in >> k;) {
-    size_t n = 0;
-    if (k == key && in >> n) return n;
-    in.ignore(4096, '\n');
-  }
-  return std::nullopt;
-}
-
-/// What one control group leaves, if it limits anything. Page cache that can be dropped is free.
-std::optional<size_t> group_room(const fs::path& dir, const char* limit, const char* used,
-                                 const char* cache) {
-  const auto max = read_number(dir / limit);
-  const auto now = read_number(dir / used);
-  if (!max || !now) return std::nullopt;
-  const size_t droppable = read_field(dir / "memory.stat", cache).value_or(0);
-  const size_t taken = *now > droppable ? *now - droppable : 0;
-  return *max > taken ? *max - taken : 0;
-}
 
 bool keeps_copies(const TrainStep& step) {
   const TrainStepOptions& o = step.options();
@@ -77,33 +46,6 @@ MachineName this_machine() {
 }
 
 }  // namespace
-
-size_t available_machine_memory() {
-  size_t room = SIZE_MAX;
-  if (const auto kib = read_field("/proc/meminfo", "MemAvailable:")) room = *kib * 1024;
-  const auto consider = [&](std::optional<size_t> r) { room = std::min(room, r.value_or(room)); };
-
-  std::ifstream groups("/proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {
-    const size_t first = line.find(':'), second = line.find(':', first + 1);
-    if (second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1);
-    const bool v2 = controllers.empty();
-    if (!v2 && controllers.find("memory") == std::string::npos) continue;
-    const fs::path root = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
-    // Every group up to the root may set a limit; inside a container the path can be foreign.
-    fs::path relative = fs::path(line.substr(second + 1)).relative_path();
-    while (true) {
-      const fs::path dir = relative.empty() ? root : root / relative;
-      consider(v2 ? group_room(dir, "memory.max", "memory.current", "inactive_file")
-                  : group_room(dir, "memory.limit_in_bytes", "memory.usage_in_bytes",
-                               "total_inactive_file"));
-      if (relative.empty()) break;
-      relative = relative.parent_path();
-    }
-  }
-  return room == SIZE_MAX ? 0 : room;
-}
 
 size_t available_memory() {
   const size_t machine = available_machine_memory();

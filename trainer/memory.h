@@ -13,10 +13,7 @@
 
 namespace rwkv {
 
-/// Bytes that are left to this process and others like it: the kernel's MemAvailable, and what the
-/// control groups leave. 0 if nothing can be told.
-size_t available_machine_memory();
-/// The same for this process alone: its address-space limit counts, too.
+/// available_machine_memory() for this process alone: its address-space limit counts, too.
 size_t available_memory();
 /// Resident bytes of this process now; 0 if that cannot be told.
 size_t resident_memory();

@@ -4,10 +4,12 @@
 #include <pcre2.h>
 #include <utf8proc.h>
 
-#include <cstdlib>
+#include <algorithm>
+#include <array>
 #include <span>
 
 #include "data/tokenizer/unicode_ranges.h"
+#include "data/tokenizer/utf8.h"
 #include "kernels/core/error.h"
 
 namespace rwkv {
@@ -162,9 +164,46 @@ bool Gpt2Splitter::may_need_nfc(std::string_view text) const {
   return false;
 }
 
+namespace {
+
+/// Appends NFC of `text`, whose first character is a starter or begins everything. The library
+/// could do it in one call, but sorts marks in quadratic time, and no text limits how many follow
+/// one another. `work` is for reuse.
+void append_nfc(std::string_view text, std::vector<utf8proc_int32_t>& work, std::string& out) {
+  constexpr auto kOptions = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+  work.clear();
+  for (size_t at = 0; at < text.size();) {
+    const Character c = character_at(text, at);
+    std::array<utf8proc_int32_t, 8> parts{};  // canonical decompositions have at most 4
+    int boundary = 0;
+    const auto n = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c.code), parts.data(),
+                                           std::ssize(parts), kOptions, &boundary);
+    RWKV_ASSERT(n >= 0 && n <= std::ssize(parts), "normalising text: U+", c.code, " has ", n,
+                " parts");
+    work.insert(work.end(), parts.begin(), parts.begin() + n);
+    at += c.length;
+  }
+  // Canonical order: marks by their classes, equal ones as they came.
+  const auto rank = [](utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class; };
+  const auto starts = [&](utf8proc_int32_t c) { return rank(c) == 0; };
+  for (auto first = work.begin(); first != work.end();) {
+    const auto last = std::find_if(first, work.end(), starts);
+    if (!std::ranges::is_sorted(first, last, {}, rank))
+      std::ranges::stable_sort(first, last, {}, rank);
+    first = std::find_if_not(last, work.end(), starts);
+  }
+  const auto n = utf8proc_normalize_utf32(work.data(), std::ssize(work), kOptions);
+  RWKV_ASSERT(n >= 0, "normalising text: ", utf8proc_errmsg(n));
+  for (auto c = work.begin(); c != work.begin() + n; ++c)
+    append_utf8(static_cast<uint32_t>(*c), out);
+}
+
+}  // namespace
+
 std::string Gpt2Splitter::nfc(std::string_view text) const {
   std::string out;
   out.reserve(text.size());
+  std::vector<utf8proc_int32_t> work;
   // Characters that are concerned are normalised together with the one before them, which is where
   // they may join; from the next one on nothing depends on them.
   size_t copied = 0, before = 0;
@@ -178,13 +217,7 @@ std::string Gpt2Splitter::nfc(std::string_view text) const {
     out += text.substr(copied, before - copied);
     while (at < text.size() && impl_->nfc_checked((c = character_at(text, at)).code))
       at += c.length;
-    utf8proc_uint8_t* result = nullptr;
-    const auto n = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data() + before),
-                                static_cast<utf8proc_ssize_t>(at - before), &result,
-                                static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-    RWKV_ASSERT(n >= 0, "normalising text: ", utf8proc_errmsg(n));
-    out.append(reinterpret_cast<const char*>(result), static_cast<size_t>(n));
-    std::free(result);
+    append_nfc(text.substr(before, at - before), work, out);
     copied = before = at;
   }
   return out += text.substr(copied);

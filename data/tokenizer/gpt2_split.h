@@ -44,7 +44,7 @@ class Gpt2Splitter {
   void split(std::string_view text, Scratch& scratch, std::vector<size_t>& ends) const;
   /// False: the text is in NFC. True: perhaps not.
   bool may_need_nfc(std::string_view text) const;
-  /// The text in normalisation form C.
+  /// The text in normalisation form C. Time n log n for n marks on one character.
   std::string nfc(std::string_view text) const;
   /// Property White_Space of the last character; false for an empty text.
   bool ends_in_whitespace(std::string_view text) const;

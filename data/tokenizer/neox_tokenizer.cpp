@@ -182,9 +182,9 @@ void NeoxTokenizer::encode_to(std::string_view text, std::vector<int32_t>& ids) 
   impl_->give_back(std::move(w));
 }
 
-size_t NeoxTokenizer::safe_cut(std::string_view text) const {
+size_t NeoxTokenizer::safe_cut(std::string_view text, size_t from) const {
   if (!impl_->cuttable) return 0;
-  for (size_t i = text.size(); i-- > 1;) {
+  for (size_t i = text.size(), first = std::max<size_t>(from, 1); i-- > first;) {
     if (!ascii_space(text[i]) || ascii_space(text[i - 1])) continue;
     // The last character before the cut may be damaged: then it is no white space.
     const std::string_view before = text.substr(i >= 4 ? i - 4 : 0, std::min<size_t>(i, 4));

@@ -34,7 +34,7 @@ class NeoxTokenizer final : public Tokenizer {
   void encode_to(std::string_view text, std::vector<int32_t>& ids) const override;
   /// Cuts between an ASCII white space and a character before it that is none: pieces, runs of
   /// spaces and normalisation all end there. 0 if an added token contains such a place.
-  size_t safe_cut(std::string_view text) const override;
+  size_t safe_cut(std::string_view text, size_t from) const override;
   /// The file without carriage returns.
   std::string_view vocabulary() const override { return json_; }
 

@@ -35,8 +35,9 @@ class Tokenizer {
   virtual void encode_to(std::string_view text, std::vector<int32_t>& ids) const = 0;
   /// The largest position p <= text.size() at which a longer text that starts like this may be cut,
   /// that is: encode(text up to p) followed by encode(the rest) is encode(all), whatever follows.
-  /// 0 if there is none.
-  virtual size_t safe_cut(std::string_view text) const = 0;
+  /// 0 if there is none. Positions below `from` are not tried: a caller whose text grew knows
+  /// already that there is none among them.
+  virtual size_t safe_cut(std::string_view text, size_t from) const = 0;
   /// What `make_tokenizer` needs besides the name to build the same tokenizer again; uncompressed.
   /// Empty for "bytes".
   virtual std::string_view vocabulary() const = 0;
@@ -55,7 +56,7 @@ class ByteTokenizer final : public Tokenizer {
   int32_t vocab_size() const override { return 257; }
   std::string_view token_bytes(int32_t id) const override;
   void encode_to(std::string_view text, std::vector<int32_t>& ids) const override;
-  size_t safe_cut(std::string_view text) const override { return text.size(); }
+  size_t safe_cut(std::string_view text, size_t /*from*/) const override { return text.size(); }
   std::string_view vocabulary() const override { return {}; }
 
  private:

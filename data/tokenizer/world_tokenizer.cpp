@@ -234,8 +234,8 @@ std::string_view WorldTokenizer::token_bytes(int32_t id) const {
   return std::string_view(pool_).substr(offset_[i], offset_[i + 1] - offset_[i]);
 }
 
-size_t WorldTokenizer::safe_cut(std::string_view text) const {
-  for (size_t i = text.size(); i-- > 1;) {
+size_t WorldTokenizer::safe_cut(std::string_view text, size_t from) const {
+  for (size_t i = text.size(), first = std::max<size_t>(from, 1); i-- > first;) {
     const auto a = static_cast<unsigned char>(text[i - 1]);
     if (!adjacent_[size_t{256} * a + static_cast<unsigned char>(text[i])]) return i;
   }

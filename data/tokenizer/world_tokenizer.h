@@ -27,7 +27,7 @@ class WorldTokenizer final : public Tokenizer {
   std::string_view token_bytes(int32_t id) const override;
   void encode_to(std::string_view text, std::vector<int32_t>& ids) const override;
   /// Cuts between two bytes that no entry contains side by side: no token can span them.
-  size_t safe_cut(std::string_view text) const override;
+  size_t safe_cut(std::string_view text, size_t from) const override;
   /// The file with LF line ends: copies that differ in line ends only have the same hash.
   std::string_view vocabulary() const override { return text_; }
 

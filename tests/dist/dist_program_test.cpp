@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/core/backend.h"
+#include "kernels/core/machine_memory.h"
 #include "tests/dist/rank_programs.h"
 #include "trainer/memory.h"
 #include "trainer/trainer.h"

@@ -89,6 +89,18 @@ TEST_F(BenchProgram, Wkv4RecordHoldsEveryVariantAndLength) {
       EXPECT_GT(e[what].get<double>(), 1e-9) << e["variant"] << " " << what;
       EXPECT_LE(e[what].get<double>(), 1e-5) << e["variant"] << " " << what;
     }
+  // Half a picture is an error, and goes; the script stays.
+  fs::create_directory(dir_ / "bin");
+  test::write_bytes(dir_ / "bin/gnuplot",
+                    "#!/bin/sh\nread -r line\nout=${line#*\\'}\nprintf half >\"${out%\\'}\"\n");
+  fs::permissions(dir_ / "bin/gnuplot", fs::perms::owner_all);
+  const std::string path = std::getenv("PATH");
+  setenv("PATH", (dir_ / "bin:" + path).c_str(), 1);
+  EXPECT_EQ(run({"wkv", "--from", "r.json", "--plot", "h.png"}), 3);
+  setenv("PATH", path.c_str(), 1);
+  EXPECT_TRUE(has(text("err"), "h-d32.png: found 4 bytes that are no whole PNG")) << text("err");
+  EXPECT_TRUE(fs::exists(dir_ / "h-d32.gp"));
+  EXPECT_FALSE(fs::exists(dir_ / "h-d32.png"));
   // A picture per width, axes labelled; the record draws the same ones.
   ASSERT_EQ(run({"wkv", "--from", "r.json", "--plot", "q.gp"}), 0) << text("err");
   for (const std::string width : {"32", "48"}) {

@@ -68,5 +68,18 @@ exits 3 'no metrics log' "$tools/plot_metrics.sh" -o "$work/b.png" "$work/nowher
 echo '{"type":"run"}' >"$work/empty.jsonl"
 exits 3 'no training steps' "$tools/plot_metrics.sh" -o "$work/b.png" "$work/empty.jsonl"
 exits 3 'cannot write' "$tools/plot_metrics.sh" -o /proc/nowhere/b.png "$work/one"
-[ ! -e "$work/b.png" ] || fail "a failure left a picture"
+# gnuplot ends with 0 also when the disk is full: a file that may not grow stands for that.
+mkdir "$work/full" "$work/fails"
+printf '#!/bin/bash\ntrap "" XFSZ\nulimit -f 2\nexec %s "$@"\n' "$(command -v gnuplot)" \
+  >"$work/full/gnuplot"
+printf '#!/bin/bash\nprintf "\\n  ^\\nline 3: no reason\\n\\n" >&2\nexit 1\n' >"$work/fails/gnuplot"
+chmod +x "$work/full/gnuplot" "$work/fails/gnuplot"
+for file in b.png b.svg; do
+  exits 3 'cut off; is the disk full' env PATH="$work/full:$PATH" "$tools/plot_metrics.sh" \
+    -o "$work/$file" "$work/one"
+  exits 3 'gnuplot failed: line 3: no reason' env PATH="$work/fails:$PATH" \
+    "$tools/plot_metrics.sh" -o "$work/$file" "$work/one"
+  [ "$(wc -l <"$work/out")" -eq 1 ] || fail "more than one line: $(cat "$work/out")"
+  [ ! -e "$work/$file" ] || fail "a failure left a picture"
+done
 echo "scripts_test: passed"

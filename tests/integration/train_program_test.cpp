@@ -165,6 +165,22 @@ TEST_F(Program, ALearningRateTestThatEndsTooEarlySuggestsNothing) {
   EXPECT_TRUE(out_has("try optimizer.lr")) << out();
 }
 
+TEST_F(Program, ALearningRateTestIsToldAlsoWhenItsPictureIsCutOff) {
+  fs::create_directory(dir_ / "bin");
+  test::write_bytes(dir_ / "bin/gnuplot",
+                    "#!/bin/sh\nread -r line\nout=${line#*\\'}\nprintf half >\"${out%\\'}\"\n");
+  fs::permissions(dir_ / "bin/gnuplot", fs::perms::owner_all);
+  const std::string path = std::getenv("PATH");
+  setenv("PATH", (dir_ / "bin:" + path).c_str(), 1);
+  EXPECT_EQ(run({"--config", "tiny.json", "--find-lr", "--lr-steps", "8", "--lr-max", "1e-3"}), 3);
+  setenv("PATH", path.c_str(), 1);
+  EXPECT_TRUE(out_has("find_lr.json")) << out();
+  EXPECT_TRUE(err_has("find_lr.png: found 4 bytes that are no whole PNG")) << err();
+  EXPECT_TRUE(fs::exists(dir_ / "run/find_lr.json"));
+  for (const auto& file : fs::directory_iterator(dir_ / "run"))
+    EXPECT_EQ(file.path().filename().string().find("png"), std::string::npos) << file.path();
+}
+
 TEST_F(Program, ProcessesOfSrunThatCannotMeetAreToldSo) {
   setenv("SLURM_STEP_NUM_TASKS", "4", 1);
   EXPECT_EQ(run({"--config", "tiny.json", "--set", "train.steps=1"}), 0) << err();

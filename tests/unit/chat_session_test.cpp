@@ -211,7 +211,7 @@ TEST(ChatSession, StopStringsWithinTokens) {
     void encode_to(std::string_view text, std::vector<int32_t>& ids) const override {
       bytes_.encode_to(text, ids);
     }
-    size_t safe_cut(std::string_view text) const override { return text.size(); }
+    size_t safe_cut(std::string_view text, size_t /*from*/) const override { return text.size(); }
     std::string_view vocabulary() const override { return {}; }
 
    private:

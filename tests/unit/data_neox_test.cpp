@@ -106,6 +106,47 @@ TEST_F(Neox, NormalisesToNfc) {
   EXPECT_EQ(nfc("na\u00efve \u65e5\u672c \U0001f680"), "na\u00efve \u65e5\u672c \U0001f680");
 }
 
+/// Canonical ordering as Unicode defines it: neighbours are swapped while the second is a mark of a
+/// lower class.
+TEST_F(Neox, OrdersMarksAsDefined) {
+  struct Mark {
+    std::string_view bytes;
+    int combining_class;
+  };
+  static constexpr Mark kMarks[] = {{"\u0338", 1},   {"\u05b0", 10},  {"\u0327", 202},
+                                    {"\u0323", 220}, {"\u0316", 220}, {"\u0301", 230},
+                                    {"\u0307", 230}, {"\u0315", 232}, {"\u0345", 240}};
+  const Rng rng(8, hash_name("marks"));
+  uint64_t draw = 0;
+  for (int round = 0; round < 300; ++round) {
+    std::string text, expected;
+    for (int letter = 0; letter < 3; ++letter) {  // q joins with no mark
+      std::vector<Mark> marks(rng.below(draw++, 40));
+      for (Mark& m : marks) m = kMarks[rng.below(draw++, std::size(kMarks))];
+      text += 'q';
+      for (const Mark& m : marks) text += m.bytes;
+      for (bool swapped = true; swapped;) {
+        swapped = false;
+        for (size_t i = 1; i < marks.size(); ++i) {
+          if (marks[i - 1].combining_class <= marks[i].combining_class) continue;
+          std::swap(marks[i - 1], marks[i]);
+          swapped = true;
+        }
+      }
+      expected += 'q';
+      for (const Mark& m : marks) expected += m.bytes;
+    }
+    ASSERT_EQ(t_.decode(t_.encode(text)), expected) << text;
+  }
+  // By swaps this takes hours.
+  constexpr int kMany = 1 << 19;
+  std::string text = "q", expected = "q";
+  for (int i = 0; i < kMany; ++i) text += "\u0301\u0323";
+  for (const char* mark : {"\u0323", "\u0301"})
+    for (int i = 0; i < kMany; ++i) expected += mark;
+  EXPECT_TRUE(t_.decode(t_.encode(text)) == expected);
+}
+
 TEST_F(Neox, BytesThatAreNotUtf8BecomeReplacementCharacters) {
   const Rng rng(3, hash_name("bytes"));
   uint64_t draw = 0;
@@ -256,17 +297,19 @@ TEST_F(Neox, SafeCutsChangeNothing) {
       text += parts[rng.below(draw++, parts.size())];
     for (uint64_t n = rng.below(draw++, 4); n > 0; --n)
       more += parts[rng.below(draw++, parts.size())];
-    const size_t cut = t_.safe_cut(text);
+    const size_t cut = t_.safe_cut(text, 0);
     ASSERT_LE(cut, text.size());
     cuts += cut > 0;
+    for (const size_t from : {cut / 2, cut, cut + 1, text.size()})
+      ASSERT_EQ(t_.safe_cut(text, from), from <= cut ? cut : 0) << text << " from " << from;
     const std::string all = text + more;
     ASSERT_EQ(joined(t_.encode(all.substr(0, cut)), t_.encode(all.substr(cut))), t_.encode(all))
         << all << " at " << cut;
   }
   EXPECT_GT(cuts, 1000u);
-  EXPECT_EQ(t_.safe_cut("a b c"), 3u);
-  EXPECT_EQ(t_.safe_cut("a  b"), 1u);
-  EXPECT_EQ(t_.safe_cut("\u3000 "), 0u);
+  EXPECT_EQ(t_.safe_cut("a b c", 0), 3u);
+  EXPECT_EQ(t_.safe_cut("a  b", 0), 1u);
+  EXPECT_EQ(t_.safe_cut("\u3000 ", 0), 0u);
 }
 
 TEST_F(Neox, ManyThreadsAgree) {

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -143,6 +144,52 @@ TEST(Prepare, PiecesAndThreadsDoNotChangeTheResult) {
       if (reference.empty()) reference = now;
       ASSERT_TRUE(now == reference) << threads << " threads, pieces of " << piece;
     }
+}
+
+/// Bytes that are cut before every 'X', counting what is looked at.
+class Counting final : public Tokenizer {
+ public:
+  std::string_view name() const override { return bytes_.name(); }
+  const std::string& hash() const override { return bytes_.hash(); }
+  int32_t vocab_size() const override { return bytes_.vocab_size(); }
+  std::string_view token_bytes(int32_t id) const override { return bytes_.token_bytes(id); }
+  void encode_to(std::string_view text, Ids& ids) const override { bytes_.encode_to(text, ids); }
+  size_t safe_cut(std::string_view text, size_t from) const override {
+    const size_t first = std::min(from, text.size());
+    looked_at += text.size() - first;
+    const size_t cut = text.substr(first).rfind('X');
+    return cut == std::string_view::npos ? 0 : first + cut;
+  }
+  std::string_view vocabulary() const override { return {}; }
+  mutable size_t looked_at = 0;
+
+ private:
+  ByteTokenizer bytes_;
+};
+
+TEST(WorkReader, LongTextsWithoutCutsAreSearchedOnce) {
+  TempDir dir;
+  const std::string run(size_t{1} << 20, 'a');
+  for (const std::string separator : {"", "<|>"}) {
+    const std::string text = run + "X" + run + (separator.empty() ? "" : "<<|>") + run + "<|";
+    put(dir.file("t.txt"), text);
+    const auto tokenizer = std::make_shared<Counting>();
+    // With pieces of 16 bytes, searching all of them again takes minutes.
+    WorkReader reader(find_inputs({dir.file("t.txt")}, TextFormat::kAuto), tokenizer, separator,
+                      16);
+    Texts found = {""};
+    for (WorkItem item; reader.next(item);) {
+      for (const auto& s : item.segments) {
+        found.back() += item.raw.substr(s.begin, s.end - s.begin);
+        if (s.ends_document) found.emplace_back();
+      }
+    }
+    const Texts expected =
+        separator.empty() ? Texts{text, ""} : Texts{run + "X" + run + "<", run + "<|", ""};
+    EXPECT_TRUE(found == expected) << "separator " << separator;
+    EXPECT_GT(tokenizer->looked_at, text.size() / 2);
+    EXPECT_LE(tokenizer->looked_at, 2 * text.size());
+  }
 }
 
 TEST(Prepare, MalformedLines) {

@@ -81,7 +81,7 @@ class HostileData : public testing::TestWithParam<std::string> {
       const auto t = load_tokenizer("auto", {.file = path, .beside = ""});
       const std::string text = "the 'quoted' \xc3\xa9 \xff\xfe there  12";
       for (const int32_t id : t->encode(text)) t->token_bytes(id);
-      t->safe_cut(text);
+      t->safe_cut(text, 0);
     };
     if (name == "binidx_index") return of("b.idx", binidx);
     if (name == "binidx_tokens") return of("b.bin", binidx);

@@ -10,6 +10,7 @@
 #include "inference/random_model.h"
 #include "inference/warm_up.h"
 #include "kernels/core/error.h"
+#include "kernels/core/machine_memory.h"
 #include "model/public_sizes.h"
 #include "tests/unit/inference_fake_runner.h"
 #include "tests/unit/inference_model.h"
@@ -75,9 +76,9 @@ TEST(ServingSize, FollowsTheFormulas) {
   }
 }
 
-std::string refusal(const ServingSize& size, int64_t slots, size_t room) {
+std::string refusal(const ServingSize& size, int64_t slots, const ServingRoom& room) {
   try {
-    check_room(size, slots, room, "GPU memory");
+    check_room(size, slots, room);
     return "";
   } catch (const DeviceError& e) {
     return e.what();
@@ -87,10 +88,39 @@ std::string refusal(const ServingSize& size, int64_t slots, size_t room) {
 TEST(ServingSize, SaysHowManySlotsFit) {
   // 1000 bytes of weights; 10 and 4 for a slot, and a state more.
   const ServingSize size{.weights = 1000, .state = 10, .states = 101 * 10, .logits = 400};
-  EXPECT_EQ(refusal(size, 100, size.all()), "");
-  EXPECT_NE(refusal(size, 100, size.all() - 1).find("About 99 slots fit"), std::string::npos);
-  EXPECT_NE(refusal(size, 100, 1010 + 14).find("About 1 slots fit"), std::string::npos);
-  EXPECT_NE(refusal(size, 100, 1010 + 13).find("Not even one slot"), std::string::npos);
+  const auto says = [&](size_t bytes) {
+    return refusal(size, 100, {bytes, "GPU memory", "what is free on the GPU", ""});
+  };
+  EXPECT_EQ(says(size.all()), "");
+  EXPECT_NE(says(size.all() - 1).find("About 99 slots fit"), std::string::npos);
+  EXPECT_NE(says(1010 + 14).find("About 1 slots fit"), std::string::npos);
+  EXPECT_NE(says(1010 + 13).find("Not even one slot"), std::string::npos);
+}
+
+TEST(ServingSize, ARefusalSaysWhoseTheLimitIs) {
+  const ServingSize size{.weights = 4 << 20, .state = 10, .states = 1010, .logits = 400};
+  const MachineMemory container{2 << 20, "/sys/fs/cgroup/memory.max"};
+  const std::string text =
+      refusal(size, 100, {container.available, "memory", container.words(), "raise that limit"});
+  for (const char* part :
+       {"takes more memory than there is: weights 4.0 MiB", "100 x ", "expected at most 2.0 MiB",
+        "limit of this container or job leaves (/sys/fs/cgroup/memory.max)", "a smaller model",
+        "or raise that limit"})
+    EXPECT_NE(text.find(part), std::string::npos) << part << " in " << text;
+}
+
+/// As for training; what is the model's already does not count twice.
+TEST(ServingSize, RoomOnTheCpuIsWhatTheMachineOrItsContainerLeaves) {
+  const MachineMemory machine = machine_memory();
+  ASSERT_GT(machine.available, 0u);
+  const ServingRoom room = serving_room(Device::kCpu, 0);
+  // Others work on this machine meanwhile.
+  const double other =
+      std::fabs(static_cast<double>(room.bytes) - static_cast<double>(machine.available));
+  EXPECT_LE(other, 0.5 * static_cast<double>(machine.available));
+  EXPECT_EQ(room.words, machine.words());
+  EXPECT_EQ(room.advice.empty(), machine.limit_file.empty());
+  EXPECT_GE(serving_room(Device::kCpu, size_t{1} << 50).bytes, size_t{1} << 50);
 }
 
 TEST(Serving, MoreSlotsThanThereIsMemoryFor) {
@@ -101,7 +131,9 @@ TEST(Serving, MoreSlotsThanThereIsMemoryFor) {
     make_serving(*m.model, *m.weights, o);
     ADD_FAILURE() << "2^36 slots";
   } catch (const DeviceError& e) {
-    EXPECT_NE(std::string(e.what()).find("slots fit (--slots)"), std::string::npos) << e.what();
+    const std::string text = e.what();
+    EXPECT_NE(text.find("slots fit (--slots)"), std::string::npos) << text;
+    EXPECT_NE(text.find(machine_memory().words()), std::string::npos) << text;
   }
 }
 

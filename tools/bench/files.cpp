@@ -1,12 +1,10 @@
 // Text files and gnuplot scripts: the part of report.h that other programs use too.
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 
+#include "data/io/gnuplot.h"
 #include "kernels/core/error.h"
 #include "tools/bench/report.h"
 
@@ -51,18 +49,14 @@ void write_plot(const std::string& path, const std::string& script) {
     std::printf("plot script: %s\n", gp.c_str());
     return;
   }
-  const pid_t child = fork();
-  if (child == 0) {
-    execlp("gnuplot", "gnuplot", gp.c_str(), static_cast<char*>(nullptr));
-    _exit(127);
-  }
-  int status = 0;
-  const bool ran = child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) &&
-                   WEXITSTATUS(status) == 0;
-  if (ran)
+  if (draw_picture(path, script))
     std::printf("plot: %s\n", path.c_str());
   else
     std::printf("plot script: %s (run gnuplot on it to get %s)\n", gp.c_str(), path.c_str());
+}
+
+std::string plot_output(const std::string& path) {
+  return gnuplot_output(with_extension(path, ".png"));
 }
 
 }  // namespace rwkv::bench

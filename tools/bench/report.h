@@ -55,8 +55,11 @@ void write_file(const std::string& path, const std::string& text);
 std::string record_text(const std::string& json);
 
 /// Writes `script` to FILE.gp. If `path` ends in .png the script is also run by gnuplot, when there
-/// is one; otherwise a line says what to do. `script` must set its own output to FILE.png.
+/// is one; otherwise a line says what to do. `script` must hold plot_output(path). Throws IoError
+/// as draw_picture does; FILE.gp is there then.
 void write_plot(const std::string& path, const std::string& script);
+/// The lines by which a script opens FILE.png, its output.
+std::string plot_output(const std::string& path);
 /// Before a measurement that takes long: throws IoError if the folder of one of the files is not
 /// there, ConfigError if `plot` ends neither in .gp nor in .png. Empty names are none.
 void check_outputs(const std::string& json, const std::string& plot);

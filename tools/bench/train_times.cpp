@@ -175,7 +175,8 @@ void plot(const std::string& path, const nlohmann::ordered_json& j) {
   gp << "$data << EOD\n"
      << data.str() << "EOD\n"
      << "set terminal png truecolor enhanced size " << std::min(1400, 300 + 50 * at)
-     << ",640 font ',10'\nset output '" << with_extension(path, ".png") << "'\n"
+     << ",640 font ',10'\n"
+     << plot_output(path)
      << "set style fill solid 0.85\nset boxwidth 0.7\nset grid ytics\nset yrange [0:*]\nset "
         "offsets 0,0,graph 0.06,0\n"
      << "set ylabel '"

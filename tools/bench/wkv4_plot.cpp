@@ -38,8 +38,8 @@ void plot_some(const std::string& path, const Wkv4Report& report,
   std::ostringstream data, gp;
   // The terminal without smooth edges makes files of a quarter of the size.
   gp << "set terminal png truecolor enhanced size 900," << 50 + 300 * panels.size() << " font ',9'"
-     << "\nset output '" << with_extension(path, ".png")
-     << "'\nset logscale x 2\nset logscale y 10\n"
+     << "\n"
+     << plot_output(path) << "set logscale x 2\nset logscale y 10\n"
      << "set format x '2^{%L}'\nset format y '%g'\nset grid\nset key top left Left reverse samplen "
         "2\n"
      << "set xlabel 'sequence length (tokens)'\nset ylabel 'time (ms)'\n"

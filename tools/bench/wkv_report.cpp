@@ -217,8 +217,8 @@ void plot_wkv(const std::string& path, const WkvReport& report) {
   const bool gpu = report.device == Device::kCuda;
   std::ostringstream gp;
   gp << "set terminal pngcairo size 900," << 40 + 330 * groups.size() << " font ',9'"
-     << "\nset output '" << with_extension(path, ".png")
-     << "'\nset logscale x 2\nset logscale y 10\n"
+     << "\n"
+     << plot_output(path) << "set logscale x 2\nset logscale y 10\n"
      << "set format x '%.0f'\nset xtics rotate by -45\nset grid\nset key top left\n"
      << "set xlabel 'sequence length (tokens)'\nset ylabel 'time (ms)'\n"
      << "set style data yerrorlines\nset multiplot layout " << groups.size() << ",2 title \"WKV-7, "

@@ -192,9 +192,9 @@ struct Result {
 void plot(const std::string& path, const std::vector<int64_t>& steps,
           const std::vector<Result>& results) {
   std::ostringstream data, gp;
-  gp << "set terminal pngcairo size 1350,420 font ',10'\nset output '"
-     << with_extension(path, ".png")
-     << "'\nset logscale x 2\nset logscale y 10\nset format x '%.0f'\nset format y '10^{%L}'\n"
+  gp << "set terminal pngcairo size 1350,420 font ',10'\n"
+     << plot_output(path)
+     << "set logscale x 2\nset logscale y 10\nset format x '%.0f'\nset format y '10^{%L}'\n"
      << "set xtics rotate by -45\nset grid\nset key bottom right noenhanced\n"
      << "set xlabel 'tokens'\nset ylabel 'relative error of the state'\n"
      << "set multiplot layout 1," << results.size()

@@ -98,7 +98,14 @@ set ylabel 'difference from $base'
 set xzeroaxis lw 2
 plot $difference 0.005 with lines dashtype 2 lc 'gray' notitle, -0.005 with lines dashtype 2 lc 'gray' notitle
 EOF
-  if command -v gnuplot >/dev/null; then gnuplot "$out/windows.gp"; fi
+  if ! command -v gnuplot >/dev/null; then return 0; fi
+  gnuplot "$out/windows.gp"
+  # gnuplot ends well also when the disk is full. What follows IEND is a checksum.
+  if [ "$(tail -c 8 "$out/windows.png" | head -c 4)" != IEND ]; then
+    rm -f "$out/windows.png"
+    echo "state_training.sh: the picture $out/windows.png was cut off; is the disk full?" >&2
+    exit 3
+  fi
 }
 
 # table SUFFIX [OPTIONS]
