@@ -137,42 +137,82 @@ TEST(Prediction, StallsAreFoundAndNeverExceedTheExchange) {
   EXPECT_NEAR(stalled.step, after.step, 1e-9);
 }
 
-/// Fitted to the records themselves. Clocks drifted by one to two percent while they were made.
-TEST(Prediction, FitsWhatTwoGpusMeasured) {
-  const std::string folder = RWKV_SOURCE_DIR "/tools/records/h200-scale-2";
-  const std::vector<ScaleRecord> records = {read_scale_record(folder + ".json"),
-                                            read_scale_record(folder + "-1b5.json")};
-  const ScaleFit fit = fit_records(records);
-  EXPECT_GT(fit.cluster.all_gather.bandwidth, 150e9);
-  EXPECT_LT(fit.cluster.all_gather.bandwidth, 450e9);
-  EXPECT_GT(fit.stall, 0);
+std::vector<ScaleRecord> records_of_two(const std::vector<std::string>& names) {
+  std::vector<ScaleRecord> out;
+  for (const std::string& name : names)
+    out.push_back(
+        read_scale_record(RWKV_SOURCE_DIR "/tools/records/h200-scale-2" + name + ".json"));
+  return out;
+}
+
+/// Distances of efficiencies from what was measured.
+struct Misses {
   int rows = 0;
   double sum = 0;
+  double mean() const { return sum / rows; }
+};
+Misses misses_of(const std::vector<ScaleRecord>& records, const ScaleFit& fit) {
+  Misses m;
   for (const ScaleRecord& r : records)
     for (const ScaleRow& row : r.rows) {
-      ASSERT_TRUE(row.alone);
+      EXPECT_TRUE(row.alone);
       const auto p =
           predict_step(row.profile, fit.cluster,
                        case_of(r, row, fit, r.ranks, static_cast<int>(row.options.zero)));
-      EXPECT_NEAR(p.efficiency, row.efficiency, 0.03) << row.shape;
-      sum += std::fabs(p.efficiency - row.efficiency);
-      ++rows;
+      const double miss = std::fabs(p.efficiency - row.efficiency);
+      EXPECT_LE(miss, 0.03) << row.shape << ", dist.zero " << static_cast<int>(row.options.zero)
+                            << ": " << p.efficiency << ", measured " << row.efficiency;
+      m.sum += miss;
+      ++m.rows;
     }
-  EXPECT_EQ(rows, 5);
-  EXPECT_LE(sum / rows, 0.01);
+  return m;
+}
+
+/// Fitted to the records themselves. Clocks drifted by one to two percent while they were made.
+TEST(Prediction, FitsWhatTwoGpusMeasured) {
+  const std::vector<ScaleRecord> by_kernels = records_of_two({"", "-1b5"}),
+                                 by_copies =
+                                     records_of_two({"-copies", "-1b5-copies", "-2b9-copies"});
+  for (const ScaleRecord& r : by_kernels) EXPECT_FALSE(r.copy_engines);
+  for (const ScaleRecord& r : by_copies) EXPECT_TRUE(r.copy_engines);
+  const ScaleFit kernels = fit_records(by_kernels, false), copies = fit_records(by_copies, true);
+  for (const ScaleFit& fit : {kernels, copies})
+    for (const LatencyBandwidth& c : {fit.cluster.reduce_scatter, fit.cluster.all_gather}) {
+      EXPECT_GT(c.bandwidth, 150e9);
+      EXPECT_LT(c.bandwidth, 450e9);
+    }
+  // Copies leave kernels more of the multiprocessors, and take longer to start.
+  EXPECT_GT(copies.stall, 0);
+  EXPECT_LT(copies.stall, kernels.stall);
+  EXPECT_GT(copies.cluster.reduce_scatter.latency, kernels.cluster.reduce_scatter.latency);
+  const Misses of_kernels = misses_of(by_kernels, kernels),
+               of_copies = misses_of(by_copies, copies);
+  EXPECT_EQ(of_kernels.rows, 5);
+  EXPECT_LE(of_kernels.mean(), 0.01);
+  EXPECT_EQ(of_copies.rows, 6);
+  EXPECT_LE(of_copies.mean(), 0.01);
+}
+
+TEST(Prediction, EachWayToExchangeHasAFitOfItsOwn) {
+  std::vector<ScaleRecord> all = records_of_two({"", "-copies"});
+  for (const bool copies : {false, true}) {
+    const ScaleFit both = fit_records(all, copies),
+                   one = fit_records({all[copies ? 1 : 0]}, copies);
+    EXPECT_EQ(both.stall, one.stall);
+    EXPECT_EQ(both.cluster.all_gather.bandwidth, one.cluster.all_gather.bandwidth);
+    EXPECT_THROW(fit_records({all[copies ? 0 : 1]}, copies), ConfigError);
+  }
 }
 
 // What was fitted to parcels of 16M says what other sizes do.
 TEST(Prediction, ForeseesParcelsOfOtherSizes) {
-  const std::string folder = RWKV_SOURCE_DIR "/tools/records/h200-scale-2";
-  const ScaleFit fit =
-      fit_records({read_scale_record(folder + ".json"), read_scale_record(folder + "-1b5.json")});
+  const ScaleFit fit = fit_records(records_of_two({"", "-1b5"}), false);
   std::map<std::string, std::map<std::string, double>> predicted, measured;  // by shape and parcel
   double sum = 0;
   int rows = 0;
   for (const std::string file : {"-parcel0", "-parcel16m", "-parcel64m", "-1b5-parcel0",
                                  "-1b5-parcel128m", "-1b5-parcel256m"}) {
-    const ScaleRecord r = read_scale_record(folder + file + ".json");
+    const ScaleRecord r = records_of_two({file}).front();
     for (const ScaleRow& row : r.rows) {
       const auto p = predict_step(row.profile, fit.cluster, case_of(r, row, fit, r.ranks, 1));
       EXPECT_NEAR(p.efficiency, row.efficiency, 0.03) << file << " " << row.shape;

@@ -397,7 +397,7 @@ void add_scale_flags(CLI::App* app, ScaleOptions& o) {
                   "FILE-SHAPE-zeroN.json");
   app->add_option("--trace-svg", o.svg, "draw one step of each row, named likewise");
   app->add_option("--simulate", o.simulate,
-                  "measure nothing: predict 8 to 1024 ranks from records of this benchmark, one of "
+                  "measure nothing: predict 4 to 1024 ranks from records of this benchmark, one of "
                   "them with --collectives (see docs/scaling.md)")
       ->check(CLI::ExistingFile);
 }

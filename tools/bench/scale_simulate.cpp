@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -56,20 +57,20 @@ ScaleRow row_of(const Json& j, const Json& head, const StepProfile& buckets) {
   row.options.zero = static_cast<ZeroStage>(j.at("zero").get<int>());
   row.options.parcel_elements = head.value("parcel", kFirstParcelElements);
   row.options.exchange = head.at("exchange") == "bf16" ? DType::kBF16 : DType::kF32;
+  row.options.copy_engines = head.value("copy_engines", false);
   row.options.recompute_blocks = j.value("recompute_blocks", int64_t{0});
   row.options.grad_checkpointing =
       row.options.recompute_blocks > 0 ? GradCheckpointing::kBlock : GradCheckpointing::kNone;
   row.alone = j.contains("profile");
   row.profile = profile_of(row.alone ? j.at("profile") : j.at("rank_profile"), buckets);
   // The medians of many steps without marks count; marks say how a step divides.
-  if (row.alone) {
-    const double scale = j.at("alone_ms").get<double>() * 1e-3 / row.profile.alone();
-    for (double* x :
-         {&row.profile.forward, &row.profile.backward, &row.profile.optimizer, &row.profile.other})
-      *x *= scale;
-    for (auto* list : {&row.profile.need, &row.profile.ready})
-      for (double& x : *list) x *= scale;
-  }
+  const double scale =
+      j.at(row.alone ? "alone_ms" : "step_ms").get<double>() * 1e-3 / row.profile.alone();
+  for (double* x :
+       {&row.profile.forward, &row.profile.backward, &row.profile.optimizer, &row.profile.other})
+    *x *= scale;
+  for (auto* list : {&row.profile.need, &row.profile.ready})
+    for (double& x : *list) x *= scale;
   // The update was divided among the ranks of the record.
   if (!row.alone && row.options.zero != ZeroStage::kPlain)
     row.profile.optimizer *= head.at("ranks").get<double>();
@@ -95,6 +96,7 @@ ScaleRecord read_scale_record(const std::string& path) {
     out.model.head_size = 64;
     out.ranks = j.at("ranks");
     out.overlap = j.value("overlap", true);
+    out.copy_engines = j.value("copy_engines", false);
     const double others = 1 - 1.0 / out.ranks;
     for (const Json& c : j.value("collectives", Json::array())) {
       const MeasuredCollective m{c.at("bytes").get<double>() * others,
@@ -124,19 +126,21 @@ ScaleCase case_of(const ScaleRecord& record, const ScaleRow& row, const ScaleFit
           .stall = fit.stall};
 }
 
-ScaleFit fit_records(const std::vector<ScaleRecord>& records) {
+ScaleFit fit_records(const std::vector<ScaleRecord>& records, bool copy_engines) {
   ScaleFit fit;
-  const auto measured =
-      std::ranges::find_if(records, [](const ScaleRecord& r) { return !r.reduce_scatter.empty(); });
-  RWKV_CHECK(measured != records.end(), ConfigError,
-             "simulating: no record has collectives by size; make one with --collectives");
+  const auto measured = std::ranges::find_if(records, [&](const ScaleRecord& r) {
+    return r.copy_engines == copy_engines && !r.reduce_scatter.empty();
+  });
+  RWKV_CHECK(measured != records.end(), ConfigError, "simulating: no record ",
+             copy_engines ? "with copy engines" : "of NCCL's kernels (--no-copy-engines)",
+             " has collectives by size; make one with --collectives");
   fit.cluster.reduce_scatter = fit_collective(measured->reduce_scatter);
   fit.cluster.all_gather = fit_collective(measured->all_gather);
   fit.cluster.measured_ranks = measured->ranks;
   std::vector<MeasuredStep> steps;
   for (const ScaleRecord& r : records)
     for (const ScaleRow& row : r.rows)
-      if (row.alone && r.overlap)
+      if (row.alone && r.overlap && r.copy_engines == copy_engines)
         steps.push_back({&row.profile,
                          case_of(r, row, fit, r.ranks, static_cast<int>(row.options.zero)),
                          row.seconds});
@@ -144,116 +148,164 @@ ScaleFit fit_records(const std::vector<ScaleRecord>& records) {
   return fit;
 }
 
-int run_simulation(const SimulateOptions& o) {
-  std::vector<ScaleRecord> records;
-  for (const std::string& path : o.records) records.push_back(read_scale_record(path));
-  const ScaleFit fit = fit_records(records);
+namespace {
+
+const char* mover(bool copy_engines) {
+  return copy_engines ? "copy engines" : "kernels";
+}
+
+void print_fit(const ScaleFit& fit, bool copy_engines) {
   const auto say = [](const char* name, const LatencyBandwidth& f) {
-    std::printf("%-15s %6.1f us + bytes / %.0f GB/s (off by at most %.0f %%)\n", name,
+    std::printf("  %-15s %6.1f us + bytes / %.0f GB/s (off by at most %.0f %%)\n", name,
                 f.latency * 1e6, f.bandwidth * 1e-9, 100 * f.worst_error);
   };
+  std::printf("exchanges by %s:\n", mover(copy_engines));
   say("reduce-scatter", fit.cluster.reduce_scatter);
   say("all-gather", fit.cluster.all_gather);
   std::printf(
-      "kernels beside an exchange: %.0f %% slower, and each costs %.2f %% of a block's "
-      "backward\n\n",
+      "  beside them kernels are %.0f %% slower, and each costs %.2f %% of a block's backward\n",
       100 * fit.slowdown, 100 * fit.stall);
-  Json checked = Json::array(), predicted = Json::array();
-  std::printf("%-10s %-8s %4s %12s %12s %11s %11s\n", "model", "shape", "zero", "measured ms",
-              "model ms", "efficiency", "model");
-  for (const ScaleRecord& r : records)
-    for (const ScaleRow& row : r.rows) {
-      if (!row.alone) continue;
-      const int zero = static_cast<int>(row.options.zero);
-      const ScalePrediction p =
-          predict_step(row.profile, fit.cluster, case_of(r, row, fit, r.ranks, zero));
-      std::printf("%-10s %-8s %4d %12.3f %12.3f %10.1f%% %10.1f%%%s\n", model_name(r.model).c_str(),
-                  row.shape.c_str(), zero, row.seconds * 1e3, p.step * 1e3, 100 * row.efficiency,
-                  100 * p.efficiency, r.overlap ? "" : "  after the backward");
-      checked.push_back({{"model", model_name(r.model)},
-                         {"shape", row.shape},
-                         {"zero", zero},
-                         {"overlap", r.overlap},
-                         {"measured_ms", row.seconds * 1e3},
-                         {"model_ms", p.step * 1e3},
-                         {"efficiency", row.efficiency},
-                         {"model_efficiency", p.efficiency}});
-    }
-  for (const int cards : o.cards) {
-    std::printf(
-        "\n%d ranks and %d network cards of %.0f Gb/s per node: efficiency, or where no rank "
-        "was timed alone its tokens per second (GiB per rank%s)\n",
-        fit.cluster.ranks_per_node, cards, fit.cluster.card * 8e-9,
-        backend::has_cuda() ? "" : " on the CPU in f32");
-    std::printf("%-10s %-8s %4s", "model", "shape", "zero");
-    for (const int n : o.ranks) std::printf(" %14d", n);
-    std::printf("\n");
-    for (const ScaleRecord& r : records) {
-      const std::vector<int> parcels = buckets_of(r.model, o.parcel).parcels;
-      std::set<std::string> seen;
-      for (const ScaleRow& row : r.rows) {
-        if (!r.overlap || !seen.insert(str(row.shape, row.options.recompute_blocks)).second)
-          continue;
-        for (const int zero : {0, 1, 2}) {
-          ScaleFit here = fit;
-          StepProfile profile = row.profile;
-          profile.parcels = parcels;
-          here.cluster.cards_per_node = cards;
-          // What already had exchanges beside it is not slowed down twice.
-          if (!row.alone) here.slowdown = here.stall = 0;
-          std::printf("%-10s %-8s %4d", model_name(r.model).c_str(), row.shape.c_str(), zero);
-          for (const int ranks : o.ranks) {
-            const ScalePrediction p =
-                predict_step(profile, here.cluster, case_of(r, row, here, ranks, zero));
-            TrainStepOptions planned = row.options;
-            planned.parcel_elements = o.parcel;
-            planned.planned_ranks = ranks;
-            planned.zero = static_cast<ZeroStage>(zero);
-            const auto bytes =
-                static_cast<double>(total_bytes(TrainStep(r.model, planned).memory()));
-            const double tokens = static_cast<double>(row.options.batch * row.options.tokens);
-            const double gib = bytes / (1 << 30);
-            if (row.alone)
-              std::printf("  %5.1f%% (%4.0f)", 100 * p.efficiency, gib);
-            else
-              std::printf("  %6.0f (%4.0f)", tokens / p.step, gib);
-            predicted.push_back({{"model", model_name(r.model)},
-                                 {"shape", row.shape},
-                                 {"zero", zero},
-                                 {"ranks", ranks},
-                                 {"cards_per_node", cards},
-                                 {"parcels", parcels.size()},
-                                 {"step_ms", p.step * 1e3},
-                                 {"waiting_ms", p.waiting * 1e3},
-                                 {"exchange_ms", p.exchange * 1e3},
-                                 {"efficiency", p.efficiency},
-                                 {"tokens_per_s_per_rank", tokens / p.step},
-                                 {"bytes_per_rank", bytes}});
-          }
-          std::printf("\n");
-        }
-      }
-    }
-  }
-  if (o.json.empty()) return 0;
-  const auto fit_json = [](const LatencyBandwidth& f) {
+}
+
+Json fit_json(const ScaleFit& fit) {
+  const auto collective = [](const LatencyBandwidth& f) {
     return Json{{"latency_us", f.latency * 1e6},
                 {"bytes_per_second", f.bandwidth},
                 {"worst_error", f.worst_error}};
   };
-  const Json j = {{"bench", "scale-simulation"},
-                  {"date", today()},
-                  {"records", o.records},
-                  {"reduce_scatter", fit_json(fit.cluster.reduce_scatter)},
-                  {"all_gather", fit_json(fit.cluster.all_gather)},
-                  {"slowdown", fit.slowdown},
-                  {"stall", fit.stall},
-                  {"hop_us", fit.cluster.hop * 1e6},
-                  {"node_hop_us", fit.cluster.node_hop * 1e6},
-                  {"card_bytes_per_second", fit.cluster.card},
-                  {"card_share", fit.cluster.card_share},
-                  {"checked", checked},
-                  {"rows", predicted}};
+  return {{"reduce_scatter", collective(fit.cluster.reduce_scatter)},
+          {"all_gather", collective(fit.cluster.all_gather)},
+          {"slowdown", fit.slowdown},
+          {"stall", fit.stall}};
+}
+
+/// Predictions beside what was measured.
+Json check_record(const ScaleRecord& r, const ScaleFit& fit) {
+  Json checked = Json::array();
+  for (const ScaleRow& row : r.rows) {
+    if (!row.alone) continue;
+    const int zero = static_cast<int>(row.options.zero);
+    const ScalePrediction p =
+        predict_step(row.profile, fit.cluster, case_of(r, row, fit, r.ranks, zero));
+    std::printf("%-10s %-8s %4d %-12s %12.3f %12.3f %10.1f%% %10.1f%%%s\n",
+                model_name(r.model).c_str(), row.shape.c_str(), zero, mover(r.copy_engines),
+                row.seconds * 1e3, p.step * 1e3, 100 * row.efficiency, 100 * p.efficiency,
+                r.overlap ? "" : "  after the backward");
+    checked.push_back({{"model", model_name(r.model)},
+                       {"shape", row.shape},
+                       {"zero", zero},
+                       {"overlap", r.overlap},
+                       {"copy_engines", r.copy_engines},
+                       {"measured_ms", row.seconds * 1e3},
+                       {"model_ms", p.step * 1e3},
+                       {"efficiency", row.efficiency},
+                       {"model_efficiency", p.efficiency}});
+  }
+  return checked;
+}
+
+/// A line for each shape and stage of the record.
+void predict_record(const ScaleRecord& r, const ScaleFit& fit, const SimulateOptions& o,
+                    Json& predicted) {
+  const std::vector<int> parcels = buckets_of(r.model, o.parcel).parcels;
+  std::set<std::string> seen;
+  for (const ScaleRow& row : r.rows) {
+    if (!r.overlap || !seen.insert(str(row.shape, row.options.recompute_blocks)).second) continue;
+    for (const int zero : {0, 1, 2}) {
+      ScaleFit here = fit;
+      StepProfile profile = row.profile;
+      if (!row.alone) {
+        // What already had exchanges beside it is not slowed down twice, and waited for some, which
+        // the replay adds. What that leaves of the measured time is kept.
+        here.slowdown = here.stall = 0;
+        const ScaleCase measured =
+            case_of(r, row, here, r.ranks, static_cast<int>(row.options.zero));
+        profile.other += row.seconds - predict_step(profile, here.cluster, measured).step;
+        profile.other = std::max(0.0, profile.other);
+      }
+      profile.parcels = parcels;
+      std::printf("%-10s %-8s %4d", model_name(r.model).c_str(), row.shape.c_str(), zero);
+      for (const int ranks : o.ranks) {
+        // The trainer takes copy engines on one machine only.
+        if (r.copy_engines && ranks > fit.cluster.ranks_per_node) continue;
+        const ScalePrediction p =
+            predict_step(profile, here.cluster, case_of(r, row, here, ranks, zero));
+        TrainStepOptions planned = row.options;
+        planned.parcel_elements = o.parcel;
+        planned.planned_ranks = ranks;
+        planned.zero = static_cast<ZeroStage>(zero);
+        const auto bytes = static_cast<double>(total_bytes(TrainStep(r.model, planned).memory()));
+        const double tokens = static_cast<double>(row.options.batch * row.options.tokens);
+        const double gib = bytes / (1 << 30);
+        if (row.alone)
+          std::printf("  %5.1f%% (%4.0f)", 100 * p.efficiency, gib);
+        else
+          std::printf("  %6.0f (%4.0f)", tokens / p.step, gib);
+        predicted.push_back({{"model", model_name(r.model)},
+                             {"shape", row.shape},
+                             {"zero", zero},
+                             {"ranks", ranks},
+                             {"copy_engines", r.copy_engines},
+                             {"cards_per_node", fit.cluster.cards_per_node},
+                             {"parcels", parcels.size()},
+                             {"step_ms", p.step * 1e3},
+                             {"waiting_ms", p.waiting * 1e3},
+                             {"exchange_ms", p.exchange * 1e3},
+                             {"efficiency", p.efficiency},
+                             {"tokens_per_s_per_rank", tokens / p.step},
+                             {"bytes_per_rank", bytes}});
+      }
+      std::printf("\n");
+    }
+  }
+}
+
+}  // namespace
+
+int run_simulation(const SimulateOptions& o) {
+  std::vector<ScaleRecord> records;
+  for (const std::string& path : o.records) records.push_back(read_scale_record(path));
+  std::map<bool, ScaleFit> fits;  // by whether copy engines move
+  for (const ScaleRecord& r : records)
+    if (!fits.contains(r.copy_engines)) fits[r.copy_engines] = fit_records(records, r.copy_engines);
+  for (const auto& [copies, fit] : fits) print_fit(fit, copies);
+  Json checked = Json::array(), predicted = Json::array();
+  std::printf("\n%-10s %-8s %4s %-12s %12s %12s %11s %11s\n", "model", "shape", "zero",
+              "exchanges by", "measured ms", "model ms", "efficiency", "model");
+  for (const ScaleRecord& r : records)
+    for (Json& j : check_record(r, fits[r.copy_engines])) checked.push_back(std::move(j));
+  for (auto& [copies, fit] : fits) {
+    // Network cards do not matter on one machine.
+    for (const int cards : copies ? std::vector<int>{fit.cluster.cards_per_node} : o.cards) {
+      fit.cluster.cards_per_node = cards;
+      if (copies)
+        std::printf("\none machine, exchanges by copy engines:");
+      else
+        std::printf("\n%d ranks and %d network cards of %.0f Gb/s per node, exchanges by kernels:",
+                    fit.cluster.ranks_per_node, cards, fit.cluster.card * 8e-9);
+      std::printf(
+          " efficiency, or where no rank was timed alone its tokens per second (GiB per rank%s)\n",
+          backend::has_cuda() ? "" : " on the CPU in f32");
+      std::printf("%-10s %-8s %4s", "model", "shape", "zero");
+      for (const int n : o.ranks)
+        if (!copies || n <= fit.cluster.ranks_per_node) std::printf(" %14d", n);
+      std::printf("\n");
+      for (const ScaleRecord& r : records)
+        if (r.copy_engines == copies) predict_record(r, fit, o, predicted);
+    }
+  }
+  if (o.json.empty()) return 0;
+  const Cluster c;
+  Json j = {{"bench", "scale-simulation"},
+            {"date", today()},
+            {"records", o.records},
+            {"hop_us", c.hop * 1e6},
+            {"node_hop_us", c.node_hop * 1e6},
+            {"card_bytes_per_second", c.card},
+            {"card_share", c.card_share}};
+  for (const auto& [copies, fit] : fits) j[copies ? "copy_engines" : "kernels"] = fit_json(fit);
+  j["checked"] = checked;
+  j["rows"] = predicted;
   write_file(o.json, record_text(j.dump()));
   return 0;
 }

@@ -24,19 +24,21 @@ struct ScaleRecord {
   ModelConfig model;
   int ranks = 2;
   bool overlap = true;
+  bool copy_engines = false;  ///< moved gradients and matrices; NCCL's kernels otherwise
   std::vector<MeasuredCollective> reduce_scatter, all_gather;  ///< empty: not measured
   std::vector<ScaleRow> rows;                                  ///< those with a profile
 };
 /// Throws ConfigError, IoError.
 ScaleRecord read_scale_record(const std::string& path);
 
-/// The cluster and the stall that fit the records best; at least one has collectives.
+/// What fits the records of one way to exchange best.
 struct ScaleFit {
   Cluster cluster;
   double slowdown = 0.2;  ///< measured with exchanges that outlast kernels, see docs/scaling.md
   double stall = 0;
 };
-ScaleFit fit_records(const std::vector<ScaleRecord>& records);
+/// Of the records with copy engines or of those without; one of them at least has collectives.
+ScaleFit fit_records(const std::vector<ScaleRecord>& records, bool copy_engines);
 ScaleCase case_of(const ScaleRecord& record, const ScaleRow& row, const ScaleFit& fit, int ranks,
                   int zero);
 
@@ -47,7 +49,8 @@ struct SimulateOptions {
   std::string json;
   int64_t parcel = -1;  ///< dist.parcel, that predictions are for
 };
-/// Prints the fit, predictions beside what was measured, and efficiencies. Returns the exit code.
+/// Prints the fits, predictions beside what was measured, and efficiencies: from records of copy
+/// engines for the ranks of one machine, from the others for all. Returns the exit code.
 int run_simulation(const SimulateOptions& options);
 
 }  // namespace rwkv::bench
