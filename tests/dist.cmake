@@ -12,6 +12,7 @@ else()
 endif()
 
 rwkv_test(comm_group_test LABEL dist SOURCES dist/comm_group_test.cpp DEPS rwkv_comm)
+rwkv_test(copy_engines_test LABEL dist SOURCES dist/copy_engines_test.cpp DEPS rwkv_comm)
 rwkv_test(meeting_test LABEL dist SOURCES dist/meeting_test.cpp DEPS rwkv_comm)
 rwkv_test(network_test LABEL dist SOURCES dist/network_test.cpp DEPS rwkv_comm)
 rwkv_test(dist_step_test LABEL dist SOURCES dist/dist_step_test.cpp DEPS rwkv_comm)

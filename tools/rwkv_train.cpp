@@ -211,7 +211,7 @@ int run(Flags& f, const std::vector<std::string>& extras, rwkv::RankSession& ran
     return 0;
   }
   rwkv::require_same_start(ranks.group(), config, options);  // connecting depends on it
-  options.comm = ranks.connect(options.device);
+  options.comm = ranks.connect(options.device, config.dist.copy_engines);
   rwkv::run_training(config, options);
   return 0;
 }

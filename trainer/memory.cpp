@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <fstream>
@@ -32,9 +31,8 @@ bool keeps_copies(const TrainStep& step) {
   return o.planned_ranks > 1 && o.collects && (o.comm == nullptr || o.comm->rank() == 0);
 }
 
-/// Machines of equal names differ in the number that the kernel drew at its start; containers on
-/// one machine differ in their names.
-using MachineName = std::array<char, 192>;
+}  // namespace
+
 MachineName this_machine() {
   std::array<char, 80> name{};
   ::gethostname(name.data(), name.size() - 1);
@@ -44,8 +42,6 @@ MachineName this_machine() {
   std::snprintf(out.data(), out.size(), "%s:%.80s", name.data(), boot.c_str());
   return out;
 }
-
-}  // namespace
 
 size_t available_memory() {
   const size_t machine = available_machine_memory();

@@ -1,6 +1,7 @@
 #pragma once
 /// Memory: what a run needs, what the machine has.
 
+#include <array>
 #include <cstddef>
 #include <optional>
 #include <span>
@@ -62,6 +63,10 @@ struct HostExcess {
 };
 /// Of the machine with the lowest rank whose ranks do not fit together, if there is one.
 std::optional<HostExcess> find_host_excess(std::span<const HostShare> ranks);
+/// Of this machine, zero-padded: its host name and the number that its kernel drew at its start,
+/// since hosts may have equal names. Containers on one machine differ in their names.
+using MachineName = std::array<char, 192>;
+MachineName this_machine();
 /// How many ranks share the machine of each. All ranks call.
 std::vector<int> ranks_of_machines(HostGroup& group);
 

@@ -132,7 +132,7 @@ ShardOptions TrainStep::shard_options() const {
           .overlap = options_.overlap,
           .accumulates = options_.micro_batches > 1,
           .parcel_elements = options_.parcel_elements,
-          .copy_engines = copy_engines(),
+          .copy_engines = uses_copy_engines(),
           .early_parcels = options_.early_parcels,
           .optimizer = options_.optimizer};
 }

@@ -135,6 +135,12 @@ class TrainStep {
   std::span<int32_t> eval_tokens() const { return eval_tokens_; }
   std::span<int32_t> eval_targets() const { return eval_targets_; }
 
+  /// Whether copy engines move gradients. Without ranks yet: as if they could, on one machine.
+  bool uses_copy_engines() const {
+    return options_.copy_engines && (options_.comm == nullptr ? options_.device == Device::kCuda
+                                                              : options_.comm->uses_copy_engines());
+  }
+
  private:
   Plan build_plan(bool training) const;
   size_t initial_bytes() const;  ///< of the host, while this rank makes its share
@@ -146,11 +152,6 @@ class TrainStep {
     return options_.comm == nullptr ? options_.planned_ranks : options_.comm->size();
   }
   bool leads() const { return options_.comm == nullptr || options_.comm->rank() == 0; }
-  /// Without ranks yet: as if they could, on one machine.
-  bool copy_engines() const {
-    return options_.copy_engines && (options_.comm == nullptr ? options_.device == Device::kCuda
-                                                              : options_.comm->uses_copy_engines());
-  }
   ShardOptions shard_options() const;
   bool keeps_on_host() const {
     return options_.host_copies || (options_.device == Device::kCpu && ranks() == 1);

@@ -141,7 +141,10 @@ class Run {
     require_same(*group(), "the training data", data_.hash);
     require_same(*group(), "the WKV variant", step_.wkv_name());
     line_.message(str("ranks: ", comm_->size(), ", ", comm_->description(), ", dist.zero ",
-                      config_.dist.zero, ", gradients travel as ", config_.dist.exchange));
+                      config_.dist.zero, ", gradients travel as ", config_.dist.exchange,
+                      comm_->device() == Device::kCpu ? ""
+                      : step_.uses_copy_engines()     ? " by copy engines"
+                                                      : " by kernels"));
   }
 
   void describe_needs() {

@@ -311,7 +311,8 @@ class ScaleRun {
 
 int run_on_ranks(const ScaleOptions& o, RankSession& session) {
   if (o.threads > 0) set_num_threads(o.threads);
-  Communicator* comm = session.connect(o.device == "cuda" ? Device::kCuda : Device::kCpu);
+  Communicator* comm =
+      session.connect(o.device == "cuda" ? Device::kCuda : Device::kCpu, o.copy_engines);
   RWKV_CHECK(comm != nullptr, ConfigError,
              "scale: found one rank; give --gpus N, or start it with mpirun -n N");
   const bool leads = session.rank() == 0;
@@ -321,10 +322,13 @@ int run_on_ranks(const ScaleOptions& o, RankSession& session) {
   const Environment env = environment(o.device == "cuda" ? Device::kCuda : Device::kCpu);
   const ModelConfig model = model_config(o);
   if (leads)
-    std::printf("%s\n%d ranks, %s; RWKV-7 L%lld-D%lld V%lld, gradients travel as %s%s\n",
+    std::printf("%s\n%d ranks, %s; RWKV-7 L%lld-D%lld V%lld, gradients travel as %s%s%s\n",
                 to_string(env).c_str(), comm->size(), comm->description().c_str(),
                 static_cast<long long>(model.n_layer), static_cast<long long>(model.n_embd),
                 static_cast<long long>(model.vocab_size), o.exchange.c_str(),
+                comm->device() == Device::kCpu ? ""
+                : comm->uses_copy_engines()    ? " by copy engines"
+                                               : " by kernels",
                 o.overlap ? "" : ", after the backward");
   ScaleRun run(o, *comm);
   run.exchanges();
@@ -342,7 +346,7 @@ int run_on_ranks(const ScaleOptions& o, RankSession& session) {
             {"vocab", model.vocab_size},
             {"exchange", o.exchange},
             {"overlap", o.overlap},
-            {"copy_engines", o.copy_engines && comm->uses_copy_engines()},
+            {"copy_engines", comm->uses_copy_engines()},
             {"parcel", run.parcel_elements()},
             {"grad_checkpointing", o.grad_checkpointing},
             {"peak_flops", kPeakFlops}};

@@ -81,7 +81,10 @@ class Communicator {
   /// "NCCL 2.28.3", "MPI (Open MPI 4.1.4)"
   virtual std::string description() const = 0;
 
-  /// Copy engines move what lies in memory from allocate(), without multiprocessors.
+  /// Copy engines move what lies in memory from allocate(), without multiprocessors: that of
+  /// all_gather and reduce_scatter_by_copies. All ranks then record the same of these calls, and
+  /// where one replays a recording all do, and where one calls all do: ranks wait for each other in
+  /// different ways within recordings and outside.
   virtual bool uses_copy_engines() const { return false; }
   /// Zero-filled memory on device(), which the communicator must outlive. Every rank allocates the
   /// same sizes in the same order. Not a collective by itself: the next collective, which must not

@@ -247,7 +247,7 @@ RankSession::RankSession(const Launch& launch) : launch_(launch) {
   if (group_ && group_->size() == 1) group_.reset();
 }
 
-Communicator* RankSession::connect(Device device) {
+Communicator* RankSession::connect(Device device, bool copy_engines) {
   if (!group_) return comm_.get();
   agree(group_.get(), [&] {
     RWKV_CHECK(device == Device::kCuda || launch_.kind == Launch::Kind::kMpi, ConfigError,
@@ -255,8 +255,9 @@ Communicator* RankSession::connect(Device device) {
                ": CPU ranks exchange over MPI; start them with mpirun -n ", size(),
                ", or use --device cuda");
   });
-  comm_ = device == Device::kCpu ? open_mpi_communicator(std::move(group_))
-                                 : open_nccl_communicator(std::move(group_), launch_.local_rank);
+  comm_ = device == Device::kCpu
+              ? open_mpi_communicator(std::move(group_))
+              : open_nccl_communicator(std::move(group_), launch_.local_rank, copy_engines);
   return comm_.get();
 }
 

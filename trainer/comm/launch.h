@@ -56,8 +56,8 @@ class RankSession {
   HostGroup* group() const { return comm_ ? &comm_->group() : group_.get(); }
   /// Connects the devices of all ranks; null for a single process. CPU ranks need MPI. CUDA: makes
   /// GPU number local_rank current, or the only one that is visible, and refuses GPUs that two
-  /// ranks share. All ranks call. Throws as agree().
-  Communicator* connect(Device device);
+  /// ranks share. Copy engines as open_nccl_communicator. All ranks call. Throws as agree().
+  Communicator* connect(Device device, bool copy_engines = true);
 
  private:
   Launch launch_;

@@ -8,7 +8,7 @@ bool has_nccl() {
   return false;
 }
 
-std::unique_ptr<Communicator> open_nccl_communicator(std::unique_ptr<HostGroup>, int) {
+std::unique_ptr<Communicator> open_nccl_communicator(std::unique_ptr<HostGroup>, int, bool) {
   throw ConfigError(
       "starting GPU ranks: this build has no NCCL; build where CUDA and nccl.h are found "
       "(Debian/Ubuntu: libnccl-dev)");

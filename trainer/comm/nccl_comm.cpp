@@ -2,20 +2,22 @@
 
 #include <cuda_runtime_api.h>
 #include <signal.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 #include "kernels/ops/exchange.h"
+#include "trainer/comm/copy_engines.h"
 #include "trainer/comm/nccl_library.h"
+#include "trainer/memory.h"
 
 namespace rwkv {
 namespace {
@@ -28,19 +30,28 @@ void check_cuda(cudaError_t error, const char* what) {
 /// Which GPU of which machine, and what no other GPU has.
 struct Gpu {
   int device = 0;
-  bool copies = false;  ///< the library knows copy engines, GPUs that are visible reach each other
-  std::array<char, 64> machine{};
+  bool copies = false;  ///< this rank is asked to use copy engines, and its library has them
+  MachineName machine{};
   std::array<char, 16> uuid{};
+  std::array<char, 32> bus{};  ///< where it is in its machine
 };
 
-bool gpus_reach_each_other(int count) {
-  for (int from = 0; from < count; ++from)
-    for (int to = 0; to < count; ++to) {
-      int reaches = 1;
-      if (from != to && cudaDeviceCanAccessPeer(&reaches, from, to) != cudaSuccess) return false;
-      if (reaches == 0) return false;
-    }
-  return true;
+/// Whether this rank's GPU reaches that of another rank. Launchers may show every rank its own GPU
+/// alone: nothing can be asked about the other one then, and it counts as out of reach.
+bool reaches(const Gpu& mine, const Gpu& other) {
+  int there = 0, can = 0;
+  if (mine.machine != other.machine) return false;
+  if (cudaDeviceGetByPCIBusId(&there, other.bus.data()) == cudaSuccess &&
+      cudaDeviceCanAccessPeer(&can, mine.device, there) == cudaSuccess)
+    return can != 0;
+  cudaGetLastError();  // the next one who asks would take it for their own
+  return false;
+}
+
+/// From CUDA 12.5 on NCCL uses copy engines.
+bool driver_has_copies() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess && version >= 12050;
 }
 
 Gpu choose_gpu(int rank, int local_rank) {
@@ -56,9 +67,10 @@ Gpu choose_gpu(int rank, int local_rank) {
   check_cuda(cudaSetDevice(gpu.device), "choosing a GPU");
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, gpu.device), "asking for the GPU's properties");
-  gethostname(gpu.machine.data(), gpu.machine.size() - 1);
+  check_cuda(cudaDeviceGetPCIBusId(gpu.bus.data(), static_cast<int>(gpu.bus.size()), gpu.device),
+             "asking where the GPU is");
+  gpu.machine = this_machine();
   std::memcpy(gpu.uuid.data(), properties.uuid.bytes, gpu.uuid.size());
-  gpu.copies = gpus_reach_each_other(count);
   return gpu;
 }
 
@@ -141,7 +153,8 @@ class NcclWatch {
 
 class NcclCommunicator final : public Communicator {
  public:
-  NcclCommunicator(std::unique_ptr<HostGroup> group, int local_rank) : group_(std::move(group)) {
+  NcclCommunicator(std::unique_ptr<HostGroup> group, int local_rank, bool copy_engines)
+      : group_(std::move(group)) {
     Gpu gpu;
     ncclUniqueId id{};
     // What NCCL finds in this variable was the address of our own meeting point.
@@ -149,8 +162,14 @@ class NcclCommunicator final : public Communicator {
     agree(group_.get(), [&] {
       api_ = load_nccl();
       gpu = choose_gpu(rank(), local_rank);
-      gpu.copies = gpu.copies && api_.has_copies();
       if (rank() == 0) check(api_.get_unique_id(&id), "making an identifier");
+      // After NCCL's first call, which on rank 0 has put what its files (/etc/nccl.conf) say into
+      // the variables.
+      gpu.copies = copy_engines && api_.has_copies() && driver_has_copies() &&
+                   copies_allowed(version(), size(), [](const char* name) {
+                     const char* value = std::getenv(name);
+                     return std::string(value == nullptr ? "" : value);
+                   });
     });
     std::vector<Gpu> all(static_cast<size_t>(size()));
     group_->all_gather(&gpu, sizeof gpu, all.data());
@@ -161,8 +180,13 @@ class NcclCommunicator final : public Communicator {
                    " and ", rank(), " have the same GPU; start one rank per GPU");
       }
     });
-    copies_ = std::ranges::all_of(
-        all, [&](const Gpu& g) { return g.copies && g.machine == all.front().machine; });
+    // All ranks must open the same kind of communicator.
+    const bool mine = std::ranges::all_of(all, [&](const Gpu& other) {
+      return other.copies && (&other == &all[static_cast<size_t>(rank())] || reaches(gpu, other));
+    });
+    std::vector<char> everybody(all.size());
+    group_->all_gather(&mine, 1, everybody.data());
+    copies_ = std::ranges::all_of(everybody, [](char yes) { return yes != 0; });
     group_->broadcast(&id, sizeof id);
     // The other ranks wait within NCCL for one that fails here: they cannot agree on an error.
     abort_on_error(group_.get(), [&] {
@@ -191,8 +215,7 @@ class NcclCommunicator final : public Communicator {
   HostGroup& group() const override { return *group_; }
   Stream stream() const override { return stream_; }
   std::string description() const override {
-    int v = 0;
-    api_.get_version(&v);
+    const int v = version();
     return str("NCCL ", v / 10000, ".", v / 100 % 100, ".", v % 100);
   }
 
@@ -262,6 +285,12 @@ class NcclCommunicator final : public Communicator {
   }
 
  private:
+  int version() const {
+    int v = 0;
+    api_.get_version(&v);
+    return v;
+  }
+
   struct Window {
     std::byte* data;
     size_t bytes;
@@ -285,9 +314,11 @@ class NcclCommunicator final : public Communicator {
   void release(std::byte* p) noexcept {
     cudaDeviceSynchronize();  // as cudaFree does
     const auto w = std::ranges::find(windows_, p, &Window::data);
-    if (w->handle != nullptr) api_.remove_window(comm_, w->handle);
-    if (w - windows_.begin() < static_cast<std::ptrdiff_t>(known_windows_)) --known_windows_;
-    windows_.erase(w);
+    if (w != windows_.end()) {
+      if (w->handle != nullptr) api_.remove_window(comm_, w->handle);
+      if (w - windows_.begin() < static_cast<std::ptrdiff_t>(known_windows_)) --known_windows_;
+      windows_.erase(w);
+    }
     api_.release(p);
   }
 
@@ -338,8 +369,8 @@ bool has_nccl() {
 }
 
 std::unique_ptr<Communicator> open_nccl_communicator(std::unique_ptr<HostGroup> group,
-                                                     int local_rank) {
-  return std::make_unique<NcclCommunicator>(std::move(group), local_rank);
+                                                     int local_rank, bool copy_engines) {
+  return std::make_unique<NcclCommunicator>(std::move(group), local_rank, copy_engines);
 }
 
 }  // namespace rwkv

@@ -55,10 +55,11 @@ Nccl load_nccl() {
 
 namespace {
 
-/// `address` is what dlsym gave for the function that the first argument names.
+/// `address` is what dlsym gave for a function of this type. (Its name as an argument would be a
+/// symbol that nothing defines, unless the compiler removes it.)
 template <class Function, class... Args>
-ncclResult_t call(Function*, void* address, Args... args) {
-  Function* function = nullptr;
+ncclResult_t call(void* address, Args... args) {
+  Function function = nullptr;
   std::memcpy(&function, &address, sizeof address);
   return function == nullptr ? ncclInvalidUsage : function(args...);
 }
@@ -69,34 +70,34 @@ ncclResult_t Nccl::init_rank_with_copies(ncclComm_t* comm, int ranks, ncclUnique
                                          int rank) const {
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.CTAPolicy = NCCL_CTA_POLICY_ZERO;
-  return call(&ncclCommInitRankConfig, init_rank_config_, comm, ranks, id, rank, &config);
+  return call<decltype(&ncclCommInitRankConfig)>(init_rank_config_, comm, ranks, id, rank, &config);
 }
 
 ncclResult_t Nccl::allocate(void** p, size_t bytes) const {
-  return call(&ncclMemAlloc, mem_alloc_, p, bytes);
+  return call<decltype(&ncclMemAlloc)>(mem_alloc_, p, bytes);
 }
 
 ncclResult_t Nccl::release(void* p) const {
-  return call(&ncclMemFree, mem_free_, p);
+  return call<decltype(&ncclMemFree)>(mem_free_, p);
 }
 
 ncclResult_t Nccl::add_window(ncclComm_t comm, void* p, size_t bytes, void** window) const {
   ncclWindow_t w = nullptr;
-  const ncclResult_t result =
-      call(&ncclCommWindowRegister, window_register_, comm, p, bytes, &w, NCCL_WIN_COLL_SYMMETRIC);
+  const ncclResult_t result = call<decltype(&ncclCommWindowRegister)>(
+      window_register_, comm, p, bytes, &w, NCCL_WIN_COLL_SYMMETRIC);
   *window = w;
   return result;
 }
 
 ncclResult_t Nccl::remove_window(ncclComm_t comm, void* window) const {
-  return call(&ncclCommWindowDeregister, window_deregister_, comm,
-              static_cast<ncclWindow_t>(window));
+  return call<decltype(&ncclCommWindowDeregister)>(window_deregister_, comm,
+                                                   static_cast<ncclWindow_t>(window));
 }
 
 ncclResult_t Nccl::all_to_all(const void* in, void* out, size_t count, ncclDataType_t type,
                               ncclComm_t comm, void* stream) const {
-  return call(&ncclAlltoAll, all_to_all_, in, out, count, type, comm,
-              static_cast<cudaStream_t>(stream));
+  return call<decltype(&ncclAlltoAll)>(all_to_all_, in, out, count, type, comm,
+                                       static_cast<cudaStream_t>(stream));
 }
 
 #else
