@@ -24,4 +24,12 @@ class StopSignals {
   Saved* saved_;
 };
 
+/// For ranks that start, whose end by a signal the others must not take for a death: from here on
+/// the first SIGTERM, SIGINT or SIGHUP (unless ignored) is held, until the next StopSignals has it
+/// from its beginning, or take_held_signal() takes it. Further ones as with StopSignals. Stays
+/// until the process ends.
+void hold_signals();
+/// The signal that is held: once, to one of those who ask. 0: none is. Any thread.
+int take_held_signal();
+
 }  // namespace rwkv

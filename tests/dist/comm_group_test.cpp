@@ -309,5 +309,19 @@ TEST(LocalRanks, SignalsReachAllRanks) {
   EXPECT_EQ(child.wait(), 7);
 }
 
+TEST(LocalRanks, ASignalToOneOfThemEndsAllWithOneWord) {
+  for (const int victim : {0, 1, 2}) {
+    Child child([&] {
+      return run_ranks(3, "program", [&](RankSession& s) {
+        s.group()->barrier();
+        if (s.rank() == victim) raise(SIGINT);
+        return wait_forever(*s.group());
+      });
+    });
+    EXPECT_EQ(child.wait(), 128 + SIGINT) << child.text;
+    EXPECT_EQ(child.text, "program: interrupted\n") << "of rank " << victim;
+  }
+}
+
 }  // namespace
 }  // namespace rwkv

@@ -2,6 +2,8 @@
 // is written, signals to one or all of them, and resuming on other numbers of ranks. Under mpirun,
 // and with local ranks over TCP as rwkv-train --gpus starts them.
 
+#include <array>
+
 #include "tests/dist/rank_programs.h"
 
 namespace rwkv {
@@ -154,6 +156,66 @@ TEST_P(Faults, ResumingOnOtherCountsContinuesTheSameCurve) {
   EXPECT_TRUE(says("the number of ranks changed from 2 to 4")) << output();
   run_until(15, "whole", 1);
   expect_close("moved", "whole", 15);
+}
+
+class EarlySignals : public test::RankPrograms {
+ protected:
+  EarlySignals() : RankPrograms(Launcher::kLocal) {}
+  pid_t start_long(const std::string& name, int ranks) {
+    return start(ranks, program(name, {"--set", "train.steps=100000"}));
+  }
+};
+
+// Before its first step a run ends as a single process does, with 128 + signal, and no rank takes
+// that for the death of another; from then on it writes a checkpoint.
+TEST_F(EarlySignals, EndARunAtAnyMomentOfItsStartWithOneWord) {
+  using Seconds = std::chrono::duration<double>;
+  const auto begin = std::chrono::steady_clock::now();
+  pid_t pid = start_long("first", 4);
+  ASSERT_TRUE(wait_for_log("first", 2)) << output();
+  const Seconds to_first_step = std::chrono::steady_clock::now() - begin;
+  kill(pid, SIGTERM);
+  ASSERT_EQ(wait_at_most(pid, 60), 0) << output();
+
+  constexpr int kMoments = 41;
+  const Seconds longest = std::max(Seconds(0.08), 1.3 * to_first_step);
+  int before_steps = 0, after_steps = 0;
+  for (int i = 0; i < kMoments; ++i) {
+    const int signal = std::array{SIGTERM, SIGINT, SIGHUP}[static_cast<size_t>(i % 3)];
+    const bool all = i % 2 == 1;  // as systemd and SLURM do, or the parent alone
+    const int ranks = i % 4 < 2 ? 2 : 4;
+    const std::string name = str("run", i);
+    for (const char* file : {"out", "err"}) test::write_bytes(dir_ / file, "");
+    const auto ignored = ::signal(signal, SIG_DFL);
+    pid = start_long(name, ranks);
+    ::signal(signal, ignored);
+    std::this_thread::sleep_for(longest * i / (kMoments - 1));
+    if (all)
+      for (const pid_t rank : children_of(pid)) kill(rank, signal);
+    kill(pid, signal);
+    const int code = wait_at_most(pid, 60);
+    const std::string what =
+        str(ranks, " ranks, signal ", signal, all ? " to all" : "", ", moment ", i, "\n", output());
+    EXPECT_FALSE(says("error")) << what;
+    EXPECT_FALSE(says(" is gone")) << what;
+    const auto checkpoints = list_checkpoints(dir_ / name);
+    if (code == 0) {
+      ++after_steps;
+      EXPECT_TRUE(says(str("stopped by SIG", sigabbrev_np(signal), " after step"))) << what;
+      EXPECT_EQ(count("interrupted"), 0u) << what;
+      ASSERT_EQ(checkpoints.size(), 1u) << what;
+      EXPECT_GE(checkpoints[0].step, 1) << what;
+    } else if (code == 128 + signal) {
+      ++before_steps;
+      EXPECT_EQ(count("local_train: interrupted"), 1u) << what;
+      EXPECT_TRUE(checkpoints.empty()) << what;
+    } else {
+      EXPECT_EQ(code, -signal) << what;  // the program had not begun
+      EXPECT_EQ(output(), "") << what;
+    }
+  }
+  EXPECT_GT(before_steps, 0);
+  EXPECT_GT(after_steps, 0);
 }
 
 std::string name_of(const testing::TestParamInfo<Launcher>& info) {

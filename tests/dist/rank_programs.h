@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <iterator>
 #include <thread>
 
 #include "kernels/core/error.h"
@@ -84,6 +85,11 @@ class RankPrograms : public testing::Test {
   }
   pid_t rank_pid(int rank) const {
     return static_cast<pid_t>(std::stol(file_bytes(dir_ / str("pid.", rank))));
+  }
+  /// The ranks that a parent has started so far.
+  static std::vector<pid_t> children_of(pid_t parent) {
+    std::ifstream in(str("/proc/", parent, "/task/", parent, "/children"));
+    return {std::istream_iterator<pid_t>(in), {}};
   }
   /// Neither a process nor one that waits for its parent to hear of its end.
   bool has_ended(int rank) const {

@@ -60,6 +60,40 @@ TEST(StopSignals, ANewOneStartsAfresh) {
   }
 }
 
+TEST(StopSignalsDeathTest, OneThatIsHeldGoesToWhoeverAsksFirst) {
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
+    const auto stop_has_it = [signal] {
+      hold_signals();
+      raise(signal);
+      raise(signal);
+      const StopSignals stop;
+      raise(signal);  // still the same request
+      if (take_held_signal() != 0) _exit(2);
+      _exit(good_end(stop, signal));
+    };
+    EXPECT_EXIT(stop_has_it(), testing::ExitedWithCode(0), "") << signal;
+    const auto taken = [signal] {
+      hold_signals();
+      if (take_held_signal() != 0) _exit(2);
+      raise(signal);
+      if (take_held_signal() != signal) _exit(3);
+      raise(signal);
+      if (take_held_signal() != 0) _exit(4);
+      const StopSignals stop;
+      _exit(good_end(stop, 0));
+    };
+    EXPECT_EXIT(taken(), testing::ExitedWithCode(0), "") << signal;
+  }
+  const auto later = [] {
+    hold_signals();
+    raise(SIGTERM);
+    usleep(kLonger);
+    raise(SIGTERM);
+    _exit(5);
+  };
+  EXPECT_EXIT(later(), testing::ExitedWithCode(128 + SIGTERM), "interrupted");
+}
+
 TEST(StopSignals, AHangupThatIsIgnoredStaysIgnored) {
   const auto before = ::signal(SIGHUP, SIG_IGN);
   {

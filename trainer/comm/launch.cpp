@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "data/io/interrupt.h"
@@ -19,6 +20,7 @@
 #include "trainer/comm/mpi_comm.h"
 #include "trainer/comm/nccl_comm.h"
 #include "trainer/comm/tcp_group.h"
+#include "trainer/signals.h"
 
 namespace rwkv {
 namespace {
@@ -99,6 +101,25 @@ std::string random_token() {
              "starting local ranks: no random numbers: ", std::strerror(errno));
   return sha256_hex({reinterpret_cast<const char*>(bytes), sizeof bytes});
 }
+
+constexpr int kStopSignals[] = {SIGTERM, SIGINT, SIGHUP};
+
+/// While it lives, signals that end a program wait.
+class SignalsWait {
+ public:
+  SignalsWait() {
+    sigset_t set;
+    sigemptyset(&set);
+    for (const int signal : kStopSignals) sigaddset(&set, signal);
+    pthread_sigmask(SIG_BLOCK, &set, &before_);
+  }
+  ~SignalsWait() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsWait(const SignalsWait&) = delete;
+  SignalsWait& operator=(const SignalsWait&) = delete;
+
+ private:
+  sigset_t before_;
+};
 
 // A signal handler can reach nothing but static storage.
 volatile sig_atomic_t g_signal = 0;
@@ -206,6 +227,9 @@ Launch fork_local_ranks(int count, const std::string& program, int* exit_code) {
   std::fflush(nullptr);
   std::vector<pid_t> pids;
   const pid_t parent = ::getpid();
+  // One that comes now reaches the parent when it has started all, and from it all of them, when
+  // they know what to do with it.
+  std::optional<SignalsWait> wait(std::in_place);
   for (int r = 0; r < count; ++r) {
     const pid_t pid = ::fork();
     if (pid < 0) {
@@ -217,6 +241,8 @@ Launch fork_local_ranks(int count, const std::string& program, int* exit_code) {
       ::setpgid(0, pids.empty() ? 0 : pids[0]);
       ::prctl(PR_SET_PDEATHSIG, SIGTERM);
       if (::getppid() != parent) ::_exit(1);
+      end_cleanly_on_signals(program);
+      hold_signals();
       l.rank = l.local_rank = r;
       if (r == 0)
         l.listening_fd = listener;
@@ -231,8 +257,9 @@ Launch fork_local_ranks(int count, const std::string& program, int* exit_code) {
   struct sigaction action = {};
   action.sa_handler = note_signal;
   sigemptyset(&action.sa_mask);
-  for (const int signal : {SIGTERM, SIGINT, SIGHUP})
+  for (const int signal : kStopSignals)
     if (signal != SIGHUP || hangup_ends()) sigaction(signal, &action, nullptr);
+  wait.reset();
   *exit_code = watch_ranks(pids, program);
   l.kind = Launch::Kind::kSingle;
   l.rank = -1;
@@ -242,8 +269,10 @@ Launch fork_local_ranks(int count, const std::string& program, int* exit_code) {
 RankSession::RankSession(const Launch& launch) : launch_(launch) {
   if (launch.kind == Launch::Kind::kMpi)
     group_ = open_mpi_group(&launch_.local_rank);
-  else if (launch.kind == Launch::Kind::kTcp)
+  else if (launch.kind == Launch::Kind::kTcp) {
     group_ = open_tcp_group(launch, TcpLimits::from_environment());
+    hold_signals();
+  }
   if (group_ && group_->size() == 1) group_.reset();
 }
 
@@ -270,7 +299,6 @@ int run_ranks(int gpus, const std::string& program, const std::function<int(Rank
     int code = 0;
     launch = fork_local_ranks(gpus, program, &code);
     if (launch.rank < 0) return code;
-    end_cleanly_on_signals(program);
   }
   std::unique_ptr<RankSession> session;
   try {

@@ -39,9 +39,11 @@ Launch detect_launch(const std::function<std::string(const char*)>& get);
 Launch detect_launch();
 
 /// Forks `count` local ranks and, in each of them, returns its Launch. In the parent it returns
-/// only when all have ended, with `exit_code` set: what the parent should end with. SIGTERM and
-/// SIGINT go on to the ranks. If one of them dies the parent names it, and ends the others when
-/// they do not end by themselves. Call before any thread or device exists.
+/// only when all have ended, with `exit_code` set: what the parent should end with. SIGTERM, SIGINT
+/// and SIGHUP go on to the ranks, also those that come while ranks are being started; they hold
+/// them (hold_signals) until their group or StopSignals takes them. If one of them dies the parent
+/// names it, and ends the others when they do not end by themselves. Call before any thread or
+/// device exists.
 Launch fork_local_ranks(int count, const std::string& program, int* exit_code);
 
 /// The ranks of a program.
@@ -66,8 +68,9 @@ class RankSession {
 };
 
 /// Runs `body` in this process and all ranks that were started with it; with gpus > 1 it starts so
-/// many local ones. What body throws on one rank ends all of them, with one message. Returns what
-/// the process should end with. `program` is for messages.
+/// many local ones. Without MPI a signal that body has no StopSignals for ends all of them, with
+/// one message and 128 + signal. What body throws on one rank ends all of them, with one message.
+/// Returns what the process should end with. `program` is for messages.
 int run_ranks(int gpus, const std::string& program, const std::function<int(RankSession&)>& body);
 
 }  // namespace rwkv

@@ -16,6 +16,9 @@
 #include <mutex>
 #include <thread>
 
+#include "data/io/interrupt.h"
+#include "trainer/signals.h"
+
 namespace rwkv {
 namespace {
 
@@ -90,16 +93,21 @@ class TcpGroup final : public HostGroup {
 
   [[noreturn]] void abort(const std::string& cause, int exit_code) override {
     if (failing_.exchange(true)) wait_for_the_end();
-    if (rank() == 0) say(cause);
+    const int signal = signal_of(exit_code);
+    if (rank() == 0 && signal == 0) say(cause);
     for (const auto& p : peers_) send_last_words(*p, exit_code, cause);
     // Rank 0 leaves when the others have heard it, the others when rank 0 has: a process that ends
     // with something unread would take its last words back.
     const bool heard = wait_until_closed(rank() == 0 ? 2 : 10);
+    if (signal != 0 && (rank() == 0 || !heard)) end_interrupted(signal);
     if (rank() != 0 && !heard) say(str("rank ", rank(), ": ", cause));
     ::_exit(exit_code);
   }
 
  private:
+  /// 0: the exit code of an error.
+  static int signal_of(int exit_code) { return exit_code > 128 ? exit_code - 128 : 0; }
+
   Peer& peer(int r) const { return *peers_[static_cast<size_t>(r)]; }
 
   void put(int r, const void* data, size_t bytes) {
@@ -197,6 +205,7 @@ class TcpGroup final : public HostGroup {
       ::shutdown(p.socket.fd(), SHUT_RDWR);
       ::_exit(code);  // rank 0 has said it
     }
+    if (signal_of(code) != 0) abort(cause, code);
     // What fails everywhere is said once: this process is about to fail in the same way.
     std::this_thread::sleep_for(milliseconds(300));
     end(str(name_of(p), ": ", cause), code);
@@ -219,6 +228,8 @@ class TcpGroup final : public HostGroup {
     std::vector<pollfd> fds;
     std::vector<Peer*> open;
     while (!ended_ && !failing_) {
+      if (const int signal = leaving_ ? 0 : take_held_signal(); signal != 0)
+        abort("interrupted", 128 + signal);
       fds.clear();
       open.clear();
       for (const auto& p : peers_)

@@ -7,6 +7,7 @@
 /// - a machine or the network does not answer, or a process shows no life: ranks send a sign of
 ///   life every few seconds (TcpLimits::silence, 30 s; time in which this process itself was
 ///   stopped does not count).
+/// A signal that is held (trainer/signals.h) ends all ranks with 128 + signal.
 
 #include <memory>
 
