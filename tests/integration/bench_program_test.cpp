@@ -146,6 +146,10 @@ TEST_F(BenchProgram, WrongUse) {
     EXPECT_FALSE(has(said, "json.exception")) << said;
     EXPECT_EQ(std::ranges::count(said, '\n'), 1) << said;
   };
+  // More ranks than GPUs, if there are any: one of them speaks for all.
+  const int without = run({"scale", "--gpus", "17"});
+  EXPECT_TRUE(without == 2 || without == 4) << without;
+  fails({"scale", "--gpus", "17"}, without, without == 2 ? "has no NCCL" : "GPUs");
   test::write_bytes(dir_ / "binary.json", "\xff\xfe{");
   test::write_bytes(dir_ / "list.json", "[1]");
   for (const char* file : {"other.json", "binary.json", "list.json"}) {

@@ -283,6 +283,9 @@ Communicator* RankSession::connect(Device device, bool copy_engines) {
                "starting ", size(), " CPU ranks by ", launch_.description,
                ": CPU ranks exchange over MPI; start them with mpirun -n ", size(),
                ", or use --device cuda");
+    RWKV_CHECK(device == Device::kCpu || has_nccl(), ConfigError, "starting ", size(),
+               " GPU ranks: this build has no NCCL; build where CUDA and nccl.h are found "
+               "(Debian/Ubuntu: libnccl-dev)");
   });
   comm_ = device == Device::kCpu
               ? open_mpi_communicator(std::move(group_))

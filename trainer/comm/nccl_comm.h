@@ -1,7 +1,6 @@
 #pragma once
 /// NCCL: the collectives of GPU ranks. The library is loaded when the first communicator is opened,
-/// so that programs start where it is not installed. In builds without NCCL or CUDA it throws
-/// ConfigError.
+/// so that programs start where it is not installed.
 
 #include <memory>
 
@@ -9,7 +8,7 @@
 
 namespace rwkv {
 
-/// This build knows NCCL.
+/// This build knows NCCL; one that does not must open no communicator.
 bool has_nccl();
 /// Makes GPU number `local_rank` current, or the only visible one, and connects all ranks of the
 /// group. The collectives run on a stream of high priority, so that kernels of the model, which
