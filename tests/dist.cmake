@@ -15,7 +15,8 @@ rwkv_test(comm_group_test LABEL dist SOURCES dist/comm_group_test.cpp DEPS rwkv_
 rwkv_test(copy_engines_test LABEL dist SOURCES dist/copy_engines_test.cpp DEPS rwkv_comm)
 rwkv_test(meeting_test LABEL dist SOURCES dist/meeting_test.cpp DEPS rwkv_comm)
 rwkv_test(network_test LABEL dist SOURCES dist/network_test.cpp DEPS rwkv_comm)
-rwkv_test(dist_step_test LABEL dist SOURCES dist/dist_step_test.cpp DEPS rwkv_comm)
+rwkv_test(dist_step_test LABEL dist SOURCES dist/dist_step_test.cpp dist/dist_collectives_test.cpp
+  DEPS rwkv_comm)
 # rwkv-train --gpus on the CPU, with collectives over the group: tests start it.
 add_executable(local_train dist/local_train.cpp)
 target_link_libraries(local_train PRIVATE rwkv_flags rwkv_cli rwkv_comm)
@@ -48,5 +49,6 @@ if(RWKV_HAVE_MPI AND MPIEXEC_EXECUTABLE)
   set_tests_properties(dist_program_test PROPERTIES PROCESSORS 2
     ENVIRONMENT "${rwkv_rank_environment}")
 endif()
-rwkv_gpu_test(cuda_dist_step_test SOURCES dist/dist_step_test.cpp DEPS rwkv_comm)
+rwkv_gpu_test(cuda_dist_step_test SOURCES dist/dist_step_test.cpp dist/dist_collectives_test.cpp
+  DEPS rwkv_comm)
 rwkv_gpu_test(cuda_dist_link_test SOURCES dist/link_fault_test.cpp DEPS rwkv_comm)

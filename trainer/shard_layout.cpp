@@ -115,6 +115,10 @@ int64_t ShardLayout::largest_parcel() const {
   return most;
 }
 
+int64_t ShardLayout::largest_segment() const {
+  return std::ranges::max(segments_, {}, &Segment::elements).elements;
+}
+
 std::vector<ShardLayout::Part> ShardLayout::parts(int rank) const {
   std::vector<Part> out;
   for (size_t i = 0; i < params_->size(); ++i) {

@@ -42,6 +42,7 @@ class ShardLayout {
   int64_t shard_elements() const { return elements_ / ranks_; }
   int64_t vector_elements() const { return vector_elements_; }
   int64_t largest_parcel() const;
+  int64_t largest_segment() const;
   /// Buckets with fewer elements than this travel together: what was given or chosen.
   int64_t parcel_elements() const { return parcel_elements_; }
   int64_t offset(ParamId id) const { return offsets_[static_cast<size_t>(id)]; }

@@ -43,8 +43,14 @@ std::vector<MemoryItem> ShardedParams::memory(const ShardLayout& layout, const S
   add("bf16 gradients on their way",
       o.exchange == DType::kBF16 ? static_cast<size_t>(layout.largest_parcel()) * 2 : 0);
   add("gradients from all ranks",
-      o.copy_engines ? static_cast<size_t>(layout.largest_parcel()) * dtype_bytes(o.exchange) : 0);
+      o.copy_engines   ? static_cast<size_t>(layout.largest_parcel()) * dtype_bytes(o.exchange)
+      : o.adds_on_host ? reduction_bytes(layout)
+                       : 0);
   return items;
+}
+
+size_t ShardedParams::reduction_bytes(const ShardLayout& layout) {
+  return align_up(f32_bytes(layout.largest_segment()));
 }
 
 Arena ShardedParams::allocate_for_exchanges(size_t bytes, const char* purpose) {
@@ -86,6 +92,8 @@ ShardedParams::ShardedParams(Context& ctx, Communicator& comm, const ParamRegist
   if (copy_engines())
     scratch_ =
         allocate_for_exchanges(parcel * dtype_bytes(options.exchange), "gradients from all ranks");
+  else if (!cuda())
+    comm_.reserve_reductions(reduction_bytes(layout_));
   make_views(params);
 
   norm_pieces_ = layout_.pieces(comm.rank(), options.optimizer, trained, sharded());

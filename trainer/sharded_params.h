@@ -34,6 +34,7 @@ struct ShardOptions {
   bool accumulates = false;  ///< several micro-batches: ZeRO-2 keeps whole gradients meanwhile
   int64_t parcel_elements = kChosenParcels;
   bool copy_engines = false;   ///< of the communicator, which then uses them
+  bool adds_on_host = false;   ///< ranks of the CPU, without copy engines
   int32_t early_parcels = -1;  ///< CUDA, for tests: sent by update(); -1: by the number of ranks
   AdamWOptions optimizer;
 };
@@ -133,6 +134,8 @@ class ShardedParams {
   float* grad_shard_at(const Segment& s) const;  ///< where the sums of this rank's part go
   float* staging_at(const Segment& s) const { return grad_at(s); }
   bool copy_engines() const { return options_.copy_engines; }
+  /// What ranks of the CPU add at a time: a segment, of initial values as f32.
+  static size_t reduction_bytes(const ShardLayout& layout);
   Arena allocate_for_exchanges(size_t bytes, const char* purpose);
   TensorView device_view(void* p, int64_t n, DType type = DType::kF32) const;
   void on_comm(const std::function<void()>& work);

@@ -133,6 +133,7 @@ ShardOptions TrainStep::shard_options() const {
           .accumulates = options_.micro_batches > 1,
           .parcel_elements = options_.parcel_elements,
           .copy_engines = uses_copy_engines(),
+          .adds_on_host = options_.device == Device::kCpu && !uses_copy_engines(),
           .early_parcels = options_.early_parcels,
           .optimizer = options_.optimizer};
 }

@@ -16,6 +16,17 @@ inline Communicator*& test_ranks() {
   return comm;
 }
 
+/// Tests of those ranks.
+class Ranks : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (test_ranks() == nullptr) GTEST_SKIP() << "one process: start it with mpirun -n 2";
+    comm_ = test_ranks();
+  }
+
+  Communicator* comm_ = nullptr;
+};
+
 /// All ranks must come through the same collectives: tests use EXPECT, not ASSERT, around them.
 inline int run_rank_tests(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);

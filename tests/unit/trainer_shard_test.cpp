@@ -211,6 +211,25 @@ TEST(ShardMemory, StagesNeedLessAndLessPerRank) {
       << "sums over micro-batches stay whole";
 }
 
+TEST(ShardMemory, CountsWhatRanksOfTheCpuAdd) {
+  const auto of = [](int ranks) {
+    TrainStepOptions o;
+    o.batch = 2, o.tokens = 32, o.planned_ranks = ranks;
+    size_t bytes = 0;
+    for (const MemoryItem& item : TrainStep(config(), o).memory())
+      if (item.name == "gradients from all ranks") bytes += item.bytes;
+    return bytes;
+  };
+  EXPECT_EQ(of(1), 0u);
+  const auto model = make_model(config());
+  for (const int ranks : {2, 3, 8}) {
+    const ShardLayout layout(model->params(), ranks);
+    int64_t most = 0;
+    for (const auto& s : layout.segments()) most = std::max(most, s.elements);
+    EXPECT_EQ(of(ranks), sizeof(float) * static_cast<size_t>(most)) << ranks;
+  }
+}
+
 TEST(ShardMemory, TheLargestBatchThatFitsIsNamed) {
   TrainStepOptions o;
   o.batch = 16, o.tokens = 32;

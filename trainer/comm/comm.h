@@ -93,6 +93,12 @@ class Communicator {
     return Arena(device(), bytes, std::move(purpose));
   }
 
+  /// Ranks that add on the host do so in memory of their own: from here on as much as reductions of
+  /// up to `bytes` (size() * count elements) need; larger ones take more by themselves. Throws
+  /// DeviceError.
+  virtual void reserve_reductions(size_t) {}
+  virtual size_t reduction_bytes() const { return 0; }  ///< how much of it there is
+
   /// out = sum over ranks of elements [rank * count, (rank + 1) * count) of `in`, which has
   /// size() * count of them; `out` may be that part of `in`. CPU: f32 sums in the order of ranks,
   /// rounded once at the end for bf16.

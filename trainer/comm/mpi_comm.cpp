@@ -8,7 +8,6 @@
 #include <cstring>
 #include <limits>
 #include <thread>
-#include <vector>
 
 #include "kernels/core/bf16.h"
 
@@ -60,11 +59,16 @@ class MpiCommunicator final : public Communicator {
     return "MPI (" + all.substr(0, all.find(',')) + ")";
   }
 
+  void reserve_reductions(size_t bytes) override {
+    parts_ = Arena();  // not both at the same time
+    parts_ = Arena(Device::kCpu, bytes, "what is added of all ranks");
+  }
+  size_t reduction_bytes() const override { return parts_.bytes(); }
+
   void reduce_scatter(const void* in, void* out, int64_t count, DType type) override {
     const auto bytes = static_cast<size_t>(count) * dtype_bytes(type);
-    const auto ranks = static_cast<size_t>(size());
-    if (scratch_.size() < bytes * ranks) scratch_.resize(bytes * ranks);
-    MPI_Alltoall(in, checked(bytes), MPI_BYTE, scratch_.data(), checked(bytes), MPI_BYTE,
+    make_room(checked(bytes));
+    MPI_Alltoall(in, checked(bytes), MPI_BYTE, parts_.data(), checked(bytes), MPI_BYTE,
                  MPI_COMM_WORLD);
     if (type == DType::kF32)
       add_f32(static_cast<float*>(out), count);
@@ -80,11 +84,9 @@ class MpiCommunicator final : public Communicator {
   }
 
   void all_reduce(void* data, int64_t count) override {
-    const auto n = static_cast<size_t>(count);
-    if (scratch_.size() < n * sizeof(float) * static_cast<size_t>(size()))
-      scratch_.resize(n * sizeof(float) * static_cast<size_t>(size()));
-    MPI_Allgather(data, checked(n * sizeof(float)), MPI_BYTE, scratch_.data(),
-                  checked(n * sizeof(float)), MPI_BYTE, MPI_COMM_WORLD);
+    const int bytes = checked(static_cast<size_t>(count) * sizeof(float));
+    make_room(bytes);
+    MPI_Allgather(data, bytes, MPI_BYTE, parts_.data(), bytes, MPI_BYTE, MPI_COMM_WORLD);
     add_f32(static_cast<float*>(data), count);
   }
 
@@ -102,9 +104,15 @@ class MpiCommunicator final : public Communicator {
     return static_cast<int>(bytes);
   }
 
-  /// out = sum of the parts in scratch_, rank 0's first.
+  /// For so many bytes of every rank.
+  void make_room(int bytes) {
+    const size_t all = static_cast<size_t>(bytes) * static_cast<size_t>(size());
+    if (parts_.bytes() < all) reserve_reductions(all);
+  }
+
+  /// out = sum of what lies in parts_, rank 0's first.
   void add_f32(float* out, int64_t count) const {
-    const auto* parts = reinterpret_cast<const float*>(scratch_.data());
+    const auto* parts = reinterpret_cast<const float*>(parts_.data());
     for (int64_t i = 0; i < count; ++i) {
       float sum = parts[i];
       for (int r = 1; r < size(); ++r) sum += parts[r * count + i];
@@ -113,7 +121,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void add_bf16(BF16* out, int64_t count) const {
-    const auto* parts = reinterpret_cast<const BF16*>(scratch_.data());
+    const auto* parts = reinterpret_cast<const BF16*>(parts_.data());
     for (int64_t i = 0; i < count; ++i) {
       float sum = to_float(parts[i]);
       for (int r = 1; r < size(); ++r) sum += to_float(parts[r * count + i]);
@@ -122,7 +130,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   std::unique_ptr<HostGroup> group_;
-  std::vector<std::byte> scratch_;
+  Arena parts_;
 };
 
 }  // namespace
