@@ -58,7 +58,7 @@ void declare_serve_flags(CLI::App& app, ServeFlags& f) {
       ->check(at_least(1))
       ->capture_default_str();
   app.add_option("--drain-seconds", f.drain_seconds,
-                 "after SIGTERM or SIGINT running answers have so long")
+                 "after SIGTERM, SIGINT or SIGHUP running answers have so long")
       ->check(CLI::Range(int64_t{0}, int64_t{86400}))
       ->capture_default_str();
   app.add_option("--vocab", f.vocab, "vocabulary file, for models that carry none");
