@@ -7,6 +7,7 @@
 #include <set>
 
 #include "kernels/wkv/wkv.h"
+#include "tests/integration/half_gnuplot.h"
 #include "tests/integration/program.h"
 #include "tests/unit/trainer_test_util.h"
 
@@ -90,14 +91,10 @@ TEST_F(BenchProgram, Wkv4RecordHoldsEveryVariantAndLength) {
       EXPECT_LE(e[what].get<double>(), 1e-5) << e["variant"] << " " << what;
     }
   // Half a picture is an error, and goes; the script stays.
-  fs::create_directory(dir_ / "bin");
-  test::write_bytes(dir_ / "bin/gnuplot",
-                    "#!/bin/sh\nread -r line\nout=${line#*\\'}\nprintf half >\"${out%\\'}\"\n");
-  fs::permissions(dir_ / "bin/gnuplot", fs::perms::owner_all);
-  const std::string path = std::getenv("PATH");
-  setenv("PATH", (dir_ / "bin:" + path).c_str(), 1);
-  EXPECT_EQ(run({"wkv", "--from", "r.json", "--plot", "h.png"}), 3);
-  setenv("PATH", path.c_str(), 1);
+  {
+    const test::HalfGnuplot gnuplot(dir_);
+    EXPECT_EQ(run({"wkv", "--from", "r.json", "--plot", "h.png"}), 3);
+  }
   EXPECT_TRUE(has(text("err"), "h-d32.png: found 4 bytes that are no whole PNG")) << text("err");
   EXPECT_TRUE(fs::exists(dir_ / "h-d32.gp"));
   EXPECT_FALSE(fs::exists(dir_ / "h-d32.png"));

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "data/binidx.h"
+#include "tests/integration/half_gnuplot.h"
 #include "tests/integration/program.h"
 #include "tests/unit/trainer_test_util.h"
 #include "trainer/checkpoint.h"
@@ -166,14 +167,8 @@ TEST_F(Program, ALearningRateTestThatEndsTooEarlySuggestsNothing) {
 }
 
 TEST_F(Program, ALearningRateTestIsToldAlsoWhenItsPictureIsCutOff) {
-  fs::create_directory(dir_ / "bin");
-  test::write_bytes(dir_ / "bin/gnuplot",
-                    "#!/bin/sh\nread -r line\nout=${line#*\\'}\nprintf half >\"${out%\\'}\"\n");
-  fs::permissions(dir_ / "bin/gnuplot", fs::perms::owner_all);
-  const std::string path = std::getenv("PATH");
-  setenv("PATH", (dir_ / "bin:" + path).c_str(), 1);
+  const test::HalfGnuplot gnuplot(dir_);
   EXPECT_EQ(run({"--config", "tiny.json", "--find-lr", "--lr-steps", "8", "--lr-max", "1e-3"}), 3);
-  setenv("PATH", path.c_str(), 1);
   EXPECT_TRUE(out_has("find_lr.json")) << out();
   EXPECT_TRUE(err_has("find_lr.png: found 4 bytes that are no whole PNG")) << err();
   EXPECT_TRUE(fs::exists(dir_ / "run/find_lr.json"));
